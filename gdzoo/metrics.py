@@ -1,0 +1,327 @@
+"""How good are the samples? Distances of features, distances of class histograms, and summaries over tasks.
+
+Pure functions of arrays: the features are whatever an image model makes of real and of generated images. Features may
+be of any float type and on any device; everything is computed in float64 (on the CPU where the device is MPS, which
+has no float64). Errors in the input are ValueErrors of one line.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# A block of distances between 10,000 features and this many takes 80 MB.
+ROWS_PER_BLOCK = 1000
+
+
+# ---- features ----
+
+
+class FeatureStatistics(NamedTuple):
+    """The Gaussian that FID sees in a set of features; float64, on the CPU, fit to be cached and compared anywhere."""
+
+    count: int  # the number of samples N
+    mean: Tensor  # [D]
+    covariance: Tensor  # [D, D], unbiased (divided by N - 1)
+
+
+def feature_statistics(features: Tensor) -> FeatureStatistics:
+    """Mean and covariance of features [N, D], for `frechet_distance`.
+
+    With N <= D the covariance is singular and FID strongly biased: `kernel_distance` is the one to trust there.
+
+    Raises:
+        ValueError: if features are not [N, D], hold NaN or infinity, or N < 2.
+    """
+    features = _checked(features, "features")
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, got {count}")
+    mean = features.mean(dim=0)
+    centred = features - mean
+    covariance = centred.T @ centred / (count - 1)
+    return FeatureStatistics(count, mean.cpu(), covariance.cpu())
+
+
+def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> float:
+    """FID: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), squared distance of two Gaussians; lower is better.
+
+    Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
+
+    With S = A A^T the last trace is the sum of the singular values of A1^T A2. Unlike the eigenvalues of S1 S2 they
+    need no square root, which would turn rounding errors of 1e-16 into 1e-8 where a covariance is singular.
+
+    Raises:
+        ValueError: if the two have different feature dimensions.
+    """
+    _require_same_dimension(real.mean, generated.mean)
+    cross = torch.linalg.svdvals(_factor(real.covariance).T @ _factor(generated.covariance)).sum()
+    distance = (
+        (real.mean - generated.mean).square().sum() + real.covariance.trace() + generated.covariance.trace() - 2 * cross
+    )
+    return max(0.0, distance.item())  # rounding alone can make it negative
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """A [D, r] with A @ A.T = covariance [D, D], where r is its numerical rank."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    rounding_error = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().max()
+    kept = eigenvalues > rounding_error
+    return eigenvectors[:, kept] * eigenvalues[kept].sqrt()
+
+
+def kernel_distance(
+    real: Tensor, generated: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """KID: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3; mean and standard deviation over subsets.
+
+    Lower is better. The estimate is unbiased: small sets do not raise it as they do FID; near 0 it may be negative.
+
+    Source: Bińkowski et al. 2018, "Demystifying MMD GANs".
+
+    Args:
+        real: features [N, D].
+        generated: features [M, D].
+        subsets: how many pairs of subsets, each drawn without replacement.
+        subset_size: samples in each, at most the size of the smaller set. The nearer it comes to that, the more the
+            subsets overlap and the more the standard deviation understates the error.
+        seed: of the draw.
+
+    Returns:
+        Mean and (population) standard deviation over the subsets.
+
+    Raises:
+        ValueError: if the features are not [N, D] and [M, D] or not finite, if fewer than 2 samples make a subset, or
+            if subsets < 1.
+    """
+    real, generated = _checked_pair(real, generated)
+    size = min(subset_size, len(real), len(generated))
+    if size < 2:
+        raise ValueError(f"KID needs subsets of at least 2 samples, got {size}")
+    if subsets < 1:
+        raise ValueError(f"KID needs at least 1 subset, got {subsets}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def subset(features: Tensor) -> Tensor:
+        chosen = torch.randperm(len(features), generator=generator)[:size]
+        return features[chosen.to(features.device)]
+
+    distances = torch.stack([_squared_mmd(subset(real), subset(generated)) for _ in range(subsets)])
+    return distances.mean().item(), distances.std(correction=0).item()
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased squared MMD between x [m, D] and y [m, D] with KID's kernel."""
+    m = len(x)
+    k_xx, k_yy, k_xy = _polynomial_kernel(x, x), _polynomial_kernel(y, y), _polynomial_kernel(x, y)
+    # A sample's similarity to itself is what would bias the estimate: leave the diagonals out.
+    within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()
+    return within / (m * (m - 1)) - 2 * k_xy.mean()
+
+
+def _polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
+    """Improved precision (how many samples look real) and recall (how much of the data is covered), in [0, 1].
+
+    A set's manifold is the union of the balls around its points, each reaching to the point's k-th nearest neighbour
+    in the set. Precision is the share of generated features on the real manifold; recall, of real ones on the
+    generated manifold.
+
+    Source: Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models",
+    eq. 1 and 2.
+
+    Args:
+        real: features [N, D].
+        generated: features [M, D]. Both scores depend on N and M: compare at equal ones only.
+        k: the neighbour that bounds a ball; 3 in the paper.
+
+    Raises:
+        ValueError: if the features are not [N, D] and [M, D] or not finite, if k < 1, or if a set has no k-th
+            neighbour.
+    """
+    real, generated = _checked_pair(real, generated)
+    if not 1 <= k < min(len(real), len(generated)):
+        raise ValueError(
+            f"precision and recall with k={k} need k >= 1 and more than k samples,"
+            f" got {len(real)} real and {len(generated)} generated"
+        )
+    # cdist's matrix product costs digits where features lie far from the origin; distances do not mind a shift.
+    centre = real.mean(dim=0)
+    real, generated = real - centre, generated - centre
+
+    real_radii = _neighbour_distances(real, k)
+    generated_radii = _neighbour_distances(generated, k)
+    looks_real = torch.zeros(len(generated), dtype=torch.bool, device=real.device)
+    covered = []
+    for rows, radii in zip(real.split(ROWS_PER_BLOCK), real_radii.split(ROWS_PER_BLOCK), strict=True):
+        distances = torch.cdist(rows, generated)
+        looks_real |= (distances <= radii[:, None]).any(dim=0)
+        covered.append((distances <= generated_radii).any(dim=1))
+    return looks_real.double().mean().item(), torch.cat(covered).double().mean().item()
+
+
+def _neighbour_distances(points: Tensor, k: int) -> Tensor:
+    """Distance [N] of each of the points [N, D] to its k-th nearest neighbour among the others."""
+    # The nearest of all is the point itself, hence k + 1.
+    nearest = [torch.cdist(rows, points).topk(k + 1, largest=False).values for rows in points.split(ROWS_PER_BLOCK)]
+    return torch.cat(nearest)[:, k]
+
+
+def _checked(features: Tensor, name: str) -> Tensor:
+    """Features [N, D] in float64, or a ValueError that names them."""
+    if features.ndim != 2:
+        raise ValueError(f"{name} must have the shape [samples, dimensions], got {list(features.shape)}")
+    if features.device.type == "mps":
+        features = features.cpu()
+    features = features.detach().double()
+    broken = int((~features.isfinite()).any(dim=1).sum())
+    if broken:
+        raise ValueError(f"{name} of {broken} of {len(features)} samples hold NaN or infinity")
+    return features
+
+
+def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both feature sets in float64, on the device of the real one."""
+    real, generated = _checked(real, "real features"), _checked(generated, "generated features")
+    _require_same_dimension(real, generated)
+    return real, generated.to(real.device)
+
+
+def _require_same_dimension(real: Tensor, generated: Tensor) -> None:
+    if real.shape[-1] != generated.shape[-1]:
+        raise ValueError(
+            f"real features have {real.shape[-1]} dimensions but generated features {generated.shape[-1]}:"
+            " both must come from the same feature extractor"
+        )
+
+
+# ---- class histograms ----
+
+
+def kl_divergence(true_counts: Tensor | Sequence[int], sample_counts: Tensor | Sequence[int]) -> float:
+    """KLD of the true class histogram p from that of the samples q, in nats: sum p log(p / q); 0 is best.
+
+    Every class of the histogram gets one pseudo-count in q, so that a class that was never sampled costs much, but not
+    infinitely much. This moves the result by something of the order of C / (number of samples): compare at equal ones.
+    Samples of a class outside the truth (p = 0) count against q.
+
+    Source: Masip et al. 2023, "Continual Learning of Diffusion Models with Generative Distillation".
+
+    Args:
+        true_counts: real images per class [C].
+        sample_counts: generated images per class [C], as a classifier sees them.
+
+    Raises:
+        ValueError: if the two differ in shape, hold a negative count, or one of them is empty.
+    """
+    true_counts, sample_counts = _checked_counts(true_counts, sample_counts)
+    p = true_counts / true_counts.sum()
+    q = (sample_counts + 1) / (sample_counts + 1).sum()
+    seen = p > 0
+    return (p[seen] * (p[seen] / q[seen]).log()).sum().item()
+
+
+def absolute_ratio_difference(true_counts: Tensor | Sequence[int], sample_counts: Tensor | Sequence[int]) -> float:
+    """ARD of the true class histogram p and that of the samples q: sum |p - q| / 2, in [0, 1]; 0 is best.
+
+    It is the share of the samples that would have to change class (the total variation distance); nothing is smoothed.
+
+    Source: the "absolute ratio difference" of the evaluation code published with Masip et al. 2023, "Continual
+    Learning of Diffusion Models with Generative Distillation", which halves the sum as is done here.
+
+    Args:
+        true_counts: real images per class [C].
+        sample_counts: generated images per class [C], as a classifier sees them.
+
+    Raises:
+        ValueError: if the two differ in shape, hold a negative count, or one of them is empty.
+    """
+    true_counts, sample_counts = _checked_counts(true_counts, sample_counts)
+    return ((true_counts / true_counts.sum() - sample_counts / sample_counts.sum()).abs().sum() / 2).item()
+
+
+def _checked_counts(
+    true_counts: Tensor | Sequence[int], sample_counts: Tensor | Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Both histograms [C] in float64 on the CPU."""
+    true_counts, sample_counts = (torch.as_tensor(counts).cpu().double() for counts in (true_counts, sample_counts))
+    if true_counts.ndim != 1 or true_counts.shape != sample_counts.shape:
+        raise ValueError(
+            "class counts must be two lists with one entry per class,"
+            f" got the shapes {list(true_counts.shape)} and {list(sample_counts.shape)}"
+        )
+    for counts, name in ((true_counts, "true"), (sample_counts, "sample")):
+        if not (counts >= 0).all() or not 0 < counts.sum() < math.inf:
+            raise ValueError(f"{name} class counts must be >= 0 and not all 0, got {counts.tolist()}")
+    return true_counts, sample_counts
+
+
+# ---- summaries over tasks ----
+#
+# All three take the rows of a quality matrix: quality[k - 1][j - 1] is q[k][j], the quality on task j after training on
+# task k, for j <= k <= T. Lower is better, as for FID and KID. What is above the diagonal is ignored and may be absent.
+# A quality that is not known is None or NaN, and makes every summary NaN that depends on it.
+
+QualityMatrix = Sequence[Sequence[float | None]]
+
+
+def average_final_quality(quality: QualityMatrix) -> float:
+    """Mean over all tasks j of q[T][j], the quality after the last task T; in the unit of q, lower is better.
+
+    Source: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learning", eq. 2 (ACC, there of
+    accuracies).
+
+    Raises:
+        ValueError: if the matrix is empty or a row lacks a task.
+    """
+    return fmean(_lower_triangle(quality)[-1])
+
+
+def average_incremental_quality(quality: QualityMatrix) -> float:
+    """Mean over k of the mean over j <= k of q[k][j], the quality all along; in the unit of q, lower is better.
+
+    Source: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representation Learning" (average incremental
+    accuracy). iCaRL averages over the test images of the classes seen, which is the same where tasks are equally large.
+
+    Raises:
+        ValueError: if the matrix is empty or a row lacks a task.
+    """
+    return fmean(fmean(row) for row in _lower_triangle(quality))
+
+
+def forgetting(quality: QualityMatrix) -> float:
+    """Mean over the earlier tasks j < T of q[T][j] - q[j][j]: what learning the later tasks cost, in the unit of q.
+
+    Positive when the earlier tasks got worse; negative when they gained. NaN for a single task, which nothing followed.
+
+    Source: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning" (forgetting measure), except that it
+    compares with the best earlier q[l][j]. Comparing with q[j][j] is the backward transfer of Lopez-Paz & Ranzato 2017,
+    "Gradient Episodic Memory for Continual Learning", eq. 3, here of a quality where lower is better.
+
+    Raises:
+        ValueError: if the matrix is empty or a row lacks a task.
+    """
+    rows = _lower_triangle(quality)
+    if len(rows) == 1:
+        return math.nan
+    return fmean(final - row[-1] for final, row in zip(rows[-1][:-1], rows[:-1], strict=True))
+
+
+def _lower_triangle(quality: QualityMatrix) -> list[list[float]]:
+    """The rows of q up to the diagonal, the k-th of length k, with NaN for None."""
+    if len(quality) == 0:
+        raise ValueError("the quality matrix is empty: it needs a row for each task")
+    rows = []
+    for k, row in enumerate(quality, start=1):
+        if len(row) < k:
+            raise ValueError(
+                f"row {k} of the quality matrix needs {k} entries, one for each task so far, got {len(row)}"
+            )
+        rows.append([math.nan if q is None else float(q) for q in row[:k]])
+    return rows
