@@ -2,22 +2,16 @@
 
 import dataclasses
 import math
-import os
 import resource
 import shutil
 import sys
 import time
-from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import datasets
 import diffusers
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -27,44 +21,22 @@ from tqdm.auto import tqdm
 
 import gdzoo
 from gdzoo import zoo
-from gdzoo.benchmarks import split_classes
 from gdzoo.config import ConfigError, TrainConfig, parse_args
-from gdzoo.evaluation import GRID, SAMPLE_SEED, Reference, draw_samples, evaluate, image_grid, reference_features
-from gdzoo.evaluator import Evaluator, load_evaluator, train_evaluator
+from gdzoo.evaluation import GRID, SAMPLE_SEED, draw_samples, evaluate, image_grid
 from gdzoo.models import create_scheduler, create_unet, load_pipeline
-from gdzoo.publish import publish_evaluator, publish_pipeline
+from gdzoo.preparation import Run, prepare, prepare_evaluator
+from gdzoo.publish import publish_pipeline
 from gdzoo.randomness import StepRandom, seed_from
 from gdzoo.sampling import Teacher, to_float
 from gdzoo.strategies import Past, continual_loss, min_snr_weight, noised, strategy_class
-from gdzoo.streaming import DataError, ImageData, TaskImages, keep_some
+from gdzoo.streaming import DataError, TaskImages, keep_some
+from gdzoo.terminal import final_table, task_line
 
 READ_LOSS_EVERY = 10  # steps; reading it makes an accelerator wait
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; its text is one line that says what is kept."""
-
-
-@dataclass
-class Run:
-    """What all chains of a run share."""
-
-    config: TrainConfig  # resolved
-    accelerator: Accelerator
-    data: ImageData
-    tasks: list[list[int]]  # labels of each task
-    evaluator: Evaluator | None = None  # on the main process, unless --evaluator none
-    evaluator_repo: str | None = None
-    reference: Reference | None = None
-
-    def folder(self, strategy: str, task: int) -> Path:
-        """Where the model of a task is published; tasks count from 1."""
-        name = zoo.repo_name(self.config.benchmark, strategy, self.config.seed, task)
-        return Path(self.config.output_dir, self.config.namespace, name)
-
-    def seen(self, task: int) -> list[int]:
-        """The labels of all tasks so far."""
-        return sum(self.tasks[:task], [])
 
 
 def train(config: TrainConfig) -> list[dict]:
@@ -92,58 +64,6 @@ def train_all(run: Run) -> list[dict]:
     if run.config.report_to:
         run.accelerator.end_training()
     return results
-
-
-def prepare(config: TrainConfig) -> Run:
-    """Check everything that can be checked before work; nothing is written."""
-    config = config.resolve()
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to,
-        project_dir=str(Path(config.output_dir, ".training", "logs")),
-        # The others wait while the main process evaluates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
-    )
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
-        # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    data = ImageData(config.get_benchmark(), config.dataset_root, config.dataloader_num_workers)
-    try:
-        tasks = split_classes(data.benchmark.tasks, config.class_order, data.names, config.seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for task, labels in enumerate(tasks, start=1):
-        if not any(data.counts["train"][label] for label in labels):
-            names = ", ".join(data.names[label] for label in labels)
-            raise ConfigError(f"--tasks: task {task} ({names}) has no image in {data.benchmark.dataset_name}")
-    run = Run(config, accelerator, data, tasks)
-    check_output(run)
-    return run
-
-
-def check_output(run: Run):
-    """Refuse an output folder that holds another configuration's run, unless it may be overwritten."""
-    config = run.config
-    if Path(config.output_dir).resolve() == Path(gdzoo.__file__).parent:
-        raise ConfigError(f"--output_dir {config.output_dir} is the package itself: its gdzoo/ would hide the Hub's")
-    for strategy in config.strategy:
-        for task in range(1, len(run.tasks) + 1):
-            folder = run.folder(strategy, task)
-            if not folder.exists() or config.overwrite_output_dir:
-                continue
-            try:
-                there = zoo.read_json(folder / zoo.TRAIN_CONFIG)
-            except ValueError as error:
-                raise ConfigError(f"--output_dir: {error}; move it away or say --overwrite_output_dir") from error
-            here = config.chain(strategy).results_dict()
-            other = [name for name, value in here.items() if there.get(name) != value]
-            if other:
-                raise ConfigError(
-                    f"--output_dir {config.output_dir} holds another run: {folder.name} was trained with"
-                    f" --{other[0]} {there.get(other[0])}, not {here[other[0]]};"
-                    " choose another --output_dir or say --overwrite_output_dir"
-                )
 
 
 def train_chain(run: Run, strategy: str) -> list[dict]:
@@ -299,24 +219,6 @@ def peak_memory_mib(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # Linux counts in KiB
 
 
-def prepare_evaluator(run: Run):
-    """Load the benchmark's evaluator, or train it if the zoo has none; the main process alone evaluates."""
-    config, device = run.config, run.accelerator.device
-    if config.evaluator == "none" or not run.accelerator.is_main_process:
-        return
-    folder = Path(config.output_dir, config.namespace, zoo.evaluator_name(config.benchmark))
-    run.evaluator_repo = config.evaluator
-    if config.evaluator == "train":
-        run.evaluator_repo = f"{config.namespace}/{folder.name}"
-        if not folder.exists():
-            model, report = train_evaluator(
-                run.data, config.evaluator_steps, device, config.cache_limit_gb, config.random_flip
-            )
-            publish_evaluator(folder, run.data, model, report)
-    run.evaluator = load_evaluator(folder if config.evaluator == "train" else config.evaluator, run.data, device)
-    run.reference = reference_features(run.data, run.seen(len(run.tasks)), run.evaluator)
-
-
 def evaluate_task(run: Run, pipeline: DDIMPipeline, task: int) -> tuple[dict, Image.Image]:
     """What results.json says of a model, over all classes seen ({} with --evaluator none), and its samples.png."""
     config = run.config
@@ -366,32 +268,6 @@ def publish_task(run: Run, strategy: str, task: int, pipeline: DDIMPipeline, cos
     }
     results["history"] = [{name: each[name] for name in ("task", "metrics", "cost")} for each in [*earlier, results]]
     publish_pipeline(run.folder(strategy, task), pipeline, samples, results, config)
-
-
-def task_line(result: dict) -> str:
-    """One line on a finished task."""
-    names = ", ".join(name for task in result["tasks"][: result["task"]] for name in task["names"])
-    shown = ", ".join(f"{name.upper()} {result['metrics'][name]:.3g}" for name in ("fid", "kld") if result["metrics"])
-    return f"{result['strategy']} after task {result['task']} ({names}): {shown or 'not evaluated'}"
-
-
-def final_table(results: list[dict]) -> str:
-    """strategy x task: FID and KLD."""
-    tasks = sorted({result["task"] for result in results})
-    lines = [
-        f"{'':26}" + "".join(f"{f'task {task}':>16}" for task in tasks),
-        f"{'':26}" + f"{'FID    KLD':>16}" * len(tasks),
-    ]
-    for strategy in dict.fromkeys(result["strategy"] for result in results):
-        cells = {result["task"]: result["metrics"] for result in results if result["strategy"] == strategy}
-        lines.append(
-            f"{strategy:26}"
-            + "".join(
-                f"{cells[task]['fid']:9.2f}{cells[task]['kld']:7.3f}" if cells[task] else f"{'-':>9}{'-':>7}"
-                for task in tasks
-            )
-        )
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
