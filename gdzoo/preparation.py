@@ -36,6 +36,11 @@ class Run:
         name = zoo.repo_name(self.config.benchmark, strategy, self.config.seed, task)
         return Path(self.config.output_dir, self.config.namespace, name)
 
+    @property
+    def evaluator_folder(self) -> Path:
+        """Where the benchmark's own evaluator is published."""
+        return Path(self.config.output_dir, self.config.namespace, zoo.evaluator_name(self.config.benchmark))
+
     def seen(self, task: int) -> list[int]:
         """The labels of all tasks so far."""
         return sum(self.tasks[:task], [])
@@ -66,14 +71,16 @@ def prepare(config: TrainConfig) -> Run:
             raise ConfigError(f"--tasks: task {task} ({names}) has no image in {data.benchmark.dataset_name}")
     run = Run(config, accelerator, data, tasks)
     check_output(run)
+    check_evaluator(run)
     return run
 
 
 def check_output(run: Run):
     """Refuse an output folder that holds another configuration's run, unless it may be overwritten."""
     config = run.config
-    if Path(config.output_dir).resolve() == Path(gdzoo.__file__).parent:
-        raise ConfigError(f"--output_dir {config.output_dir} is the package itself: its gdzoo/ would hide the Hub's")
+    folder = Path(config.output_dir, config.namespace).resolve()
+    if Path(gdzoo.__file__).resolve().parent in (folder, *folder.parents):
+        raise ConfigError(f"--output_dir {config.output_dir} would put models into the package's own folder")
     for strategy in config.strategy:
         for task in range(1, len(run.tasks) + 1):
             folder = run.folder(strategy, task)
@@ -93,19 +100,40 @@ def check_output(run: Run):
                 )
 
 
-def prepare_evaluator(run: Run):
-    """Load the benchmark's evaluator, or train it if the zoo has none; the main process alone evaluates."""
-    config, device = run.config, run.accelerator.device
+def check_evaluator(run: Run):
+    """Load an evaluator that exists already; refuse one that does not fit."""
+    config = run.config
     if config.evaluator == "none" or not run.accelerator.is_main_process:
         return
-    folder = Path(config.output_dir, config.namespace, zoo.evaluator_name(config.benchmark))
-    run.evaluator_repo = config.evaluator
-    if config.evaluator == "train":
-        run.evaluator_repo = f"{config.namespace}/{folder.name}"
-        if not folder.exists():
-            model, report = train_evaluator(
-                run.data, config.evaluator_steps, device, config.cache_limit_gb, config.random_flip
+    folder = run.evaluator_folder
+    if config.evaluator == "train" and folder.exists():
+        try:
+            there = zoo.read_json(folder / zoo.RESULTS)
+        except ValueError as error:
+            raise ConfigError(f"--output_dir: {error}; move {folder.name} away") from error
+        if there.get("steps") != config.evaluator_steps or there.get("names") != run.data.names:
+            raise ConfigError(
+                f"--evaluator_steps {config.evaluator_steps}: {folder} was trained for {there.get('steps')} steps, and"
+                " the metrics in this zoo look through it; say the same, or choose another --output_dir"
             )
-            publish_evaluator(folder, run.data, model, report)
-    run.evaluator = load_evaluator(folder if config.evaluator == "train" else config.evaluator, run.data, device)
+    if config.evaluator != "train" or folder.exists():
+        run.evaluator_repo = f"{config.namespace}/{folder.name}" if config.evaluator == "train" else config.evaluator
+        try:
+            found = folder if config.evaluator == "train" else config.evaluator
+            run.evaluator = load_evaluator(found, run.data, run.accelerator.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def prepare_evaluator(run: Run):
+    """Train the benchmark's evaluator if the zoo has none yet, and look at the real images through it."""
+    config, device = run.config, run.accelerator.device
+    if config.evaluator == "none" or not run.accelerator.is_main_process:
+        return  # the main process alone evaluates
+    if run.evaluator is None:
+        model, report = train_evaluator(
+            run.data, config.evaluator_steps, device, config.cache_limit_gb, config.random_flip
+        )
+        publish_evaluator(run.evaluator_folder, run.data, model, report)
+        check_evaluator(run)
     run.reference = reference_features(run.data, run.seen(len(run.tasks)), run.evaluator)

@@ -108,6 +108,7 @@ def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
     )
     labels = run.seen(task) if getattr(method, "sees_all_classes", False) else run.tasks[task - 1]
     images = TaskImages(run.data, labels, seed_from(config.seed, task), device, config.cache_limit_gb)
+    report_skipped(run, task)
 
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
     lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, config.max_train_steps)
@@ -190,6 +191,13 @@ def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor
         mirrored = random.rand(len(x_0)) < 0.5
         x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
     return x_0
+
+
+def report_skipped(run: Run, task: int):
+    """Say how many images could not be decoded so far, if any."""
+    skipped = run.data.skipped["train"]
+    if skipped and run.accelerator.is_main_process:
+        tqdm.write(f"task {task}: {skipped} images of {run.data.benchmark.dataset_name} could not be decoded: skipped")
 
 
 def report_loss(run: Run, strategy: str, task: int, step: int, losses: list[Tensor], progress: tqdm, started: float):

@@ -1,0 +1,49 @@
+"""What several test files share: a small zoo, trained once by the real command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--max_train_steps",
+    "8",
+    "--train_batch_size",
+    "8",
+    "--evaluator_steps",
+    "40",
+    "--eval_samples",
+    "64",
+    "--eval_steps",
+    "5",
+]
+STRATEGIES = [
+    "generative_replay",
+    "generative_distillation",
+    "finetune",
+    "joint",
+    "experience_replay",
+    "gaussian_distillation",
+    "lwf",
+]
+
+
+def run_command_line(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    """`accelerate launch gdzoo/train.py ...`, as a user types it, from another folder."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "gdzoo/train.py"), *arguments]
+    # Tests share two cores: threads that spin while they wait would take them from each other.
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo(tmp_path_factory) -> SimpleNamespace:
+    """Three tasks of the digits, every strategy: `.cwd`, `.zoo` (its zoo/gdzoo) and what the `.run` printed."""
+    cwd = tmp_path_factory.mktemp("tiny")
+    run = run_command_line([*SMALL, "--tasks", "0,1;2,3;4-9", "--strategy", *STRATEGIES], cwd)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return SimpleNamespace(cwd=cwd, zoo=cwd / "zoo" / "gdzoo", run=run)

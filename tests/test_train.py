@@ -1,0 +1,307 @@
+"""The real command line, tiny: what it writes, says, repeats and refuses."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from gdzoo import preparation, train
+from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.strategies import Batch
+from gdzoo.zoo import repo_name
+from tests.conftest import ROOT, SMALL, STRATEGIES, run_command_line
+
+TWO_TASKS = [*SMALL, "--tasks", "0,1;2,3", "--evaluator", "none"]
+DATA = Path(os.environ.get("GDZOO_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def repos(strategy="generative_distillation", tasks=3, seed=42):
+    return [repo_name("split-digits", strategy, seed, task) for task in range(1, tasks + 1)]
+
+
+# ---- what a run leaves behind ----
+
+
+def test_every_task_of_every_strategy_is_published(tiny_zoo):
+    expected = {name for strategy in STRATEGIES for name in repos(strategy)} | {"split-digits-evaluator"}
+    assert {folder.name for folder in tiny_zoo.zoo.iterdir()} == expected
+    for name in expected - {"split-digits-evaluator"}:
+        files = {str(file.relative_to(tiny_zoo.zoo / name)) for file in (tiny_zoo.zoo / name).rglob("*.*")}
+        assert files == {
+            "model_index.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "scheduler/scheduler_config.json",
+            "README.md",
+            "samples.png",
+            "results.json",
+            "train_config.json",
+        }
+
+
+def test_plain_diffusers_loads_and_draws(tiny_zoo, monkeypatch):
+    monkeypatch.chdir(tiny_zoo.cwd / "zoo")
+    for name in [repos()[2], repos("generative_replay")[0], repos("joint")[1]]:
+        pipe = DiffusionPipeline.from_pretrained(f"gdzoo/{name}")
+        pipe.set_progress_bar_config(disable=True)
+        images = pipe(batch_size=4, num_inference_steps=2).images
+        assert [image.size for image in images] == [(8, 8)] * 4
+        assert pipe.scheduler.config.timestep_spacing == "trailing" and pipe.scheduler.config.clip_sample
+
+
+def test_nothing_of_this_machine_is_published(tiny_zoo):
+    for file in tiny_zoo.zoo.rglob("*"):
+        if file.suffix in (".json", ".md"):
+            text = file.read_text()
+            assert str(tiny_zoo.cwd) not in text and "/home" not in text and os.uname().nodename not in text, file
+
+
+def test_the_first_task_is_trained_once_for_all_strategies(tiny_zoo):
+    first = tiny_zoo.zoo / repos()[0]
+    assert all(same(first, tiny_zoo.zoo / repos(strategy)[0]) for strategy in STRATEGIES)
+    seconds = {repos(strategy)[1]: weights(tiny_zoo.zoo / repos(strategy)[1]) for strategy in STRATEGIES}
+    sums = {float(sum(tensor.double().sum() for tensor in tensors.values())) for tensors in seconds.values()}
+    assert len(sums) == len(STRATEGIES)
+
+
+def test_results_hold_every_metric_and_cost(tiny_zoo):
+    results = json.loads((tiny_zoo.zoo / repos()[2] / "results.json").read_text())
+    assert results["task"] == 3 and results["base_model"] == f"gdzoo/{repos()[1]}"
+    assert [task["names"] for task in results["tasks"]] == [["0", "1"], ["2", "3"], ["4", "5", "6", "7", "8", "9"]]
+    assert {"fid", "kid", "precision", "recall", "kld", "ard"} <= results["metrics"].keys()
+    assert sum(results["histogram"]["samples"]) == 64 and sum(results["histogram"]["reference"]) == 1797
+    assert results["evaluation"]["reference_images"] == 1797
+    assert [entry["task"] for entry in results["history"]] == [1, 2, 3]
+    assert results["history"][-1]["metrics"] == results["metrics"]
+    # 8 steps of 8 real and 8 replay images; the teacher draws each in 2 steps and predicts once.
+    assert results["cost"]["student_passes"] == 8 * 16 and results["cost"]["teacher_passes"] == 8 * 8 * 3
+    assert results["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    first = json.loads((tiny_zoo.zoo / repos()[0] / "results.json").read_text())
+    assert first["base_model"] is None and first["cost"]["teacher_passes"] == 0
+    assert sum(first["histogram"]["reference"]) == 360
+
+
+def test_the_terminal_shows_progress_metrics_and_what_to_type_next(tiny_zoo):
+    out, err = tiny_zoo.run.stdout, tiny_zoo.run.stderr
+    assert "task 2/3 generative_distillation" in err and "loss=" in err and "images/s=" in err
+    lines = (out + err).splitlines()
+    assert any("generative_replay after task 2 (0, 1, 2, 3): FID " in line for line in lines)
+    rows = [line.split() for line in out.splitlines() if line.startswith(tuple(STRATEGIES))]
+    table = [row for row in rows if len(row) == 1 + 2 * 3]
+    assert [row[0] for row in table] == STRATEGIES
+    assert "python spaces/compare/app.py --zoo zoo" in out
+
+
+# ---- repeated, continued ----
+
+
+def test_the_same_command_gives_the_same_weights_and_goes_on_where_it_stopped(cwd):
+    strategies = ["--strategy", "generative_distillation", "experience_replay"]
+    for output in ("one", "two"):
+        assert train.main([*TWO_TASKS, *strategies, "--output_dir", output]) == 0
+    one, two = cwd / "one/gdzoo", cwd / "two/gdzoo"
+    names = repos(tasks=2) + repos("experience_replay", tasks=2)
+    assert all(same(one / name, two / name) for name in names)
+    kept = (two / names[0] / "results.json").stat().st_mtime_ns
+    for file in sorted((two / names[1]).rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    (two / names[1]).rmdir()
+    assert train.main([*TWO_TASKS, *strategies, "--output_dir", "two"]) == 0
+    assert all(same(one / name, two / name) for name in names)
+    assert (two / names[0] / "results.json").stat().st_mtime_ns == kept
+
+
+def test_from_a_notebook(cwd):
+    config = TrainConfig(tasks="3,8", strategy=["finetune"], max_train_steps=2, evaluator="none", eval_steps=1)
+    results = train.train(config)
+    assert [result["task"] for result in results] == [1] and results[0]["metrics"] == {}
+    assert config == TrainConfig(tasks="3,8", strategy=["finetune"], max_train_steps=2, evaluator="none", eval_steps=1)
+
+
+def test_another_seed_has_its_own_repos_and_weights(cwd):
+    for seed in ("42", "69"):
+        assert train.main([*TWO_TASKS, "--strategy", "finetune", "--seed", seed]) == 0
+    zoo = cwd / "zoo/gdzoo"
+    assert not same(zoo / repos("finetune")[0], zoo / repos("finetune", seed=69)[0])
+
+
+# ---- what a task learns from ----
+
+
+def test_joint_streams_all_classes_so_far_and_the_others_their_own(cwd, monkeypatch):
+    streamed = {}
+    original = train.TaskImages
+
+    def spy(data, labels, *args):
+        streamed.setdefault(current[0], []).append(list(labels))
+        return original(data, labels, *args)
+
+    current = [None]
+    monkeypatch.setattr(train, "TaskImages", spy)
+    for current[0] in ("joint", "lwf"):
+        assert train.main([*TWO_TASKS, "--strategy", current[0], "--output_dir", current[0]]) == 0
+    assert streamed == {"joint": [[0, 1], [0, 1, 2, 3]], "lwf": [[0, 1], [2, 3]]}
+
+
+def test_ema_is_what_is_published_and_what_the_next_task_knows(cwd, monkeypatch):
+    began = []
+    original = train.start_of_task
+
+    def spy(run, strategy, task):
+        scheduler, student, past = original(run, strategy, task)
+        began.append(({k: v.clone() for k, v in student.state_dict().items()}, past))
+        return scheduler, student, past
+
+    monkeypatch.setattr(train, "start_of_task", spy)
+    arguments = [*TWO_TASKS, "--strategy", "generative_distillation"]
+    assert train.main([*arguments, "--output_dir", "ema", "--use_ema"]) == 0
+    assert train.main([*arguments, "--output_dir", "raw", "--no-use_ema"]) == 0
+    assert not same(cwd / "ema/gdzoo" / repos()[0], cwd / "raw/gdzoo" / repos()[0])
+    published = weights(cwd / "ema/gdzoo" / repos()[0])
+    student, past = began[1]
+    teacher = past.teacher.unet.state_dict()
+    assert all(torch.equal(published[name], student[name]) for name in published)
+    assert all(torch.equal(published[name], teacher[name]) for name in published)
+
+
+def losses_of(arguments, monkeypatch) -> list[float]:
+    seen = []
+    original = train.report_loss
+
+    def spy(run, strategy, task, step, losses, *rest):
+        seen.append(torch.stack(losses).mean().item())
+        return original(run, strategy, task, step, losses, *rest)
+
+    monkeypatch.setattr(train, "report_loss", spy)
+    monkeypatch.setattr(train, "READ_LOSS_EVERY", 1)
+    assert train.main(arguments) == 0
+    monkeypatch.undo()
+    return seen
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_accumulated_micro_batches_equal_one_batch(cwd, monkeypatch, strategy):
+    arguments = [*TWO_TASKS, "--strategy", strategy, "--lr_warmup_steps", "0", "--eval_steps", "1"]
+    whole = losses_of([*arguments, "--output_dir", str(cwd / "whole")], monkeypatch)
+    parts = ["--train_batch_size", "2", "--gradient_accumulation_steps", "4", "--output_dir", str(cwd / "parts")]
+    accumulated = losses_of([*arguments, *parts], monkeypatch)
+    assert len(whole) == 16
+    assert accumulated == pytest.approx(whole, rel=1e-5)
+
+
+# ---- trackers, bad input, bad luck ----
+
+
+def test_tensorboard_gets_the_loss(cwd):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train.main([*TWO_TASKS, "--strategy", "finetune", "--report_to", "tensorboard"]) == 0
+    events = EventAccumulator(str(next((cwd / "zoo/.training/logs").rglob("events*")).parent)).Reload()
+    assert [event.step for event in events.Scalars("finetune/loss")] == [8, 16]
+
+
+BAD = {
+    "unknown benchmark": (["--benchmark", "split-cats"], "--benchmark split-cats"),
+    "unknown strategy": (["--strategy", "repaly"], "--strategy 'repaly'"),
+    "unknown class": (["--tasks", "0,1;2,33"], "--tasks"),
+    "class in two tasks": (["--tasks", "0,1;1,2"], "--tasks"),
+    "class left out": (["--class_order", "0,1,2"], "--class_order"),
+    "no column": (["--image_column", "picture"], "--image_column picture"),
+    "no label column": (["--label_column", "digit"], "--label_column digit"),
+    "zero steps": (["--max_train_steps", "0"], "--max_train_steps 0"),
+    "steps that do not divide": (["--replay_steps", "3"], "--replay_steps 3"),
+    "no evaluator there": (["--evaluator", "./nowhere"], "--evaluator ./nowhere"),
+}
+
+
+@pytest.mark.parametrize("arguments, named", BAD.values(), ids=BAD.keys())
+def test_bad_input_ends_before_any_work(cwd, capsys, arguments, named):
+    assert train.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and named in lines[0]
+    assert not list(cwd.iterdir())
+
+
+def test_another_configurations_folder_is_refused_and_can_be_replaced(cwd, capsys):
+    one_task = ["--tasks", "0,1", "--strategy", "finetune", "--evaluator", "none", "--eval_steps", "1"]
+    assert train.main([*one_task, "--max_train_steps", "2"]) == 0
+    before = weights(cwd / "zoo/gdzoo" / repos("finetune")[0])
+    assert train.main([*one_task, "--max_train_steps", "3"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--max_train_steps 2, not 3" in error and "--overwrite_output_dir" in error
+    after = weights(cwd / "zoo/gdzoo" / repos("finetune")[0])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert train.main([*one_task, "--max_train_steps", "3", "--overwrite_output_dir"]) == 0
+    config = json.loads((cwd / "zoo/gdzoo" / repos("finetune")[0] / "train_config.json").read_text())
+    assert config["max_train_steps"] == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Explodes:
+    """A strategy whose targets are not finite."""
+
+    def __call__(self, real, past, random):
+        return Batch(real.x_t, real.t, real.target * float("inf"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_task(cwd, capsys):
+    assert train.main([*TWO_TASKS, "--strategy", "tests.test_train.Explodes"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("gdzoo: the loss of tests.test_train.Explodes, task 2, is ") and "is kept" in error
+    assert [folder.name for folder in (cwd / "zoo/gdzoo").iterdir()] == ["split-digits-explodes-task1"]
+
+
+def test_the_package_is_no_output_folder(capsys):
+    with pytest.raises(ConfigError, match="--output_dir"):
+        preparation.prepare(TrainConfig(output_dir=str(ROOT / "gdzoo")))
+    with pytest.raises(ConfigError, match="--output_dir"):
+        preparation.prepare(TrainConfig(output_dir=str(ROOT)))
+
+
+def test_help_groups_the_flags(cwd):
+    run = run_command_line(["--help"], cwd)
+    assert run.returncode == 0
+    for group in ("data:", "method:", "model:", "training:", "evaluation:", "output:", "Hub:"):
+        assert f"\n{group}\n" in run.stdout
+
+
+@pytest.mark.skipif(not (DATA / "uoft-cs/cifar10").is_dir(), reason=f"no copy of CIFAR-10 in {DATA}")
+def test_cifar_with_the_papers_unet(cwd):
+    arguments = ["--benchmark", "split-cifar", "--dataset_root", str(DATA), "--tasks", "cat,dog;ship,truck"]
+    tiny = [
+        "--max_train_steps",
+        "1",
+        "--train_batch_size",
+        "2",
+        "--evaluator",
+        "none",
+        "--eval_steps",
+        "1",
+        "--eval_batch_size",
+        "32",
+    ]
+    assert train.main([*arguments, *tiny, "--strategy", "generative_distillation"]) == 0
+    pipe = DiffusionPipeline.from_pretrained(cwd / "zoo/gdzoo/split-cifar-task2")
+    assert sum(parameter.numel() for parameter in pipe.unet.parameters()) == 35_746_307
+    assert pipe(batch_size=1, num_inference_steps=1).images[0].size == (32, 32)
