@@ -1,0 +1,95 @@
+"""What does a visitor look at? The state of the page, bounded whatever the client sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from results import Model
+from zoo import Zoo
+
+STEPS = (1, 2, 5, 10, 20, 50, 100)  # DDIM's timesteps are exact where the steps divide the 1000 of the training
+MAX_SAMPLES = 64
+MAX_SEED = 2**31 - 1
+DEFAULT_LEFT, DEFAULT_RIGHT = "generative_replay", "generative_distillation"
+DEFAULT_SEED, DEFAULT_NOISE_SEED, DEFAULT_SAMPLES, DEFAULT_STEPS = 42, 0, 16, 20
+
+
+@dataclass(frozen=True)
+class View:
+    """Two strategies after one task, and the noise to draw from. The fields are the URL's parameters."""
+
+    benchmark: str
+    left: str
+    right: str
+    task: int
+    seed: int  # of the training
+    noise_seed: int
+    samples: int
+    steps: int
+
+    def key(self, side: str) -> tuple[str, str, int, int]:
+        """Where `Zoo.models` has the model of the "left" or "right" side."""
+        return (self.benchmark, getattr(self, side), self.seed, self.task)
+
+    def model(self, zoo: Zoo, side: str) -> Model | None:
+        """The model of the "left" or "right" side."""
+        return zoo.models.get(self.key(side))
+
+
+VIEW_FIELDS = tuple(field.name for field in fields(View))
+
+
+def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
+    """The view that `wanted` asks for; what is missing or makes no sense is replaced, what is out of bounds bounded.
+
+    A strategy or a seed that is not in the zoo is kept, so that the page can say so.
+    """
+    benchmark = wanted.get("benchmark")
+    if benchmark not in zoo.benchmarks():
+        benchmark = default_benchmark(zoo)
+    default_left, default_right = default_strategies(zoo, benchmark)
+    left = str(wanted.get("left") or default_left)[:80]
+    right = str(wanted.get("right") or default_right)[:80]
+    seeds = zoo.seeds(benchmark)
+    default_seed = DEFAULT_SEED if DEFAULT_SEED in seeds or not seeds else seeds[0]
+    seed = bounded_int(wanted.get("seed"), 0, MAX_SEED, default_seed)
+    numbers = {task for side in (left, right) for task in zoo.task_numbers(benchmark, side, seed)}
+    last = zoo.last_task(benchmark)
+    steps = bounded_int(wanted.get("steps"), min(STEPS), max(STEPS), DEFAULT_STEPS)
+    return View(
+        benchmark=benchmark,
+        left=left,
+        right=right,
+        task=bounded_int(wanted.get("task"), 1, last, max(numbers, default=last)),
+        seed=seed,
+        noise_seed=bounded_int(wanted.get("noise_seed"), 0, MAX_SEED, DEFAULT_NOISE_SEED),
+        samples=bounded_int(wanted.get("samples"), 1, MAX_SAMPLES, DEFAULT_SAMPLES),
+        steps=min(STEPS, key=lambda allowed: abs(allowed - steps)),
+    )
+
+
+def bounded_int(value: Any, lowest: int, highest: int, default: int) -> int:
+    """`value` as an integer in [lowest, highest]; `default` where it is none."""
+    try:
+        number = int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        number = default
+    return min(max(number, lowest), highest)
+
+
+def default_benchmark(zoo: Zoo) -> str:
+    """The first benchmark that holds both strategies of the comparison, else the first one."""
+    benchmarks = zoo.benchmarks()
+    complete = [name for name in benchmarks if {DEFAULT_LEFT, DEFAULT_RIGHT} <= set(zoo.strategies(name))]
+    return (complete or benchmarks or [""])[0]
+
+
+def default_strategies(zoo: Zoo, benchmark: str) -> tuple[str, str]:
+    """Replay and distillation; where one is not there, another strategy that is."""
+    there = zoo.strategies(benchmark)
+    right = DEFAULT_RIGHT if DEFAULT_RIGHT in there or not there else there[-1]
+    others = [strategy for strategy in there if strategy != right] or [right]
+    left = DEFAULT_LEFT if DEFAULT_LEFT in there or not there else others[0]
+    return left, right
