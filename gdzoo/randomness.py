@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 def seed_from(*key: int) -> int:
-    """One 63-bit seed from several integers, e.g. (seed, task, step): neighbouring keys give unrelated streams."""
+    """One 63-bit seed from several integers, e.g. (seed, task, step): neighbouring keys give unrelated streams.
+
+    Only among keys of one length: (42, 1) and (42, 1, 0) are the same to numpy.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -1,27 +1,32 @@
 """How does a task become batches? `datasets` streams it, PIL decodes it to uint8, small tasks stay in memory."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import copy
+import functools
+import itertools
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from gdzoo.benchmarks import DIGITS, Benchmark
-from gdzoo.randomness import seed_from
 
 SHUFFLE_BUFFER = 10_000  # rows, still encoded
+OPEN_SHARDS = 4  # files that fill it in turn, in case they are sorted by class
 DECODE_BATCH = 256
-MOST_UNDECODABLE = 0.01  # of a task's rows
+MOST_UNDECODABLE = 0.01  # of the rows of a pass
+LOOK_AT = 100  # images that say whether a data set is gray
 _IMAGE = datasets.Image()
 
 
@@ -34,11 +39,11 @@ class ImageData:
     """An opened data set: what its classes are called, how many images each has, and how to stream them.
 
     Attributes:
+        num_workers: threads that decode ahead; the images and their order are the same with any number.
         names: the name of each label, label 0 first.
         channels: 1 for gray, 3 for RGB.
         test_split: None where the data set has none.
-        counts: number of images of each label, by split.
-        skipped: rows that could not be decoded, so far, by split.
+        counts: number of rows of each label, by split.
     """
 
     benchmark: Benchmark
@@ -48,151 +53,234 @@ class ImageData:
     channels: int = 0
     test_split: str | None = None
     counts: dict[str, Counter] = field(default_factory=dict)
-    skipped: Counter = field(default_factory=Counter)
+    _builder: datasets.DatasetBuilder | None = None
+    _splits: dict[str, datasets.IterableDataset] = field(default_factory=dict)
     _values: list = field(default_factory=list)  # what the label column holds for each label
+    _undecodable: Counter = field(default_factory=Counter)  # by split and label, in the pass that met most
 
     def __post_init__(self):
-        train = self._load("train")
-        features = train.features or datasets.Features()
+        self._open()
+        features = self._splits["train"].features
         for flag in ("image_column", "label_column"):
             column = getattr(self.benchmark, flag)
             if column not in features:
-                columns = ", ".join(features) or "none"
-                raise DataError(f"--{flag} {column}: the columns of {self.benchmark.dataset_name} are {columns}")
+                raise DataError(f"--{flag} {column}: the columns of {self._name} are {', '.join(features)}")
         if not isinstance(features[self.benchmark.image_column], datasets.Image):
-            raise DataError(f"--image_column {self.benchmark.image_column} holds no images")
-        self.counts["train"] = values = self._count("train")
-        label = features[self.benchmark.label_column]
-        if isinstance(label, datasets.ClassLabel):
-            self.names, self._values = list(label.names), list(range(len(label.names)))
-        else:
-            self._values = sorted(value for value in values if isinstance(value, (int, str)))
-            self.names = [str(value) for value in self._values]
-        if self.benchmark.test_split in self._splits():
-            self.test_split = self.benchmark.test_split
-            self.counts[self.test_split] = self._count(self.test_split)
-        self.counts = {
-            split: Counter({label: counts[value] for label, value in enumerate(self._values)})
-            for split, counts in self.counts.items()
-        }
-        self.channels = self.benchmark.channels or self._channels_of_first_image()
+            raise DataError(f"--image_column {self.benchmark.image_column} of {self._name} holds no images")
+        if not _can_be_label(features[self.benchmark.label_column]):
+            raise DataError(f"--label_column {self.benchmark.label_column} of {self._name} holds no integers or names")
+        values = self._count("train")
+        self.names, self._values = self._labels(features[self.benchmark.label_column], values)
+        self.counts["train"] = self._by_label(values)
+        if self.benchmark.test_split in self._splits:
+            tested = self._by_label(self._count(self.benchmark.test_split))
+            if tested.total():  # the labels of some test splits are kept secret: all are -1
+                self.test_split = self.benchmark.test_split
+                self.counts[self.test_split] = tested
+        self.channels = self.benchmark.channels or self._channels_of_first_images()
 
     @property
-    def _source(self) -> str:
-        """The folder of the mirror if it has this data set, else its name on the Hub."""
-        mirror = Path(self.dataset_root or "", self.benchmark.dataset_name)
-        return str(mirror) if self.dataset_root and mirror.is_dir() else self.benchmark.dataset_name
+    def _name(self) -> str:
+        return f"data set {self.benchmark.dataset_name}"
 
-    def _builder(self):
+    @property
+    def skipped(self) -> Counter:
+        """How many rows could not be decoded so far, by split; each counts once, however often it was read."""
+        skipped = Counter()
+        for (split, _), count in self._undecodable.items():
+            skipped[split] += count
+        return skipped
+
+    def _open(self):
+        """Find the data set, once: every pass reads from these streams."""
+        name, config_name = self.benchmark.dataset_name, self.benchmark.dataset_config_name
+        if name == DIGITS:
+            self._splits = {"train": _digits()}
+            return
+        if self.dataset_root and not Path(self.dataset_root).is_dir():
+            raise DataError(f"--dataset_root {self.dataset_root} is no folder")
+        mirror = Path(self.dataset_root, name) if self.dataset_root else None
+        local = mirror is not None and mirror.is_dir()
         try:
-            return datasets.load_dataset_builder(self._source, self.benchmark.dataset_config_name)
-        except Exception as error:  # the client's errors for a data set that is not to be had share no base class
-            reason = " ".join(str(error).split())[:200]
+            if not local:
+                # Without a network this fails at once; `datasets` alone would retry for half a minute.
+                with contextlib.suppress(HfHubHTTPError):  # whatever the Hub answers, `datasets` explains better
+                    HfApi().dataset_info(name, timeout=10)
+            self._builder = datasets.load_dataset_builder(str(mirror) if local else name, config_name)
+            self._splits = self._builder.as_streaming_dataset()
+        except Exception as error:  # the libraries' errors for a data set that is not to be had share no base class
+            reason = f"({type(error).__name__}: {_one_line(error)})"
+            if local or isinstance(error, ValueError):
+                setting = f" with --dataset_config_name {config_name}" if config_name else ""
+                raise DataError(f"{self._name} in {mirror or 'the Hub'} cannot be read{setting} {reason}") from error
             raise DataError(
-                f"data set {self.benchmark.dataset_name} cannot be reached: give --dataset_root DIR, where"
-                f" DIR/{self.benchmark.dataset_name} is a copy of it ({type(error).__name__}: {reason})"
+                f"{self._name} cannot be reached: give --dataset_root DIR, where DIR/{name} is a copy of it {reason}"
             ) from error
+        if "train" not in self._splits:
+            raise DataError(f"{self._name} has no train split, only {', '.join(self._splits)}")
+        self._splits = {  # the public way, iterating, would not give an IterableDataset
+            split: stream if stream.features else stream._resolve_features() for split, stream in self._splits.items()
+        }
 
-    def _splits(self) -> Sequence[str]:
-        if self.benchmark.dataset_name == DIGITS:
-            return ["train"]
-        try:
-            return datasets.get_dataset_split_names(self._source, self.benchmark.dataset_config_name)
-        except Exception as error:
-            raise DataError(f"splits of data set {self.benchmark.dataset_name}: {error}") from error
-
-    def _load(self, split: str, columns: list[str] | None = None, labels: Sequence[int] | None = None):
-        """The rows of `split`, all of them or those of `labels`, as an IterableDataset; images stay encoded."""
-        if self.benchmark.dataset_name == DIGITS:
-            stream, pushed_down = _digits(), False
+    def _load(self, split: str, columns: list[str], labels: Sequence[int] | None = None) -> datasets.IterableDataset:
+        """The rows of `split`, all of them or those of `labels`; images stay encoded."""
+        wanted = None if labels is None else [self._values[label] for label in labels]
+        if isinstance(self._builder, Parquet):
+            # Parquet filters and projects before anything is decoded; a .filter() reads every image.
+            filters = None if wanted is None else [(self.benchmark.label_column, "in", wanted)]
+            builder = copy.copy(self._builder)
+            builder.config = replace(builder.config, columns=columns, filters=filters)
+            builder.info = copy.deepcopy(builder.info)
+            stream = builder.as_streaming_dataset(split)
         else:
-            builder = self._builder()
-            pushed_down = isinstance(builder, Parquet)
-            # Parquet filters and projects before anything is decoded; a .filter() alone reads every image.
-            kwargs = {}
-            if pushed_down and columns:
-                kwargs["columns"] = columns
-            if pushed_down and labels is not None:
-                kwargs["filters"] = [(self.benchmark.label_column, "in", [self._values[label] for label in labels])]
-            try:
-                stream = datasets.load_dataset(
-                    self._source, self.benchmark.dataset_config_name, split=split, streaming=True, **kwargs
-                )
-            except Exception as error:
-                raise DataError(f"data set {self.benchmark.dataset_name}, split {split}: {error}") from error
-        if stream.features is None:
-            stream = stream._resolve_features()  # the public way, iterating, would not give an IterableDataset
-        if self.benchmark.image_column in stream.features:
-            image = stream.features[self.benchmark.image_column]
-            if isinstance(image, datasets.Image):
-                stream = stream.cast_column(self.benchmark.image_column, datasets.Image(decode=False))
-        if columns and not pushed_down:
-            stream = stream.select_columns(columns)
-        if labels is not None and not pushed_down:
-            wanted = {self._values[label] for label in labels}
-            stream = stream.filter(wanted.__contains__, input_columns=self.benchmark.label_column)
+            stream = self._splits[split].select_columns(columns)
+        if self.benchmark.image_column in columns:
+            stream = stream.cast_column(self.benchmark.image_column, datasets.Image(decode=False))
+        if wanted is not None and not isinstance(self._builder, Parquet):
+            stream = stream.filter(set(wanted).__contains__, input_columns=self.benchmark.label_column)
         return stream
 
     def _count(self, split: str) -> Counter:
         """How many rows each value of the label column has; reads no other column."""
-        column = self.benchmark.label_column
-        stream = self._load(split, [column]).with_format("arrow")
-        counts = Counter()
-        for table in stream.iter(batch_size=10_000):
-            for pair in table[column].value_counts().to_pylist():
-                counts[pair["values"]] += pair["counts"]
+        column, counts = self.benchmark.label_column, Counter()
+        try:
+            for table in self._load(split, [column]).with_format("arrow").iter(batch_size=10_000):
+                for pair in table[column].value_counts().to_pylist():
+                    counts[pair["values"]] += pair["counts"]
+        except Exception as error:  # a damaged file, or one without the column
+            raise DataError(
+                f"{self._name}, split {split}, column {column} cannot be read ({_one_line(error)})"
+            ) from error
         return counts
 
-    def _channels_of_first_image(self) -> int:
-        with contextlib.closing(iter(self._load("train", [self.benchmark.image_column]))) as rows:
-            for row, _ in zip(rows, range(100), strict=False):
+    def _labels(self, feature, values: Counter) -> tuple[list[str], list]:
+        """The name and the value in the label column of each label. None, and -1 of a ClassLabel, are no labels."""
+        if isinstance(feature, datasets.ClassLabel):
+            return list(feature.names), list(range(len(feature.names)))
+        found = sorted(value for value in values if value is not None)
+        if not found:
+            raise DataError(f"--label_column {self.benchmark.label_column} of {self._name} is empty")
+        return [str(value) for value in found], found
+
+    def _by_label(self, values: Counter) -> Counter:
+        return Counter({label: values[value] for label, value in enumerate(self._values)})
+
+    def _channels_of_first_images(self) -> int:
+        """1 if the first images are all gray, else 3."""
+        modes, column = set(), self.benchmark.image_column
+        with contextlib.closing(iter(self._load("train", [column]))) as rows:
+            for row in itertools.islice(rows, LOOK_AT):
                 with contextlib.suppress(Exception):  # undecodable rows are counted when they are read
-                    image = _IMAGE.decode_example(row[self.benchmark.image_column])
-                    return 1 if image.mode in ("1", "L", "I;16", "I", "LA") else 3
-        raise DataError(f"data set {self.benchmark.dataset_name}: none of its first 100 images can be decoded")
+                    modes.add(_IMAGE.decode_example(row[column]).mode)
+        if not modes:
+            raise DataError(f"{self._name}: none of its first {LOOK_AT} images can be decoded")
+        return 1 if all(mode in ("1", "L", "LA") or mode.startswith("I") for mode in modes) else 3
+
+    def same_rows_every_epoch(self, world_size: int) -> bool:
+        """Whether a process reads the same rows in every pass, in whatever order."""
+        return self._splits["train"].num_shards % world_size == 0
 
     def read(
         self, labels: Sequence[int], split: str = "train", shuffle: tuple[int, int] | None = None, node=(0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the images of `labels`: uint8 [b, C, H, W] and int64 labels [b], b at most 256.
 
+        Close it if you leave it early: an unfinished parquet stream can abort the interpreter at exit.
+
         Args:
             shuffle: (seed, epoch), or None for the data set's own order.
-            node: (rank, world_size): this process's part of the shards.
+            node: (rank, world_size): this process's part of the rows.
+
+        Raises:
+            DataError: more than 1% of the rows cannot be decoded.
         """
         columns = [self.benchmark.image_column, self.benchmark.label_column]
-        stream = self._load(split, columns, labels)
-        if shuffle:
-            seed, epoch = shuffle
-            stream = stream.shuffle(seed=seed_from(seed, epoch), buffer_size=SHUFFLE_BUFFER)
-        if node[1] > 1:
-            stream = split_dataset_by_node(stream, *node)
-        collate = partial(
+        stream, (rank, world_size) = self._load(split, columns, labels), node
+        if whole_shards := stream.num_shards % world_size == 0:
+            stream = stream.shard(world_size, rank, contiguous=False)
+        rows = _shuffled(stream, np.random.default_rng(shuffle)) if shuffle else iter(stream)
+        decode = functools.partial(
             _decode_rows,
             columns=columns,
             labels={value: label for label, value in enumerate(self._values)},
             channels=self.channels,
             resolution=self.benchmark.resolution,
         )
-        # More workers than shards would idle, with a warning each.
-        workers = min(self.num_workers, stream.num_shards)
-        total = sum(self.counts[split][label] for label in labels)
-        for images, image_labels, failures in DataLoader(
-            stream, batch_size=DECODE_BATCH, collate_fn=collate, num_workers=workers
-        ):
-            self._count_failures(split, failures, total)
-            if len(images):
-                yield images, image_labels
-
-    def _count_failures(self, split: str, failures: list[str], total: int):
-        self.skipped[split] += len(failures)
-        if failures and self.skipped[split] > MOST_UNDECODABLE * total:
-            raise DataError(
-                f"data set {self.benchmark.dataset_name}, split {split}: {self.skipped[split]} of {total} images cannot"
-                f" be decoded, more than {MOST_UNDECODABLE:.0%} ({failures[-1]})"
-            )
+        undecodable, total = Counter(), sum(self.counts[split][label] for label in labels)
+        chunks = _in_chunks(rows if whole_shards else itertools.islice(rows, rank, None, world_size))
+        with contextlib.closing(rows), contextlib.closing(_map_ahead(decode, chunks, self.num_workers)) as decoded:
+            for images, image_labels, failures in decoded:
+                undecodable.update((split, label) for label, _ in failures)
+                self._undecodable |= undecodable  # the larger of both counts: this pass may have met none before
+                if failures and undecodable.total() > MOST_UNDECODABLE * total:
+                    raise DataError(
+                        f"{self._name}, split {split}: {undecodable.total()} of {total} images cannot be decoded, more"
+                        f" than {MOST_UNDECODABLE:.0%} ({failures[-1][1]})"
+                    )
+                if len(images):
+                    yield images, image_labels
 
 
+def _can_be_label(feature) -> bool:
+    plain = isinstance(feature, datasets.Value) and feature.dtype.startswith(
+        ("int", "uint", "bool", "string", "large_s")
+    )
+    return plain or isinstance(feature, datasets.ClassLabel)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _shuffled(stream: datasets.IterableDataset, rng: np.random.Generator) -> Iterator[dict]:
+    """The rows in an order that `rng` decides, through a buffer that several shards fill in turn.
+
+    `stream.shuffle()` would do the same with a thread for each shard, and sleep for 5 seconds at the end of every pass
+    lest the threads abort the interpreter (apache/arrow#45214).
+    """
+    order = rng.permutation(stream.num_shards).tolist()
+    shards = (iter(stream.shard(stream.num_shards, index)) for index in order)
+    filling, buffer = deque(itertools.islice(shards, OPEN_SHARDS)), []
+    while filling:
+        reader = filling.popleft()
+        row = next(reader, None)
+        if row is None:
+            filling.extend(itertools.islice(shards, 1))
+            continue
+        filling.append(reader)
+        buffer.append(row)
+        if len(buffer) > SHUFFLE_BUFFER:
+            place = rng.integers(len(buffer))
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            yield buffer.pop()
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def _in_chunks(rows: Iterator[dict]) -> Iterator[list[dict]]:
+    while chunk := list(itertools.islice(rows, DECODE_BATCH)):
+        yield chunk
+
+
+def _map_ahead(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """`map`, in order, with some items computed ahead by threads (PIL decodes and resizes without the GIL)."""
+    if not threads:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@functools.cache
 def _digits() -> datasets.IterableDataset:
     """scikit-learn's 1,797 handwritten digits [8, 8], as a `datasets` stream like any other."""
     from sklearn.datasets import load_digits
@@ -222,17 +310,17 @@ def decode_image(value: dict, channels: int, resolution: int) -> np.ndarray:
 
 
 def _decode_rows(rows: list[dict], columns, labels: dict, channels: int, resolution: int):
+    """Images [b, C, H, W], their labels [b], and (label, why) of each row that could not be decoded."""
     images, image_labels, failures = [], [], []
     for row in rows:
-        image, label = (row[column] for column in columns)
+        image, label = row[columns[0]], labels[row[columns[1]]]
         try:
             images.append(decode_image(image, channels, resolution))
-            image_labels.append(labels[label])
-        except Exception as error:  # whatever a decoder raises on whatever bytes there are: skipped and counted
-            failures.append(f"{type(error).__name__}: {error}")
-    shape = (-1, channels, resolution, resolution)
-    pixels = np.stack(images) if images else np.empty((0,), np.uint8)
-    return torch.from_numpy(pixels).reshape(shape), torch.tensor(image_labels, dtype=torch.int64), failures
+            image_labels.append(label)
+        except Exception as error:  # whatever a decoder raises on whatever bytes there are
+            failures.append((label, f"{type(error).__name__}: {_one_line(error)}"))
+    pixels = np.array(images, np.uint8).reshape(-1, channels, resolution, resolution)
+    return torch.from_numpy(pixels), torch.tensor(image_labels, dtype=torch.int64), failures
 
 
 class TaskImages:
@@ -244,14 +332,20 @@ class TaskImages:
 
     def __init__(self, data: ImageData, labels: Sequence[int], seed: int, device, cache_limit_gb: float):
         self.data, self.labels, self.seed, self.device = data, list(labels), seed, device
-        count = sum(data.counts["train"][label] for label in labels)
-        pixels = data.channels * data.benchmark.resolution**2
+        self.count = sum(data.counts["train"][label] for label in labels)
+        shape = (self.count, data.channels, data.benchmark.resolution, data.benchmark.resolution)
         self.cache = None
-        if count * pixels <= cache_limit_gb * 1e9:
-            images, image_labels = zip(*data.read(labels), strict=True)
-            self.cache = torch.cat(images).to(device), torch.cat(image_labels).to(device)
-            count = len(self.cache[0])
-        self.count = count
+        if math.prod(shape) <= cache_limit_gb * 1e9:
+            self.cache = self._read_all(torch.empty(shape, dtype=torch.uint8, device=device))
+            self.count = len(self.cache[0])
+
+    def _read_all(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        labels, count = [], 0
+        for images, image_labels in self.data.read(self.labels):
+            pixels[count : count + len(images)] = images
+            labels.append(image_labels)
+            count += len(images)
+        return pixels[:count], torch.cat(labels).to(self.device)
 
     def batches(
         self, batch_size: int, start_step: int = 0, micro_batches: int = 1, rank: int = 0, world_size: int = 1
@@ -268,33 +362,41 @@ class TaskImages:
 
     def _cached(self, batch_size, start_step, micro_batches, rank, world_size):
         images, labels = self.cache
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch):
+            return np.random.default_rng((self.seed, epoch)).permutation(self.count)
+
         position = (start_step * micro_batches * world_size + rank) * batch_size
-        epochs = {}
         while True:
-            rows = np.arange(position, position + batch_size)
-            for epoch in range(rows[0] // self.count, rows[-1] // self.count + 1):
-                if epoch not in epochs:
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-                    epochs = {old: epochs[old] for old in epochs if old >= epoch - 1} | {epoch: order}
-            chosen = torch.from_numpy(
-                np.array([epochs[row // self.count][row % self.count] for row in rows.tolist()])
-            ).to(images.device, non_blocking=True)
+            epochs, rows = np.divmod(np.arange(position, position + batch_size), self.count)
+            parts = [order(epoch)[rows[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+            chosen = torch.from_numpy(np.concatenate(parts)).to(images.device, non_blocking=True)
             yield images[chosen], labels[chosen]
             position += batch_size * world_size
 
     def _streamed(self, batch_size, skip_batches, rank, world_size):
-        rest, epoch, skip = None, 0, skip_batches * batch_size
+        rest, epoch, skip = None, 0, skip_batches * batch_size  # images that are left to skip
         while True:
+            length = 0
             read = self.data.read(self.labels, shuffle=(self.seed, epoch), node=(rank, world_size))
-            with contextlib.closing(read):  # an unfinished parquet stream can abort the interpreter at exit
+            with contextlib.closing(read):
                 for chunk in read:
+                    length += len(chunk[0])
                     rest = chunk if rest is None else tuple(map(torch.cat, zip(rest, chunk, strict=True)))
                     dropped = min(skip, len(rest[0]))
                     rest, skip = tuple(part[dropped:] for part in rest), skip - dropped
                     while len(rest[0]) >= batch_size and not skip:
                         yield tuple(part[:batch_size].to(self.device) for part in rest)
                         rest = tuple(part[batch_size:] for part in rest)
+            if not length:
+                raise DataError(
+                    f"data set {self.data.benchmark.dataset_name}: process {rank} of {world_size} has no image of a"
+                    " task: use fewer processes, or a --cache_limit_gb that the task fits in"
+                )
             epoch += 1
+            if self.data.same_rows_every_epoch(world_size):  # then all epochs are as long: most need no reading
+                epoch, skip = epoch + skip // length, skip % length
 
 
 def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> Tensor:

@@ -1,0 +1,365 @@
+"""Settings: where their values come from, which are refused, and what is published of them."""
+
+import json
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+from gdzoo import train
+from gdzoo.config import ConfigError, TrainConfig, make_parser, parse_args
+
+CUSTOM = dict(dataset_name="org/My.photo_set", tasks="0,1;2", resolution=32)
+
+
+def refusal(**settings) -> str:
+    """The one line in which `resolve` refuses settings."""
+    with pytest.raises(ConfigError) as refused:
+        TrainConfig(**settings).resolve()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def command_line(tmp_path, monkeypatch, capsys):
+    """Runs a command line that must be refused in an empty folder; returns the line on stderr."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*argv: str) -> str:
+        try:
+            code = train.main(list(argv))
+        except SystemExit as ended:
+            code = ended.code
+        printed = capsys.readouterr()
+        assert code == 2
+        assert printed.err.startswith("gdzoo: ") and printed.err.count("\n") == 1, printed.err
+        assert not printed.out
+        assert not list(folder.iterdir())
+        return printed.err
+
+    return run
+
+
+# ---- defaults ----
+
+
+def test_no_setting_at_all_is_the_digits():
+    config = TrainConfig().resolve()
+    assert (config.benchmark, config.model, config.resolution, config.seed) == ("split-digits", "tiny", 8, 42)
+    assert config.strategy == ["generative_replay", "generative_distillation"]
+    assert (config.max_train_steps, config.learning_rate, config.use_ema) == (400, 1e-3, True)
+    assert config.namespace == "gdzoo"
+
+
+def test_recipe_gives_way_to_what_is_set():
+    config = TrainConfig(benchmark="split-cifar", random_flip=False, replay_weight=0, max_train_steps=3).resolve()
+    assert (config.random_flip, config.replay_weight, config.max_train_steps) == (False, 0.0, 3)
+    assert config.train_batch_size == 64
+
+
+def test_replay_batch_is_as_large_as_the_real_one():
+    assert TrainConfig(train_batch_size=7).resolve().replay_batch_size == 7
+    assert TrainConfig(train_batch_size=7, replay_batch_size=3).resolve().replay_batch_size == 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"benchmark": "split-cifar100"}, CUSTOM])
+def test_resolving_twice_changes_nothing(settings):
+    config = TrainConfig(**settings).resolve()
+    assert config.resolve() == config
+
+
+def test_resolve_leaves_the_original_alone():
+    config = TrainConfig()
+    config.resolve()
+    assert config == TrainConfig()
+
+
+def test_own_data_set():
+    config = TrainConfig(**CUSTOM, image_column="photo").resolve()
+    benchmark = config.get_benchmark()
+    assert config.benchmark == benchmark.name == "split-my-photo-set"
+    assert (benchmark.dataset_name, benchmark.tasks, benchmark.resolution) == ("org/My.photo_set", "0,1;2", 32)
+    assert (benchmark.image_column, benchmark.label_column, benchmark.channels) == ("photo", "label", None)
+    assert TrainConfig(**CUSTOM, benchmark="mine").resolve().benchmark == "mine"
+
+
+def test_named_benchmark_with_other_settings():
+    config = TrainConfig(benchmark="split-cifar100", label_column="coarse_label", tasks=" 4 ", resolution=64).resolve()
+    benchmark = config.get_benchmark()
+    assert (benchmark.label_column, benchmark.tasks, benchmark.resolution) == ("coarse_label", 4, 64)
+    assert (benchmark.image_column, benchmark.channels) == ("img", 3)
+
+
+# ---- command line and file ----
+
+
+def test_command_line_sets_every_kind_of_field():
+    flags = "--strategy lwf joint --use_ema --no-random_flip --learning_rate 1e-4 --seed 7 --tasks 0,1;2"
+    config = parse_args(flags.split())
+    assert config == TrainConfig(
+        strategy=["lwf", "joint"], use_ema=True, random_flip=False, learning_rate=1e-4, seed=7, tasks="0,1;2"
+    )
+
+
+def test_command_line_wins_over_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "seed: 7\nstrategy: [lwf, joint]\nlearning_rate: 1e-4\nuse_ema: false\nmixed_precision: no\n"
+        "tasks: 0,1;2\nbenchmark: split-cifar\nreport_to:\n"
+    )
+    expected = TrainConfig(
+        seed=7,
+        strategy=["lwf", "joint"],
+        learning_rate=1e-4,
+        use_ema=False,
+        mixed_precision="no",
+        tasks="0,1;2",
+        benchmark="split-cifar",
+    )
+    assert parse_args(["--config", str(file)]) == expected
+    overridden = parse_args(["--seed", "8", "--config", str(file), "--strategy", "finetune", "--use_ema"])
+    assert overridden == replace(expected, seed=8, strategy=["finetune"], use_ema=True)
+
+
+def test_empty_file_is_no_setting(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert parse_args(["--config", str(tmp_path / "empty.yaml")]) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("sed: 7", "'sed'"),
+        ("seed: seven", "--seed"),
+        ("seed: [1, 2]", "2"),
+        ("use_ema: perhaps", "--use_ema"),
+        ("max_train_steps: 2.5", "--max_train_steps"),
+        ("strategy: []", "--strategy"),
+        ("- seed", "seed: 42"),
+        ("seed: [", "line 1"),
+        (None, "No such file"),
+    ],
+)
+def test_bad_file_is_named(command_line, tmp_path, content, said):
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_text(content)
+    message = command_line("--config", str(file))
+    assert f"--config {file}" in message
+    assert said in message
+
+
+def test_help_groups_every_flag():
+    text = make_parser().format_help()
+    assert text.startswith("usage: accelerate launch gdzoo/train.py")
+    for group in ("data", "method", "model", "training", "evaluation", "output", "Hub"):
+        assert f"\n{group}:\n" in text
+    for spec in fields(TrainConfig):
+        assert f"--{spec.name}" in text
+        assert spec.metadata["help"]
+    assert text.index("\ndata:") < text.index("  --tasks") < text.index("\nmethod:") < text.index("  --replay_steps")
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == make_parser().format_help()
+
+
+# ---- bad input ----
+
+COUNTS = [spec for spec in fields(TrainConfig) if spec.metadata["minimum"] is not None]
+
+
+@pytest.mark.parametrize("spec", COUNTS, ids=lambda spec: spec.name)
+def test_too_small_numbers(spec):
+    too_small = spec.metadata["minimum"] - 1
+    assert refusal(**{spec.name: too_small}).startswith(f"--{spec.name} {too_small}")
+
+
+ABOVE_ZERO = (
+    "replay_steps replay_batch_size buffer_size train_batch_size gradient_accumulation_steps max_train_steps"
+    " learning_rate evaluator_steps eval_samples eval_steps eval_batch_size resolution"
+)
+
+
+@pytest.mark.parametrize("flag", ABOVE_ZERO.split())
+def test_zero(flag):
+    assert refusal(**{flag: 0}).startswith(f"--{flag} 0")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("flag", ["learning_rate", "replay_weight", "replay_eta", "cache_limit_gb", "snr_gamma"])
+def test_numbers_that_are_not_finite(flag, value):
+    assert refusal(**{flag: value}).startswith(f"--{flag}")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(replay_steps="2"),
+        dict(replay_steps=2.0),
+        dict(seed=True),
+        dict(use_ema=1),
+        dict(learning_rate="1e-3"),
+        dict(strategy=[1]),
+        dict(tasks=5),
+        dict(benchmark=["split-digits"]),
+        dict(seed=None),
+        dict(output_dir=None),
+    ],
+    ids=str,
+)
+def test_wrong_types_from_python(settings):
+    assert refusal(**settings).startswith(f"--{next(iter(settings))} ")
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(benchmark="split-mars"), "--benchmark split-mars: choose from split-digits"),
+        (dict(benchmark="split cifar", **CUSTOM), "--benchmark 'split cifar'"),
+        (dict(benchmark="split-cifar", **CUSTOM), "leave out --dataset_name"),
+        (CUSTOM | dict(tasks=None), "--dataset_name needs --tasks"),
+        (CUSTOM | dict(resolution=None), "--dataset_name needs --resolution"),
+        (CUSTOM | dict(dataset_name="/data/photos"), "--dataset_root DIR --dataset_name NAME"),
+        (CUSTOM | dict(dataset_name="../photos"), "--dataset_root DIR --dataset_name NAME"),
+        (dict(resolution=31, benchmark="split-cifar"), "--resolution 31: --model cifar needs a multiple of 8"),
+        (dict(tasks="0,1;2", class_order="0-9"), "--class_order and --tasks both"),
+        (dict(replay_steps=3), "--replay_steps 3 does not divide the 1000 timesteps"),
+        (dict(replay_steps=2000), "--replay_steps 2000 does not divide"),
+        (dict(eval_steps=7), "--eval_steps 7 does not divide"),
+        (dict(replay_eta=1.5), "--replay_eta 1.5: it is at most 1"),
+        (dict(seed=2**32), "--seed 4294967296: it is at most 4294967295"),
+        (dict(ema_decay=1.0), "--ema_decay 1.0"),
+        (dict(model="huge"), "--model huge: choose from tiny"),
+        (dict(prediction_type="noise"), "--prediction_type noise: choose from epsilon"),
+        (dict(lr_scheduler="piecewise_constant"), "--lr_scheduler piecewise_constant: choose from"),
+        (dict(mixed_precision="int4"), "--mixed_precision int4: choose from no"),
+        (dict(strategy=[]), "--strategy"),
+        (dict(strategy=["lwf", "lwf"]), "--strategy names each strategy once"),
+        (dict(strategy=["finetune", "gdzoo.strategies.Finetune"]), "--strategy names each strategy once"),
+        (dict(strategy=["magic"]), "--strategy 'magic' is none of finetune"),
+        (dict(strategy=["no_such_package.Magic"]), "--strategy 'no_such_package.Magic' cannot be imported"),
+        (dict(strategy=["gdzoo.strategies.Magic"]), "--strategy 'gdzoo.strategies.Magic' cannot be imported"),
+        (dict(report_to="mlflow"), "--report_to mlflow: choose from tensorboard"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value),
+)
+def test_refused_settings(settings, said):
+    assert said in refusal(**settings)
+
+
+def test_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert refusal(report_to="trackio") == '--report_to trackio is not installed: pip install "gdzoo[trackio]"'
+
+
+def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_methods.py").write_text("from gdzoo.strategies import Finetune as Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert TrainConfig(strategy=["my_methods.Mine"]).resolve().strategy == ["my_methods.Mine"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--benchmark split-mars", "--benchmark split-mars"),
+        ("--strategy magic", "--strategy 'magic'"),
+        ("--seed seven", "--seed"),
+        ("--learning_rate nan", "--learning_rate nan"),
+        ("--no_such_flag 1", "--no_such_flag"),
+        ("--replay_steps 3", "--replay_steps 3"),
+        ("--max_train_steps", "--max_train_steps"),
+        # The data must be known for these.
+        ("--tasks 0,1;1,2", "--tasks names 1 more than once"),
+        ("--tasks 0,1;zebra", "'zebra'"),
+        ("--tasks 3", "--tasks 3 does not divide the 10 classes"),
+        ("--class_order 0-8", "--class_order leaves out 9"),
+        ("--image_column photo", "--image_column photo"),
+        ("--label_column kind", "--label_column kind"),
+        ("--benchmark split-cifar --dataset_root no/such/folder", "--dataset_root no/such/folder"),
+    ],
+)
+def test_refused_command_lines(command_line, arguments, said):
+    assert said in command_line(*arguments.split())
+
+
+# ---- what is published ----
+
+
+def test_run_id_is_the_same_for_ever():
+    config = TrainConfig(benchmark="split-digits", strategy=["joint"]).resolve()
+    assert (
+        config.run_id()
+        == TrainConfig(strategy=["joint"]).resolve().run_id()
+        == parse_args(["--strategy", "joint"]).resolve().run_id()
+    )
+    assert len(config.run_id()) == 8 and int(config.run_id(), 16) >= 0
+
+
+def test_run_id_takes_whole_numbers_for_floats():
+    assert TrainConfig(replay_weight=1).resolve().run_id() == TrainConfig(replay_weight=1.0).resolve().run_id()
+    assert TrainConfig(strategy=("lwf",)).resolve().run_id() == TrainConfig(strategy="lwf").resolve().run_id()
+
+
+CHANGED = dict(
+    seed=7,
+    strategy=["lwf"],
+    learning_rate=0.5,
+    max_train_steps=3,
+    use_ema=False,
+    tasks="2",
+    class_order="seed",
+    replay_steps=10,
+    train_batch_size=3,
+    model="fashion",
+    benchmark="split-cifar",
+    prediction_type="sample",
+)
+IRRELEVANT = dict(
+    output_dir="elsewhere",
+    overwrite_output_dir=True,
+    dataset_root="mirror",
+    dataloader_num_workers=3,
+    eval_batch_size=3,
+    cache_limit_gb=0.1,
+    hub_namespace="me",
+    report_to="tensorboard",
+)
+
+
+@pytest.mark.parametrize("flag", CHANGED)
+def test_run_id_tells_results_apart(flag):
+    assert TrainConfig(**{flag: CHANGED[flag]}).resolve().run_id() != TrainConfig().resolve().run_id()
+
+
+@pytest.mark.parametrize("flag", IRRELEVANT)
+def test_run_id_ignores_what_changes_no_result(flag):
+    assert TrainConfig(**{flag: IRRELEVANT[flag]}).resolve().run_id() == TrainConfig().resolve().run_id()
+
+
+def test_published_config_is_enough_to_train_again():
+    config = TrainConfig(benchmark="split-cifar", seed=69, strategy=["lwf"]).resolve()
+    again = TrainConfig(**json.loads(json.dumps(config.to_dict())))
+    assert again.resolve().results_dict() == config.results_dict()
+
+
+def test_published_config_names_nothing_of_this_machine(tmp_path):
+    evaluator = tmp_path / "secret" / "my-evaluator"
+    config = TrainConfig(**CUSTOM, output_dir="/secret/zoo", dataset_root="/secret", evaluator=str(evaluator)).resolve()
+    published = config.to_dict()
+    assert "secret" not in json.dumps(published)
+    assert published["evaluator"] == config.results_dict()["evaluator"] == "my-evaluator"
+    assert replace(config, evaluator="gdzoo/split-cifar-evaluator").to_dict()["evaluator"] == (
+        "gdzoo/split-cifar-evaluator"
+    )
+
+
+def test_chain_is_one_strategy():
+    config = TrainConfig().resolve()
+    assert config.chain("lwf") == replace(config, strategy=["lwf"])
