@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
+import shlex
 import types
 import typing
 from dataclasses import dataclass
@@ -13,11 +15,17 @@ from pathlib import Path
 
 import yaml
 from diffusers.optimization import SchedulerType
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.checkpoint import is_checkpoint
 from gdzoo.models import MODELS, TRAIN_TIMESTEPS, smallest_resolution
 from gdzoo.strategies import strategy_class
+from gdzoo.zoo import repo_name, strategy_slug
 
+LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}  # --report_to: module
 
 # What a benchmark that has no recipe of its own trains with: the paper's optimizer, lengths in the middle.
@@ -42,15 +50,17 @@ class ConfigError(ValueError):
     """A setting that cannot work; its text is one line that names the flag and says what would be right."""
 
 
-def option(default, group: str, help: str, *, minimum=None, choices=None, result: bool = True):
+def option(
+    default, group: str, help: str, *, minimum=None, maximum=None, choices=None, result: bool = True, repr: bool = True
+):
     """A field of TrainConfig. `result`: False where it cannot change what comes out, so that it is not hashed.
 
     A default of None that `resolve()` fills in comes from the benchmark's recipe.
     """
-    metadata = dict(group=group, help=help, minimum=minimum, choices=choices, result=result)
+    metadata = dict(group=group, help=help, minimum=minimum, maximum=maximum, choices=choices, result=result)
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=repr)
 
 
 DATA, METHOD, MODEL, TRAINING = "data", "method", "model", "training"
@@ -78,13 +88,13 @@ class TrainConfig:
     cache_limit_gb: float = option(
         4.0, DATA, "a task with more GB of uint8 pixels is streamed in every epoch", minimum=0, result=False
     )
-    dataloader_num_workers: int = option(0, DATA, "processes that decode images", minimum=0, result=False)
+    dataloader_num_workers: int = option(0, DATA, "threads that decode images ahead", minimum=0, result=False)
 
     strategy: list[str] = option(
         ["generative_replay", "generative_distillation"], METHOD, "one or more of the seven, or my_package.MyStrategy"
     )
     replay_steps: int = option(2, METHOD, "DDIM steps of a replay image", minimum=1)
-    replay_eta: float = option(0.0, METHOD, "DDIM eta of a replay image: 0 deterministic, 1 DDPM", minimum=0)
+    replay_eta: float = option(0.0, METHOD, "DDIM eta of a replay image: 0 deterministic, 1 DDPM", minimum=0, maximum=1)
     replay_weight: float | None = option(None, METHOD, "lambda, the weight of the rehearsal", minimum=0)
     replay_batch_size: int | None = option(None, METHOD, "default: train_batch_size", minimum=1)
     buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
@@ -99,9 +109,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = option(1, TRAINING, "micro-batches a step", minimum=1)
     max_train_steps: int | None = option(None, TRAINING, "optimizer steps a task", minimum=1)
     learning_rate: float | None = option(None, TRAINING, "of Adam, fresh for each task", minimum=0)
-    lr_scheduler: str = option(
-        "constant_with_warmup", TRAINING, "of diffusers", choices=tuple(s.value for s in SchedulerType)
-    )
+    lr_scheduler: str = option("constant_with_warmup", TRAINING, "of diffusers", choices=LR_SCHEDULERS)
     lr_warmup_steps: int | None = option(None, TRAINING, "steps from 0 to the learning rate", minimum=0)
     max_grad_norm: float = option(1.0, TRAINING, "gradients are clipped to this norm", minimum=0)
     use_ema: bool | None = option(
@@ -112,23 +120,55 @@ class TrainConfig:
     mixed_precision: str | None = option(
         None, TRAINING, "default: what `accelerate config` says", choices=("no", "fp16", "bf16")
     )
-    seed: int = option(42, TRAINING, "of everything", minimum=0)
+    seed: int = option(42, TRAINING, "of everything", minimum=0, maximum=2**32 - 1)
+    seeds: list[int] = option(
+        [], TRAINING, "train with each of these, instead of --seed", minimum=0, maximum=2**32 - 1, result=False
+    )
 
     evaluator: str = option("train", EVALUATION, "train, none, or a transformers image classifier (repo or folder)")
     evaluator_steps: int | None = option(None, EVALUATION, "optimizer steps of its training", minimum=1)
-    eval_samples: int | None = option(None, EVALUATION, "images drawn after each task", minimum=2)
+    eval_samples: int | None = option(None, EVALUATION, "images drawn after each task", minimum=10)
     eval_steps: int | None = option(None, EVALUATION, "DDIM steps of each", minimum=1)
     eval_batch_size: int = option(500, EVALUATION, "images drawn at once", minimum=1, result=False)
 
     output_dir: str = option("zoo", OUTPUT, "the local zoo", result=False)
     overwrite_output_dir: bool = option(False, OUTPUT, "replace what another configuration trained there", result=False)
+    checkpointing_steps: int = option(500, OUTPUT, "steps from one checkpoint to the next", minimum=1, result=False)
+    checkpoints_total_limit: int = option(
+        2, OUTPUT, "how many to keep; none once the task is done", minimum=1, result=False
+    )
+    resume_from_checkpoint: str | None = option(
+        None,
+        OUTPUT,
+        "go on from the latest checkpoint (or from one, DIR/checkpoint-500); hub: from the last task of each chain"
+        " there; or from a repo, e.g. gdzoo/split-digits-task3@run-1a2b3c4d",
+        result=False,
+    )
     report_to: str | None = option(None, OUTPUT, "tracker", choices=tuple(TRACKERS), result=False)
-    hub_namespace: str | None = option(None, HUB, "user or organisation (default: gdzoo)", result=False)
+    push_to_hub: bool = option(False, HUB, "push each task's model as soon as it is whole", result=False)
+    hub_namespace: str | None = option(
+        None, HUB, "user or organisation (default: gdzoo; with --push_to_hub the token's account)", result=False
+    )
+    hub_token: str | None = option(
+        None, HUB, "default: HF_TOKEN, or what `hf auth login` stored", result=False, repr=False
+    )
+    hub_private_repo: bool = option(False, HUB, "new repositories are private", result=False)
+    hub_revision: str | None = option(None, HUB, "push to this branch (default: main)", result=False)
+    overwrite_hub: bool = option(False, HUB, "replace another run's weights on the Hub", result=False)
+    require_push: bool = option(
+        False, HUB, "end with code 3, not 0, if something could not be pushed yet", result=False
+    )
 
     @property
     def namespace(self) -> str:
         """The folder in the zoo, and the owner on the Hub."""
         return self.hub_namespace or "gdzoo"
+
+    @property
+    def resume_from_hub(self) -> str | None:
+        """What to go on from, if it is not a checkpoint on this machine."""
+        where = self.resume_from_checkpoint
+        return where if where and not is_checkpoint(where) else None
 
     def resolve(self) -> "TrainConfig":
         """A copy with every None that the benchmark's recipe decides filled in. Checks everything first.
@@ -136,13 +176,19 @@ class TrainConfig:
         Raises:
             ConfigError: before any work, in one line that names the flag.
         """
-        for spec in dataclasses.fields(self):
-            _check_field(spec, getattr(self, spec.name))
+        checked = {spec.name: _checked(spec, getattr(self, spec.name)) for spec in dataclasses.fields(self)}
         benchmark = self.benchmark or (None if self.dataset_name else "split-digits")
         if self.dataset_name:
             if benchmark in BENCHMARKS:
                 raise ConfigError(f"--benchmark {benchmark} has its own data set: leave out --dataset_name or rename")
-            benchmark = benchmark or f"split-{self.dataset_name.split('/')[-1].lower().replace('_', '-')}"
+            if not HUB_ID.fullmatch(self.dataset_name):
+                # Nor may a published train_config.json tell where on this machine the images lay.
+                raise ConfigError(
+                    f"--dataset_name {self.dataset_name}: a name such as uoft-cs/cifar10; the folder DIR/NAME is"
+                    " --dataset_root DIR --dataset_name NAME"
+                )
+            name = self.dataset_name.split("/")[-1].lower()
+            benchmark = benchmark or f"split-{re.sub('[^a-z0-9]+', '-', name).strip('-')}"
             if self.tasks is None:
                 raise ConfigError("--dataset_name needs --tasks, e.g. --tasks '0,1;2,3;4-9'")
         elif benchmark not in BENCHMARKS:
@@ -152,7 +198,7 @@ class TrainConfig:
         if known:
             recipe["resolution"] = known.resolution
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
-        config = dataclasses.replace(self, benchmark=benchmark, **values)
+        config = dataclasses.replace(self, **checked | {"benchmark": benchmark} | values)
         config._check_together()
         config.replay_batch_size = config.replay_batch_size or config.train_batch_size
         return config
@@ -170,18 +216,42 @@ class TrainConfig:
             raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema_decay {self.ema_decay}: it lies in [0, 1)")
+        if not self.learning_rate:
+            raise ConfigError("--learning_rate 0: it is more than 0")
         for name in self.strategy:
             try:
                 strategy_class(name)
             except ValueError as error:
                 raise ConfigError(f"--strategy {error}") from error
-        if not self.strategy or len(set(self.strategy)) < len(self.strategy):
-            raise ConfigError("--strategy names each strategy once, and at least one")
+        if not self.strategy or len({strategy_slug(name) for name in self.strategy}) < len(self.strategy):
+            raise ConfigError("--strategy names each strategy once, and at least one (my.LwF would be saved as lwf is)")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("--seeds names each seed once")
         if self.report_to and not importlib.util.find_spec(TRACKERS[self.report_to]):
             # accelerate itself would only warn, and log nothing.
             raise ConfigError(f'--report_to {self.report_to} is not installed: pip install "gdzoo[{self.report_to}]"')
         if not self.benchmark.replace("-", "").isalnum() or not self.benchmark.isascii():
             raise ConfigError(f"--benchmark {self.benchmark!r}: use letters, digits and hyphens")
+        if self.resume_from_checkpoint and self.overwrite_output_dir:
+            raise ConfigError("--overwrite_output_dir would delete what --resume_from_checkpoint goes on from")
+        self._check_hub()
+
+    def _check_hub(self):
+        for flag in ("hub_private_repo", "hub_revision", "overwrite_hub", "require_push"):
+            if getattr(self, flag) and not self.push_to_hub:
+                raise ConfigError(f"--{flag} goes with --push_to_hub")
+        longest = max((repo_name(self.benchmark, name, self.seed, 100) for name in self.strategy), key=len)
+        try:
+            validate_repo_id(f"{self.namespace}/{longest}")
+        except HFValidationError as error:
+            raise ConfigError(f"--hub_namespace {self.namespace}, --benchmark {self.benchmark}: {error}") from error
+        if self.resume_from_hub:
+            repo_id, at, revision = self.resume_from_hub.partition("@")
+            if repo_id != "hub" and repo_id.count("/") != 1 or not HUB_ID.fullmatch(repo_id) or at and not revision:
+                raise ConfigError(
+                    f"--resume_from_checkpoint {self.resume_from_checkpoint}: latest, DIR/checkpoint-500, hub, or a"
+                    " repo such as gdzoo/split-digits-task3 or gdzoo/split-digits-task3@REVISION"
+                )
 
     def get_benchmark(self) -> Benchmark:
         """The benchmark of a resolved config, the command line's own settings laid over the named one."""
@@ -202,12 +272,43 @@ class TrainConfig:
 
     def to_dict(self) -> dict:
         """What train_config.json holds: enough to train it again, and nothing of this machine or its user."""
-        private = ("output_dir", "overwrite_output_dir", "dataset_root", "hub_namespace", "report_to")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in private}
+        groups = {spec.name: spec.metadata["group"] for spec in dataclasses.fields(self)}
+        private = {name for name in groups if groups[name] in (OUTPUT, HUB)} | {"dataset_root", "seeds"}
+        return {name: value for name, value in self._public().items() if name not in private}
 
     def results_dict(self) -> dict:
         """The settings that decide what comes out: two runs with the same ones are the same run."""
-        return {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self) if spec.metadata["result"]}
+        values = self._public()
+        return {spec.name: values[spec.name] for spec in dataclasses.fields(self) if spec.metadata["result"]}
+
+    def _public(self) -> dict:
+        """All settings; of an evaluator's folder only its name, since its path is this machine's own affair."""
+        values = dataclasses.asdict(self)
+        if not HUB_ID.fullmatch(self.evaluator):
+            values["evaluator"] = Path(self.evaluator).resolve().name
+        return values
+
+    def difference(self, train_config: dict) -> str:
+        """The first setting that a train_config.json has otherwise, as "--seed 1, not 2"; empty if none has."""
+        for name, value in self.results_dict().items():
+            if train_config.get(name) != value:
+                return f"--{name} {train_config.get(name)}, not {value}"
+        return ""
+
+    def command(self) -> str:
+        """The command line that trains one chain again, on any machine: what the benchmark's recipe does not imply."""
+        given = ("dataset_name", "tasks", "resolution") if self.dataset_name else ()
+        plain = TrainConfig(benchmark=self.benchmark, **{name: getattr(self, name) for name in given}).resolve()
+        implied = {name: value for name, value in plain.results_dict().items() if name not in (*given, "strategy")}
+        flags = ["--benchmark", self.benchmark]
+        for name, value in self.results_dict().items():
+            if name == "benchmark" or value is None or implied.get(name) == value:
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return f"accelerate launch gdzoo/train.py {shlex.join(flags)}"
 
     def run_id(self) -> str:
         """The first 8 hex digits of the configuration's hash."""
@@ -221,28 +322,42 @@ def _plain_type(annotation) -> type:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else annotation
 
 
-def _check_field(spec: dataclasses.Field, value):
+def _checked(spec: dataclasses.Field, value):
+    """The value of a field as its type has it: a list for one name, a float for a whole number."""
     if value is None:
         if spec.default is not None:
             raise ConfigError(f"--{spec.name} needs a value")
-        return
+        return None
     kind = _plain_type(spec.type)
     many = typing.get_origin(spec.type) is list
-    for item in value if many and isinstance(value, (list, tuple)) else [value]:
-        number_as_float = kind is float and isinstance(item, int) and not isinstance(item, bool)
-        if type(item) is not kind and not number_as_float:
+    items = list(value) if many and isinstance(value, (list, tuple)) else [value]
+    if kind is float:
+        items = [float(item) if type(item) is int else item for item in items]
+    limits = spec.metadata
+    for item in items:
+        if type(item) is not kind:
             raise ConfigError(f"--{spec.name} {item!r}: it takes {kind.__name__}")
         if kind is float and not math.isfinite(item):
             raise ConfigError(f"--{spec.name} {item}: it takes a finite number")
-        if spec.metadata["minimum"] is not None and item < spec.metadata["minimum"]:
-            raise ConfigError(f"--{spec.name} {item}: it is at least {spec.metadata['minimum']}")
-        if spec.metadata["choices"] and item not in spec.metadata["choices"]:
-            raise ConfigError(f"--{spec.name} {item}: choose from {', '.join(spec.metadata['choices'])}")
+        if limits["minimum"] is not None and item < limits["minimum"]:
+            raise ConfigError(f"--{spec.name} {item}: it is at least {limits['minimum']}")
+        if limits["maximum"] is not None and item > limits["maximum"]:
+            raise ConfigError(f"--{spec.name} {item}: it is at most {limits['maximum']}")
+        if limits["choices"] and item not in limits["choices"]:
+            raise ConfigError(f"--{spec.name} {item}: choose from {', '.join(limits['choices'])}")
+    return items if many else items[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage of so many flags would bury it."""
+
+    def error(self, message):
+        raise ConfigError(message)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line, a flag for each field, grouped."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="accelerate launch gdzoo/train.py",
         description="Train a diffusion model on one task after another, with one or more strategies.",
     )
@@ -259,7 +374,7 @@ def _argument(spec: dataclasses.Field) -> dict:
     kind = _plain_type(spec.type)
     text = spec.metadata["help"].replace("%", "%%")
     default = spec.default_factory() if spec.default is dataclasses.MISSING else spec.default
-    if default not in (None, False):
+    if default not in (None, False, []):
         text += f" (default: {' '.join(default) if isinstance(default, list) else default})"
     if kind is bool:
         return dict(action=argparse.BooleanOptionalAction, help=text)
@@ -282,6 +397,8 @@ def _yaml_arguments(file: str) -> list[str]:
     for name, value in settings.items():
         if name not in known:
             raise ConfigError(f"--config {file}: there is no setting {name!r}")
+        if value is False and known[name].metadata["choices"]:
+            value = "no"  # YAML's way of reading `mixed_precision: no`
         if _plain_type(known[name].type) is bool and isinstance(value, bool):
             arguments.append(f"--{'' if value else 'no-'}{name}")
         elif isinstance(value, list):
@@ -292,13 +409,22 @@ def _yaml_arguments(file: str) -> list[str]:
 
 
 def parse_args(argv: list[str]) -> TrainConfig:
-    """The config of a command line; argparse ends the process with code 2 on what it does not know."""
+    """The config of a command line; what it does not know ends the process with code 2 and one line."""
     parser = make_parser()
-    file = parser.parse_args(argv).config
     try:
-        arguments = _yaml_arguments(file) if file else []
+        flags = vars(parser.parse_args(argv))
+        file = flags.pop("config")
+        return TrainConfig(**(_read_yaml(file) if file else {}) | flags)
     except ConfigError as error:
-        parser.error(str(error))
-    values = vars(parser.parse_args(arguments + argv))
-    values.pop("config")
-    return TrainConfig(**values)
+        parser.exit(2, f"gdzoo: {error}\n")
+
+
+def _read_yaml(file: str) -> dict:
+    """The settings of a file, read as the command line would be."""
+    arguments = _yaml_arguments(file)
+    try:
+        settings = vars(make_parser().parse_args(arguments))
+    except ConfigError as error:
+        raise ConfigError(f"--config {file}: {error}") from error
+    settings.pop("config")
+    return settings

@@ -1,66 +1,60 @@
-"""How good is a model, on all the classes that it has learned so far?"""
+"""How good is a model, on all tasks that it has learned so far? The metrics, and `python -m gdzoo.evaluation`."""
 
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import datasets
+import diffusers
 import torch
-from diffusers import DDIMPipeline
-from PIL import Image
+import transformers
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from gdzoo import metrics
-from gdzoo.evaluator import Evaluator
-from gdzoo.sampling import draw_images
+import gdzoo
+from gdzoo import metrics, zoo
+from gdzoo.benchmarks import BENCHMARKS, split_classes
+from gdzoo.config import TrainConfig
+from gdzoo.evaluator import Evaluator, load_evaluator
+from gdzoo.features import Extractor, Reference, evaluator_extractor, load_extractor, reference_features
+from gdzoo.pipelines import draw_any, fitted, load_any_pipeline
+from gdzoo.publish import made_with
 from gdzoo.streaming import ImageData
+from gdzoo.terminal import evaluation_table
 
-SAMPLE_SEED = 0  # every model of a benchmark draws from this same noise, so that samples.png can be compared
-GRID = 8  # images a side of samples.png
-SMALLEST_CELL = 32  # pixels; smaller images are enlarged for the eye
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with: the features [N, D] and labels [N] of real images of all classes."""
-
-    features: Tensor
-    labels: Tensor
-    split: str
-
-    def of(self, classes: list[int]) -> tuple[Tensor, Tensor]:
-        """The features and labels of these classes alone."""
-        chosen = torch.isin(self.labels, torch.tensor(classes))
-        return self.features[chosen], self.labels[chosen]
+SAMPLE_SEED = 0  # every model of a benchmark draws from this same noise, so that samples can be compared
+FEWEST_SAMPLES = 10  # for anything to be evaluated
 
 
-def reference_features(data: ImageData, classes: list[int], evaluator: Evaluator) -> Reference:
-    """The test split through the evaluator; the training images where there is no test split."""
-    split = data.test_split or "train"
-    features, labels = zip(
-        *((evaluator(images)[0], labels) for images, labels in data.read(classes, split)), strict=True
-    )
-    return Reference(torch.cat(features), torch.cat(labels), split)
+def evaluate(features: Tensor, found: Tensor, reference: Reference, tasks: list[list[int]]) -> dict:
+    """Compare samples with the real images of `tasks`, all those learned so far, together and task by task.
 
-
-def draw_samples(pipeline: DDIMPipeline, count: int, steps: int, batch_size: int, seed: int = SAMPLE_SEED) -> Tensor:
-    """uint8 images [count, C, H, W] on the CPU; the first ones of them make samples.png."""
-    return torch.cat([images.cpu() for images in draw_images(pipeline, count, steps, seed, batch_size)])
-
-
-def evaluate(samples: Tensor, evaluator: Evaluator, reference: Reference, classes: list[int]) -> dict:
-    """Compare uint8 samples [N, C, H, W] with the real images of `classes`, all those learned so far.
+    Args:
+        features: of the samples [N, D], from the extractor that the reference comes from.
+        found: the class [N] that the evaluator sees in each sample.
+        tasks: labels of each task learned so far.
 
     Returns:
         `metrics`: fid, kid and kid_std, precision and recall, kld and ard (gdzoo.metrics), by name;
-        `histogram`: how many samples and how many real images there are of each label.
+        `histogram`: how many samples and how many real images there are of each label;
+        `per_task`: see `evaluate_tasks`;
+        `evaluation`: how it was measured; `fid_reliable` is false where FID had too few samples or real images.
     """
-    features, found = evaluator(samples)
-    real, real_labels = reference.of(classes)
-    labels = evaluator.model.config.num_labels
+    real, real_labels = reference.of(sum(tasks, []))
+    labels = len(reference.names)
     counts, real_counts = torch.bincount(found, minlength=labels), torch.bincount(real_labels, minlength=labels)
     kid, kid_std = metrics.kernel_distance(real, features)
     precision, recall = metrics.precision_recall(real, features)
+    needed = metrics.fid_samples_needed(features.shape[1])
     return {
         "metrics": {
-            "fid": metrics.frechet_distance(metrics.feature_statistics(real), metrics.feature_statistics(features)),
+            "fid": _fid(real, features),
             "kid": kid,
             "kid_std": kid_std,
             "precision": precision,
@@ -68,35 +62,218 @@ def evaluate(samples: Tensor, evaluator: Evaluator, reference: Reference, classe
             "kld": metrics.kl_divergence(real_counts, counts),
             "ard": metrics.absolute_ratio_difference(real_counts, counts),
         },
-        "histogram": {"samples": counts.tolist(), "reference": real_counts.tolist()},
+        "histogram": {
+            "names": reference.names,
+            "samples": counts.tolist(),
+            "reference": real_counts.tolist(),
+        },
+        "per_task": evaluate_tasks(features, found, reference, tasks),
+        "evaluation": {
+            "features": reference.extractor,
+            "feature_dim": features.shape[1],
+            "eval_samples": len(features),
+            "reference_split": reference.split,
+            "reference_images": len(real),
+            "fid_samples_needed": needed,
+            "fid_reliable": min(len(real), len(features)) >= needed,
+        },
     }
 
 
-def image_grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """uint8 images [N, C, H, W] as one picture, row by row, small ones enlarged without smoothing."""
-    enlarge = max(1, -(-SMALLEST_CELL // images.shape[-1]))
-    images = images.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    grid = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
-    for index, image in enumerate(images):
-        top, left = (
-            place * (side + gap) + gap for place, side in zip(divmod(index, columns), (height, width), strict=True)
-        )
-        grid[:, top : top + height, left : left + width] = image
-    pixels = grid.permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+def evaluate_tasks(features: Tensor, found: Tensor, reference: Reference, tasks: list[list[int]]) -> list[dict]:
+    """Row k of the quality matrix q[k][j]: the samples of each task j <= k against the real images of task j.
 
-
-def real_grid(data: ImageData, columns: int = 10) -> tuple[Image.Image, int]:
-    """The first real images of each class, a row a class in label order, and the side of a cell in pixels."""
+    A sample belongs to the task of the class that the evaluator sees in it. `share` is the part of all samples that
+    belong to the task; where they, or its real images, are too few for FID (metrics.fid_samples_needed) or KID
+    (metrics.KID_SAMPLES_NEEDED), that one is None.
+    """
     rows = []
-    for label in range(len(data.names)):
-        read = data.read([label])
-        images, _ = next(read, (torch.empty(0), None))
-        read.close()  # an unfinished parquet stream can abort the interpreter at exit
-        blank = torch.full((columns, data.channels, *[data.benchmark.resolution] * 2), 255, dtype=torch.uint8)
-        blank[: len(images)] = images[:columns]
-        rows.append(blank)
-    grid = image_grid(torch.cat(rows), columns, gap=0)
-    return grid, grid.width // columns
+    for number, classes in enumerate(tasks, start=1):
+        real, _ = reference.of(classes)
+        routed = features[torch.isin(found, torch.tensor(classes))]
+        fewest = min(len(real), len(routed))
+        enough_for_fid = fewest >= metrics.fid_samples_needed(features.shape[1])
+        enough_for_kid = fewest >= metrics.KID_SAMPLES_NEEDED
+        rows.append(
+            {
+                "task": number,
+                "fid": _fid(real, routed) if enough_for_fid else None,
+                "kid": metrics.kernel_distance(real, routed)[0] if enough_for_kid else None,
+                "share": len(routed) / len(features),
+                "samples": len(routed),
+                "reference_images": len(real),
+            }
+        )
+    return rows
+
+
+def _fid(real: Tensor, generated: Tensor) -> float:
+    return metrics.frechet_distance(metrics.feature_statistics(real), metrics.feature_statistics(generated))
+
+
+def look_at(
+    batches: Iterable[Tensor], total: int, evaluator: Evaluator, extractor: Extractor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features [N, D] and classes [N] of uint8 batches, `total` images; with no extractor, the evaluator's features."""
+    features, found = [], []
+    with tqdm(total=total, desc="samples", unit="image", dynamic_ncols=True) as progress:
+        for images in batches:
+            images = images.cpu()  # where processors of PIL images need them
+            seen, classes = evaluator(images)
+            features.append(extractor(images) if extractor else seen)
+            found.append(classes)
+            progress.update(len(images))
+    return torch.cat(features), torch.cat(found)
+
+
+# ---- the command line ----
+
+
+@dataclass
+class Job:
+    """What the command line asks for, checked, with everything loaded that it needs."""
+
+    args: argparse.Namespace
+    pipeline: DiffusionPipeline
+    data: ImageData
+    tasks: list[list[int]]  # all of the benchmark
+    evaluator: Evaluator
+    extractor: Extractor | None  # None: the evaluator's features
+    evaluator_repo: str
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdzoo.evaluation",
+        description="Measure any unconditional diffusers pipeline on the tasks 1 to K of a benchmark.",
+    )
+    parser.add_argument("pipeline", metavar="REPO_OR_FOLDER", help="a pipeline of the Hub or the disk")
+    parser.add_argument("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or that of a folder's own")
+    parser.add_argument("--task", type=int, required=True, help="compare with the classes of tasks 1 to this one")
+    parser.add_argument("--eval_samples", type=int, default=10_000, help="images to draw (default: 10000)")
+    parser.add_argument("--eval_steps", type=int, default=20, help="DDIM steps of each (default: 20)")
+    parser.add_argument("--eval_batch_size", type=int, default=500, help="images drawn at once (default: 500)")
+    parser.add_argument("--features", help="inception, or a transformers image model (default: the evaluator)")
+    parser.add_argument(
+        "--evaluator", help="the benchmark's image classifier (default: beside the model, or the zoo's)"
+    )
+    parser.add_argument("--dataset_root", help="local mirror: DIR/uoft-cs/cifar10 is taken before the Hub")
+    parser.add_argument("--seed", type=int, default=SAMPLE_SEED, help="of the noise (default: 0, as in training)")
+    parser.add_argument("--output", help="JSON file to write (default: NAME-BENCHMARK-taskK.json)")
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Check and load everything; nothing is drawn or written.
+
+    Raises:
+        ValueError: in one line that names the flag, the repo or the folder.
+    """
+    for flag, minimum in dict(eval_samples=FEWEST_SAMPLES, eval_steps=1, eval_batch_size=1, seed=0).items():
+        if getattr(args, flag) < minimum:
+            raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least {minimum}")
+    default_output = f"{Path(args.pipeline).resolve().name}-{args.benchmark}-task{args.task}.json"
+    args.output = Path(args.output or default_output)
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
+    config = benchmark_config(args.pipeline, args.benchmark)
+    data = ImageData(config.get_benchmark(), args.dataset_root)
+    tasks = split_classes(data.benchmark.tasks, config.class_order, data.names, config.seed)
+    if not 1 <= args.task <= len(tasks):
+        raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
+    device = PartialState().default_device
+    pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
+    fitted(next(draw_any(pipeline, 1, 1, args.seed, 1)), data, args.pipeline)  # the first image tells its size
+    repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
+    evaluator = load_evaluator(repo, data, device)
+    extractor = load_extractor(args.features, device) if args.features else None
+    evaluator_repo = "/".join(Path(repo).parts[-2:])  # of a folder, too: what it is called, not where it lies
+    return Job(args, pipeline, data, tasks, evaluator, extractor, evaluator_repo)
+
+
+def benchmark_config(repo_or_folder: str, benchmark: str) -> TrainConfig:
+    """How a benchmark is cut into tasks: as the model was trained on it, or, for a stranger's model, by its recipe."""
+    settings = published_json(repo_or_folder, zoo.TRAIN_CONFIG)
+    if settings and settings.get("benchmark") == benchmark:
+        return published_config(settings)
+    if benchmark not in BENCHMARKS:
+        raise ValueError(
+            f"--benchmark {benchmark}: choose from {', '.join(BENCHMARKS)}; one of your own is known only by the"
+            f" {zoo.TRAIN_CONFIG} of a model that was trained on it"
+        )
+    return TrainConfig(benchmark=benchmark).resolve()
+
+
+def published_config(settings: dict) -> TrainConfig:
+    """The config of a train_config.json, of another version, too; all but the strategy, which may be of code not here.
+
+    Raises:
+        ConfigError: it holds a value that cannot be.
+    """
+    known = {spec.name for spec in dataclasses.fields(TrainConfig)} - {"strategy"}
+    return TrainConfig(**{name: value for name, value in settings.items() if name in known}).resolve()
+
+
+def published_json(repo_or_folder: str, name: str) -> dict | None:
+    """A JSON file of a model's folder or repo; None where it has none, as a stranger's model."""
+    file = Path(repo_or_folder, name)
+    if not Path(repo_or_folder).is_dir():
+        try:
+            file = Path(hf_hub_download(repo_or_folder, name))
+        except Exception:  # a model that cannot be reached is refused, with a reason, when it is loaded
+            return None
+    return zoo.read_json(file) if file.is_file() else None
+
+
+def find_evaluator(repo_or_folder: str, benchmark: str) -> Path | str:
+    """The benchmark's evaluator: beside the model, in the local zoo, or on the Hub."""
+    name = zoo.evaluator_name(benchmark)
+    nearby = (Path(repo_or_folder).parent / name, Path("zoo", "gdzoo", name))
+    return next((folder for folder in nearby if folder.is_dir()), f"gdzoo/{name}")
+
+
+def run(job: Job) -> dict:
+    """Draw, look and compare. Returns what is written to --output."""
+    args, tasks = job.args, job.tasks[: job.args.task]
+    extractor = job.extractor or evaluator_extractor(job.evaluator, job.evaluator_repo)
+    reference = reference_features(job.data, sum(job.tasks, []), extractor)
+    drawn = draw_any(job.pipeline, args.eval_samples, args.eval_steps, args.seed, args.eval_batch_size)
+    batches = (fitted(images, job.data, args.pipeline) for images in drawn)
+    result = evaluate(*look_at(batches, args.eval_samples, job.evaluator, job.extractor), reference, tasks)
+    result["evaluation"] |= {"eval_steps": args.eval_steps, "seed": args.seed, "evaluator": job.evaluator_repo}
+    facts = {
+        "gdzoo": gdzoo.__version__,
+        "pipeline": args.pipeline,
+        "benchmark": args.benchmark,
+        "task": args.task,
+        "tasks": [
+            {"task": number, "classes": labels, "names": [job.data.names[label] for label in labels]}
+            for number, labels in enumerate(job.tasks, start=1)
+        ],
+    }
+    return facts | result | made_with()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0 when all went well, 2 for what cannot work, 1 when it had to stop."""
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        job = prepare(args)
+    except ValueError as error:
+        print(f"gdzoo: {error}", file=sys.stderr)
+        return 2
+    try:
+        result = run(job)
+        zoo.write_json(args.output, result)
+    except (ValueError, OSError) as error:
+        print(f"gdzoo: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{evaluation_table(result)}\n\nWritten to {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

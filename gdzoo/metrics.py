@@ -1,4 +1,4 @@
-"""How good are the samples? Distances of features, distances of class histograms, and summaries over tasks.
+"""How good are the samples? Distances of features and distances of class histograms.
 
 Pure functions of arrays: the features are whatever an image model makes of real and of generated images. Features may
 be of any float type and on any device; everything is computed in float64 (on the CPU where the device is MPS, which
@@ -7,7 +7,6 @@ has no float64). Errors in the input are ValueErrors of one line.
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 # A block of distances between 10,000 features and this many takes 80 MB.
 ROWS_PER_BLOCK = 1000
+KID_SAMPLES_NEEDED = 10  # unbiased from 2 on, but below this its standard error drowns it
 
 
 # ---- features ----
@@ -26,6 +26,11 @@ class FeatureStatistics(NamedTuple):
     count: int  # the number of samples N
     mean: Tensor  # [D]
     covariance: Tensor  # [D, D], unbiased (divided by N - 1)
+
+
+def fid_samples_needed(dimension: int) -> int:
+    """The fewest samples whose covariance can have full rank; with fewer, real or generated, FID is not reliable."""
+    return dimension + 1
 
 
 def feature_statistics(features: Tensor) -> FeatureStatistics:
@@ -260,68 +265,3 @@ def _checked_counts(
         if not (counts >= 0).all() or not 0 < counts.sum() < math.inf:
             raise ValueError(f"{name} class counts must be >= 0 and not all 0, got {counts.tolist()}")
     return true_counts, sample_counts
-
-
-# ---- summaries over tasks ----
-#
-# All three take the rows of a quality matrix: quality[k - 1][j - 1] is q[k][j], the quality on task j after training on
-# task k, for j <= k <= T. Lower is better, as for FID and KID. What is above the diagonal is ignored and may be absent.
-# A quality that is not known is None or NaN, and makes every summary NaN that depends on it.
-
-QualityMatrix = Sequence[Sequence[float | None]]
-
-
-def average_final_quality(quality: QualityMatrix) -> float:
-    """Mean over all tasks j of q[T][j], the quality after the last task T; in the unit of q, lower is better.
-
-    Source: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learning", eq. 2 (ACC, there of
-    accuracies).
-
-    Raises:
-        ValueError: if the matrix is empty or a row lacks a task.
-    """
-    return fmean(_lower_triangle(quality)[-1])
-
-
-def average_incremental_quality(quality: QualityMatrix) -> float:
-    """Mean over k of the mean over j <= k of q[k][j], the quality all along; in the unit of q, lower is better.
-
-    Source: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representation Learning" (average incremental
-    accuracy). iCaRL averages over the test images of the classes seen, which is the same where tasks are equally large.
-
-    Raises:
-        ValueError: if the matrix is empty or a row lacks a task.
-    """
-    return fmean(fmean(row) for row in _lower_triangle(quality))
-
-
-def forgetting(quality: QualityMatrix) -> float:
-    """Mean over the earlier tasks j < T of q[T][j] - q[j][j]: what learning the later tasks cost, in the unit of q.
-
-    Positive when the earlier tasks got worse; negative when they gained. NaN for a single task, which nothing followed.
-
-    Source: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning" (forgetting measure), except that it
-    compares with the best earlier q[l][j]. Comparing with q[j][j] is the backward transfer of Lopez-Paz & Ranzato 2017,
-    "Gradient Episodic Memory for Continual Learning", eq. 3, here of a quality where lower is better.
-
-    Raises:
-        ValueError: if the matrix is empty or a row lacks a task.
-    """
-    rows = _lower_triangle(quality)
-    if len(rows) == 1:
-        return math.nan
-    return fmean(final - row[-1] for final, row in zip(rows[-1][:-1], rows[:-1], strict=True))
-
-
-def _lower_triangle(quality: QualityMatrix) -> list[list[float]]:
-    """The rows of q up to the diagonal, the k-th of length k, with NaN for None."""
-    if len(quality) == 0:
-        raise ValueError("the quality matrix is empty: it needs a row for each task")
-    rows = []
-    for k, row in enumerate(quality, start=1):
-        if len(row) < k:
-            raise ValueError(
-                f"row {k} of the quality matrix needs {k} entries, one for each task so far, got {len(row)}"
-            )
-        rows.append([math.nan if q is None else float(q) for q in row[:k]])
-    return rows

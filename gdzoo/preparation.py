@@ -1,6 +1,8 @@
 """What must be known before the first step? Everything that can be checked, the data, the tasks, the evaluator."""
 
+import dataclasses
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -8,14 +10,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from filelock import FileLock, Timeout
 
 import gdzoo
 from gdzoo import zoo
 from gdzoo.benchmarks import split_classes
+from gdzoo.checkpoint import Checkpoints, GlobalRandom
 from gdzoo.config import ConfigError, TrainConfig
-from gdzoo.evaluation import Reference, reference_features
+from gdzoo.evaluation import FEWEST_SAMPLES
 from gdzoo.evaluator import Evaluator, load_evaluator, train_evaluator
+from gdzoo.features import Reference, evaluator_extractor, reference_features
+from gdzoo.hub import Pusher
 from gdzoo.publish import publish_evaluator
+from gdzoo.resume import consult_hub, hub_target, with_namespace
 from gdzoo.streaming import ImageData
 
 
@@ -30,6 +37,12 @@ class Run:
     evaluator: Evaluator | None = None  # on the main process, unless --evaluator none
     evaluator_repo: str | None = None
     reference: Reference | None = None
+    pusher: Pusher | None = None  # on the main process, with --push_to_hub
+
+    @property
+    def task_numbers(self) -> range:
+        """Tasks count from 1."""
+        return range(1, len(self.tasks) + 1)
 
     def folder(self, strategy: str, task: int) -> Path:
         """Where the model of a task is published; tasks count from 1."""
@@ -41,19 +54,61 @@ class Run:
         """Where the benchmark's own evaluator is published."""
         return Path(self.config.output_dir, self.config.namespace, zoo.evaluator_name(self.config.benchmark))
 
+    def published(self, strategy: str) -> list[dict]:
+        """The results of a chain's tasks, up to the last one in the zoo.
+
+        Of a chain that goes on from the Hub, the zoo may have that last task alone: it knows of the earlier ones.
+        """
+        folders = {task: self.folder(strategy, task) for task in self.task_numbers}
+        there = {task: zoo.read_json(folder / zoo.RESULTS) for task, folder in folders.items() if folder.exists()}
+        if not there:
+            return []
+        last = there[max(there)]
+        return [there.get(entry["task"], last | entry) for entry in last["history"]]
+
+    def checkpoints(self, strategy: str, task: int, parts: dict | None = None) -> Checkpoints:
+        """The checkpoints of a task that is not done yet; `parts` are what they hold."""
+        origin = {
+            "run": self.config.chain(strategy).run_id(),
+            "strategy": strategy,
+            "task": task,
+            "images a step": self.micro_batches * self.config.train_batch_size,
+        }
+        folder = Path(self.config.output_dir, zoo.TRAINING, self.folder(strategy, task).name)
+        used = {name: part for name, part in (parts or {}).items() if part is not None}
+        used["random"] = GlobalRandom(self.accelerator.device)
+        return Checkpoints(folder, origin, used, self.config.checkpoints_total_limit)
+
+    @property
+    def micro_batches(self) -> int:
+        """How many make up a step, on all processes together."""
+        return self.config.gradient_accumulation_steps * self.accelerator.num_processes
+
     def seen(self, task: int) -> list[int]:
         """The labels of all tasks so far."""
         return sum(self.tasks[:task], [])
 
+    def title(self, strategy: str) -> str:
+        """What its chain is called for people: the strategy, and a seed that is not the usual one."""
+        seed = self.config.seed
+        return strategy if seed == zoo.DEFAULT_SEED else f"{strategy} seed {seed}"
+
+    def of_each_seed(self) -> list["Run"]:
+        """One run for each of --seeds, or for --seed alone; all share the data and the evaluator."""
+        configs = [
+            dataclasses.replace(self.config, seed=seed, seeds=[]) for seed in self.config.seeds or [self.config.seed]
+        ]
+        return [dataclasses.replace(self, config=config, tasks=split_tasks(self.data, config)) for config in configs]
+
 
 def prepare(config: TrainConfig) -> Run:
-    """Check everything that can be checked before work; nothing is written."""
+    """Check everything that can be checked before work; nothing is written but what the run goes on from."""
     config = config.resolve()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
-        project_dir=str(Path(config.output_dir, ".training", "logs")),
+        project_dir=str(Path(config.output_dir, zoo.TRAINING, "logs")),
         # The others wait while the main process evaluates.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
@@ -61,6 +116,39 @@ def prepare(config: TrainConfig) -> Run:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     data = ImageData(config.get_benchmark(), config.dataset_root, config.dataloader_num_workers)
+    run = Run(config, accelerator, data, split_tasks(data, config))
+    if config.push_to_hub:
+        run.config = with_namespace(run)
+        run.pusher = Pusher(hub_target(run.config), config.hub_token) if accelerator.is_main_process else None
+    for each in run.of_each_seed():
+        check_output(each)
+    consult_hub(run)
+    check_evaluator(run)
+    return run
+
+
+def hold_output(run: Run) -> AbstractContextManager:
+    """Keep the output folder for this run alone while it is entered, and clear away what killed runs left half-done.
+
+    Raises:
+        ConfigError: another run is writing there, or nobody can.
+    """
+    if not run.accelerator.is_main_process:
+        return nullcontext()
+    output = Path(run.config.output_dir)
+    try:
+        Path(output, zoo.TRAINING).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(output, zoo.TRAINING, "lock")).acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"--output_dir {output}: another run is writing there; choose another") from error
+    except OSError as error:
+        raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
+    zoo.sweep(Path(output, run.config.namespace))
+    return lock
+
+
+def split_tasks(data: ImageData, config: TrainConfig) -> list[list[int]]:
+    """The labels of each task, all of which have images to learn from and enough to be evaluated with."""
     try:
         tasks = split_classes(data.benchmark.tasks, config.class_order, data.names, config.seed)
     except ValueError as error:
@@ -69,10 +157,14 @@ def prepare(config: TrainConfig) -> Run:
         if not any(data.counts["train"][label] for label in labels):
             names = ", ".join(data.names[label] for label in labels)
             raise ConfigError(f"--tasks: task {task} ({names}) has no image in {data.benchmark.dataset_name}")
-    run = Run(config, accelerator, data, tasks)
-    check_output(run)
-    check_evaluator(run)
-    return run
+    split = data.test_split or "train"
+    count = sum(data.counts[split][label] for label in tasks[0])
+    if config.evaluator != "none" and count < FEWEST_SAMPLES:
+        raise ConfigError(
+            f"--tasks: task 1 has {count} images in the split {split}, and evaluation needs {FEWEST_SAMPLES};"
+            " give it more classes or say --evaluator none"
+        )
+    return tasks
 
 
 def check_output(run: Run):
@@ -90,12 +182,10 @@ def check_output(run: Run):
                 there = zoo.read_json(folder / zoo.TRAIN_CONFIG)
             except ValueError as error:
                 raise ConfigError(f"--output_dir: {error}; move it away or say --overwrite_output_dir") from error
-            here = config.chain(strategy).results_dict()
-            other = [name for name, value in here.items() if there.get(name) != value]
+            other = config.chain(strategy).difference(there)
             if other:
                 raise ConfigError(
-                    f"--output_dir {config.output_dir} holds another run: {folder.name} was trained with"
-                    f" --{other[0]} {there.get(other[0])}, not {here[other[0]]};"
+                    f"--output_dir {config.output_dir} holds another run: {folder.name} was trained with {other};"
                     " choose another --output_dir or say --overwrite_output_dir"
                 )
 
@@ -117,9 +207,11 @@ def check_evaluator(run: Run):
                 " the metrics in this zoo look through it; say the same, or choose another --output_dir"
             )
     if config.evaluator != "train" or folder.exists():
-        run.evaluator_repo = f"{config.namespace}/{folder.name}" if config.evaluator == "train" else config.evaluator
+        found = folder if config.evaluator == "train" else config.evaluator
+        # results.json says what the metrics look through, of a folder only its name.
+        named = config.to_dict()["evaluator"]
+        run.evaluator_repo = f"{config.namespace}/{folder.name}" if config.evaluator == "train" else named
         try:
-            found = folder if config.evaluator == "train" else config.evaluator
             run.evaluator = load_evaluator(found, run.data, run.accelerator.device)
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -136,4 +228,7 @@ def prepare_evaluator(run: Run):
         )
         publish_evaluator(run.evaluator_folder, run.data, model, report)
         check_evaluator(run)
-    run.reference = reference_features(run.data, run.seen(len(run.tasks)), run.evaluator)
+    if run.pusher and config.evaluator == "train":
+        run.pusher.push(run.evaluator_folder)
+    extractor = evaluator_extractor(run.evaluator, run.evaluator_repo)
+    run.reference = reference_features(run.data, run.seen(len(run.tasks)), extractor)

@@ -1,6 +1,7 @@
 """What does a published folder hold? Weights, pictures, results, configuration and card, written all at once."""
 
 import platform
+import resource
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import gdzoo
 from gdzoo import zoo
 from gdzoo.cards import evaluator_card, pipeline_card
 from gdzoo.config import TrainConfig
-from gdzoo.evaluation import real_grid
 from gdzoo.evaluator import SEED as EVALUATOR_SEED
 from gdzoo.evaluator import image_processor
+from gdzoo.grids import real_grid
 from gdzoo.streaming import ImageData
 
 PACKAGES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "huggingface_hub")
@@ -31,7 +32,8 @@ def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image,
         samples.save(partial / zoo.SAMPLES)
         zoo.write_json(partial / zoo.RESULTS, results)
         zoo.write_json(partial / zoo.TRAIN_CONFIG, config.to_dict())
-        (partial / zoo.CARD).write_text(pipeline_card(results, config.to_dict()), encoding="utf-8")
+        card = pipeline_card(zoo.repo_id(folder), results, config, config.get_benchmark(), zoo.others(folder, results))
+        (partial / zoo.CARD).write_text(card, encoding="utf-8")
 
 
 def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, report: dict):
@@ -50,13 +52,21 @@ def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, rep
         image_processor(data).save_pretrained(partial)
         grid.save(partial / "real.png")
         zoo.write_json(partial / zoo.RESULTS, results)
-        (partial / zoo.CARD).write_text(evaluator_card(results), encoding="utf-8")
+        card = evaluator_card(zoo.repo_id(folder), results, data.benchmark)
+        (partial / zoo.CARD).write_text(card, encoding="utf-8")
 
 
 def made_with() -> dict:
     """Versions and hardware, for results.json."""
     versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
     return {"versions": versions, "hardware": hardware()}
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """The most that this process has held so far: of the accelerator's memory, or of the CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # Linux counts in KiB
 
 
 def hardware() -> str:

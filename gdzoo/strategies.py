@@ -7,7 +7,9 @@ Source: Masip, Rodriguez, Tuytelaars, van de Ven, "Continual Learning of Diffusi
 PMLR 274 (arXiv 2311.14028), section 3.
 """
 
+import dataclasses
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -137,6 +139,13 @@ def strategy_class(name: str) -> type:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name!r} cannot be imported: {error}") from error
+
+
+def create_strategy(name: str, settings) -> Callable[[Batch, Past, StepRandom], Batch | None]:
+    """A strategy whose fields are the attributes of `settings` of the same name, or keep their defaults."""
+    method = strategy_class(name)
+    fields = [field.name for field in dataclasses.fields(method) if hasattr(settings, field.name)]
+    return method(**{field: getattr(settings, field) for field in fields})
 
 
 def continual_loss(

@@ -1,27 +1,83 @@
-"""What does the person at the terminal see when a task, or the whole run, is done?"""
+"""What does the person at the terminal see when a task, the whole run, or an evaluation is done?"""
+
+from tqdm.auto import tqdm
+
+
+def progress_bar(title: str, step: int, total: int, shown: bool) -> tqdm:
+    """The bar of a task, from `step` on."""
+    return tqdm(initial=step, total=total, desc=title, unit="step", dynamic_ncols=True, disable=not shown)
 
 
 def task_line(result: dict) -> str:
     """One line on a finished task."""
     names = ", ".join(name for task in result["tasks"][: result["task"]] for name in task["names"])
     shown = ", ".join(f"{name.upper()} {result['metrics'][name]:.3g}" for name in ("fid", "kld") if result["metrics"])
-    return f"{result['strategy']} after task {result['task']} ({names}): {shown or 'not evaluated'}"
+    line = f"{_title(result)} after task {result['task']} ({names}): {shown or 'not evaluated'}"
+    caution = reliability(result["evaluation"])
+    return f"{line}; {caution}" if caution else line
+
+
+def _title(result: dict) -> str:
+    return result["strategy"] if result["seed"] == 42 else f"{result['strategy']} seed {result['seed']}"
+
+
+def reliability(evaluation: dict | None) -> str:
+    """What to know before one trusts the FID; empty if there is nothing to say, or nothing was evaluated."""
+    if not evaluation or evaluation.get("fid_reliable", True):
+        return ""
+    return (
+        f"FID of {evaluation['eval_samples']} samples and {evaluation['reference_images']} real images is not reliable:"
+        f" {evaluation['feature_dim']} features need {evaluation['fid_samples_needed']} of each; go by KID"
+    )
 
 
 def final_table(results: list[dict]) -> str:
-    """strategy x task: FID and KLD."""
+    """strategy and seed x task: FID and KLD."""
     tasks = sorted({result["task"] for result in results})
+    chains = list(dict.fromkeys(map(_title, results)))
+    width = max(26, *(len(title) + 1 for title in chains))
     lines = [
-        f"{'':26}" + "".join(f"{f'task {task}':>16}" for task in tasks),
-        f"{'':26}" + f"{'FID    KLD':>16}" * len(tasks),
+        f"{'':{width}}" + "".join(f"{f'task {task}':>16}" for task in tasks),
+        f"{'':{width}}" + f"{'FID    KLD':>16}" * len(tasks),
     ]
-    for strategy in dict.fromkeys(result["strategy"] for result in results):
-        cells = {result["task"]: result["metrics"] for result in results if result["strategy"] == strategy}
+    for title in chains:
+        cells = {result["task"]: result["metrics"] for result in results if _title(result) == title}
         lines.append(
-            f"{strategy:26}"
+            f"{title:{width}}"
             + "".join(
                 f"{cells[task]['fid']:9.2f}{cells[task]['kld']:7.3f}" if cells[task] else f"{'-':>9}{'-':>7}"
                 for task in tasks
             )
         )
     return "\n".join(lines)
+
+
+def evaluation_table(result: dict) -> str:
+    """What python -m gdzoo.evaluation found: all tasks together, then each by itself."""
+    metrics, evaluation = result["metrics"], result["evaluation"]
+    lines = [
+        f"{result['pipeline']} on {result['benchmark']}, tasks 1 to {result['task']}",
+        f"{evaluation['eval_samples']} samples of {evaluation['eval_steps']} steps,"
+        f" {evaluation['reference_images']} real images ({evaluation['reference_split']}),"
+        f" {evaluation['feature_dim']} features of {evaluation['features']}",
+        "",
+        *(
+            f"{name:10}{metrics[name]:10.4f}" + (f" +- {metrics['kid_std']:.4f}" if name == "kid" else "")
+            for name in ("fid", "kid", "precision", "recall", "kld", "ard")
+        ),
+        "",
+        f"{'task':>4}{'FID':>10}{'KID':>10}{'share':>8}  classes",
+    ]
+    for row, task in zip(result["per_task"], result["tasks"], strict=False):  # later tasks are not measured
+        fid, kid = (f"{'-' if row[name] is None else f'{row[name]:.4f}':>10}" for name in ("fid", "kid"))
+        lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {', '.join(task['names'])}")
+    if any(row["fid"] is None for row in result["per_task"]):
+        lines.append(f"-: fewer than the {evaluation['fid_samples_needed']} samples and real images that FID needs")
+    caution = reliability(evaluation)
+    return "\n".join([*lines, *([f"\n{caution}"] if caution else [])])
+
+
+def not_pushed(lines: list[str], output_dir: str) -> str:
+    """What is not on the Hub yet, and how it gets there."""
+    listed = "\n".join(f"    {line}" for line in lines)
+    return f"\nNot on the Hub yet:\n\n{listed}\n\nLater:\n\n    python -m gdzoo.hub push {output_dir}"

@@ -1,36 +1,38 @@
 """How does the whole thing run? The command line, and the loop over strategies, tasks and steps."""
 
-import dataclasses
 import math
-import resource
-import shutil
+import signal
 import sys
 import time
+from contextlib import closing
 from functools import partial
 
 import datasets
 import diffusers
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import set_seed
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-import gdzoo
 from gdzoo import zoo
+from gdzoo.checkpoint import Checkpoints, Progress
 from gdzoo.config import ConfigError, TrainConfig, parse_args
-from gdzoo.evaluation import GRID, SAMPLE_SEED, draw_samples, evaluate, image_grid
+from gdzoo.hub import NOT_ALL_PUSHED
+from gdzoo.interruption import Interrupted, noted_signals, raised_signals
 from gdzoo.models import create_scheduler, create_unet, load_pipeline
-from gdzoo.preparation import Run, prepare, prepare_evaluator
-from gdzoo.publish import publish_pipeline
+from gdzoo.preparation import Run, hold_output, prepare, prepare_evaluator
 from gdzoo.randomness import StepRandom, seed_from
+from gdzoo.results import cost_of, images_per_second, publish_task
 from gdzoo.sampling import Teacher, to_float
-from gdzoo.strategies import Past, continual_loss, min_snr_weight, noised, strategy_class
+from gdzoo.strategies import Past, continual_loss, create_strategy, min_snr_weight, noised, strategy_class
 from gdzoo.streaming import DataError, TaskImages, keep_some
-from gdzoo.terminal import final_table, task_line
+from gdzoo.terminal import final_table, not_pushed, progress_bar, task_line
 
 READ_LOSS_EVERY = 10  # steps; reading it makes an accelerator wait
 
@@ -42,7 +44,8 @@ class TrainingError(RuntimeError):
 def train(config: TrainConfig) -> list[dict]:
     """Train every strategy of `config` on all tasks, and publish each task's model in the local zoo.
 
-    A task that the zoo holds already is not trained again, so an interrupted run goes on with the next one.
+    A task that the zoo holds already is not trained again, so an interrupted run goes on with the next one, or with
+    resume_from_checkpoint from the last checkpoint.
 
     Returns:
         The results.json of every chain's every task.
@@ -50,6 +53,7 @@ def train(config: TrainConfig) -> list[dict]:
     Raises:
         ConfigError, DataError: before any work, with nothing written.
         TrainingError: the loss is not finite; what the last task saved is kept.
+        Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
     """
     return train_all(prepare(config))
 
@@ -59,8 +63,18 @@ def train_all(run: Run) -> list[dict]:
     if run.config.report_to:
         settings = {name: str(value) for name, value in run.config.to_dict().items()}
         run.accelerator.init_trackers("gdzoo", config=settings)
-    prepare_evaluator(run)
-    results = [result for strategy in run.config.strategy for result in train_chain(run, strategy)]
+    try:
+        with hold_output(run):
+            prepare_evaluator(run)
+            results = [
+                result
+                for each in run.of_each_seed()
+                for strategy in run.config.strategy
+                for result in train_chain(each, strategy)
+            ]
+    finally:
+        if run.pusher:
+            run.pusher.finish()
     if run.config.report_to:
         run.accelerator.end_training()
     return results
@@ -68,29 +82,39 @@ def train_all(run: Run) -> list[dict]:
 
 def train_chain(run: Run, strategy: str) -> list[dict]:
     """One strategy on all tasks, one after another."""
-    accelerator, results = run.accelerator, []
+    accelerator = run.accelerator
     if run.config.overwrite_output_dir and accelerator.is_main_process:
-        for task in range(1, len(run.tasks) + 1):
-            shutil.rmtree(run.folder(strategy, task), ignore_errors=True)
+        for task in run.task_numbers:
+            zoo.remove(run.folder(strategy, task))
     accelerator.wait_for_everyone()
-    for task in range(1, len(run.tasks) + 1):
-        folder = run.folder(strategy, task)
-        if not folder.exists():
-            # The first task has no teacher, so all strategies learn it alike.
-            twins = [run.folder(other, 1) for other in run.config.strategy] if task == 1 else []
-            twin = next((other for other in twins if other.exists()), None)
-            accelerator.wait_for_everyone()
-            if twin:
-                pipeline, cost = load_pipeline(twin), zoo.read_json(twin / zoo.RESULTS)["cost"]
-            else:
-                pipeline, cost = train_task(run, strategy, task)
-            if accelerator.is_main_process:
-                publish_task(run, strategy, task, pipeline, cost, results)
-            accelerator.wait_for_everyone()
-        results.append(zoo.read_json(folder / zoo.RESULTS))
+    results = run.published(strategy)
+    for result in results:
+        report_task(run, strategy, result)
+    for task in run.task_numbers[len(results) :]:
+        # The first task has no teacher, so all strategies learn it alike.
+        twins = [run.folder(other, 1) for other in run.config.strategy] if task == 1 else []
+        twin = next((other for other in twins if other.exists()), None)
+        accelerator.wait_for_everyone()
+        if twin:
+            pipeline, cost = load_pipeline(twin), zoo.read_json(twin / zoo.RESULTS)["cost"]
+        else:
+            pipeline, cost = train_task(run, strategy, task)
         if accelerator.is_main_process:
-            tqdm.write(task_line(results[-1]))
+            publish_task(run, strategy, task, pipeline, cost, results)
+            zoo.remove(run.checkpoints(strategy, task).folder)
+        accelerator.wait_for_everyone()
+        results.append(zoo.read_json(run.folder(strategy, task) / zoo.RESULTS))
+        report_task(run, strategy, results[-1])
     return results
+
+
+def report_task(run: Run, strategy: str, result: dict):
+    """Show a task that is done, and see to it that it is on the Hub."""
+    if run.accelerator.is_main_process:
+        tqdm.write(task_line(result))
+    folder = run.folder(strategy, result["task"])
+    if run.pusher and folder.exists():
+        run.pusher.push(folder)
 
 
 def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
@@ -100,73 +124,62 @@ def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
         The pipeline to publish (its weights averaged with --use_ema), and what it cost.
     """
     config, accelerator = run.config, run.accelerator
-    device, world_size = accelerator.device, accelerator.num_processes
-    method = strategy_class(strategy)
+    device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
+    micro_batches = config.gradient_accumulation_steps
+    set_seed(seed_from(config.seed, task) % 2**32)  # for what a strategy from outside may draw
     scheduler, unet, past = start_of_task(run, strategy, task)
-    rehearse = method(
-        **{f.name: getattr(config, f.name) for f in dataclasses.fields(method) if hasattr(config, f.name)}
-    )
-    labels = run.seen(task) if getattr(method, "sees_all_classes", False) else run.tasks[task - 1]
-    images = TaskImages(run.data, labels, seed_from(config.seed, task), device, config.cache_limit_gb)
-    report_skipped(run, task)
+    rehearse, images = create_strategy(strategy, config), task_images(run, strategy, task)
 
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
-    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, config.max_train_steps)
+    lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
+    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, **lengths)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay) if config.use_ema else None
     # The schedule is not prepared: accelerate would step it once for each process.
     student, optimizer = accelerator.prepare(unet, optimizer)
     student.train()
     snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
 
-    shares = config.gradient_accumulation_steps * world_size
-    batches = images.batches(
-        config.train_batch_size, 0, config.gradient_accumulation_steps, accelerator.process_index, world_size
-    )
-    progress = tqdm(
-        total=config.max_train_steps,
-        desc=f"task {task}/{len(run.tasks)} {strategy}",
-        unit="step",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process,
-    )
-    started, losses, passes = time.perf_counter(), [], 0
-    for step in range(config.max_train_steps):
-        for micro in range(config.gradient_accumulation_steps):
-            share = micro * world_size + accelerator.process_index
-            random = StepRandom((config.seed, task, step), device, share, shares)
-            with accelerator.accumulate(student), accelerator.autocast():
-                x_0 = real_images(next(batches)[0], config.random_flip, random)
-                real = noised(x_0, scheduler, random)
-                rehearsal = rehearse(real, past, random) if past else None
-                loss = continual_loss(student, real, rehearsal, task, config.replay_weight, snr_weight)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.max_grad_norm:
-                    accelerator.clip_grad_norm_(student.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.detach())
-            passes += len(real.t) + (len(rehearsal.t) if rehearsal else 0)
-        lr_scheduler.step()
-        if ema:
-            ema.step(unet.parameters())
-        progress.update()
-        if (step + 1) % READ_LOSS_EVERY == 0 or step + 1 == config.max_train_steps:
-            report_loss(run, strategy, task, step + 1, losses, progress, started)
-            losses.clear()
-    batches.close()
-    progress.close()
+    parts = dict(model=unet, optimizer=optimizer, lr_scheduler=lr_scheduler, ema=ema, scaler=accelerator.scaler)
+    checkpoints = run.checkpoints(strategy, task, parts)
+    progress = resume(run, checkpoints, past)
+    if ema:
+        ema.to(device)
+
+    batches = images.batches(config.train_batch_size, progress.step, micro_batches, rank, world_size)
+    title = f"task {task}/{len(run.tasks)} {run.title(strategy)}"
+    bar = progress_bar(title, progress.step, config.max_train_steps, accelerator.is_main_process)
+    started, losses = time.perf_counter() - progress.seconds, []
+    with closing(batches), closing(bar), noted_signals() as signals:
+        for step in range(progress.step, config.max_train_steps):
+            for micro in range(micro_batches):
+                share, shares = micro * world_size + rank, micro_batches * world_size
+                random = StepRandom((config.seed, task, step), device, share, shares)
+                with accelerator.accumulate(student), accelerator.autocast():
+                    x_0 = real_images(next(batches)[0], config.random_flip, random)
+                    real = noised(x_0, scheduler, random)
+                    rehearsal = rehearse(real, past, random) if past else None
+                    loss = continual_loss(student, real, rehearsal, task, config.replay_weight, snr_weight)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and config.max_grad_norm:
+                        accelerator.clip_grad_norm_(student.parameters(), config.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                losses.append(loss.detach())
+                progress.student_passes += len(real.t) + (len(rehearsal.t) if rehearsal else 0)
+            lr_scheduler.step()
+            if ema:
+                ema.step(unet.parameters())
+            bar.update()
+            progress.step, progress.seconds = step + 1, time.perf_counter() - started
+            progress.teacher_passes = past.teacher.passes if past else 0
+            if progress.step % READ_LOSS_EVERY == 0 or progress.step == config.max_train_steps:
+                report_loss(run, strategy, task, progress, losses, bar)
+                losses.clear()
+            save_or_stop(run, checkpoints, progress, signals)
     if ema:
         ema.copy_to(unet.parameters())
-    seconds = time.perf_counter() - started
-    cost = {
-        "seconds": round(seconds, 2),
-        "images_per_second": round(config.max_train_steps * shares * config.train_batch_size / seconds, 1),
-        "student_passes": passes * world_size,
-        "teacher_passes": past.teacher.passes * world_size if past else 0,
-        "peak_memory_mib": peak_memory_mib(device),
-    }
     accelerator.free_memory()
-    return DDIMPipeline(unet.eval(), scheduler), cost
+    return DDIMPipeline(unet.eval(), scheduler), cost_of(run, progress)
 
 
 def start_of_task(run: Run, strategy: str, task: int) -> tuple[DDIMScheduler, UNet2DModel, Past | None]:
@@ -184,6 +197,50 @@ def start_of_task(run: Run, strategy: str, task: int) -> tuple[DDIMScheduler, UN
     return teacher.scheduler, student.to(device), Past(Teacher(teacher.unet.to(device), teacher.scheduler), buffer)
 
 
+def task_images(run: Run, strategy: str, task: int) -> TaskImages:
+    """What a task's student sees of the data; says how many images could not be decoded so far, if any."""
+    config, data = run.config, run.data
+    labels = run.seen(task) if getattr(strategy_class(strategy), "sees_all_classes", False) else run.tasks[task - 1]
+    images = TaskImages(data, labels, seed_from(config.seed, task), run.accelerator.device, config.cache_limit_gb)
+    if data.skipped["train"] and run.accelerator.is_main_process:
+        skipped, name = data.skipped["train"], data.benchmark.dataset_name
+        tqdm.write(f"task {task}: {skipped} images of {name} could not be decoded: skipped")
+    return images
+
+
+def resume(run: Run, checkpoints: Checkpoints, past: Past | None) -> Progress:
+    """How far the task is: at its start, or with --resume_from_checkpoint as far as its checkpoint.
+
+    Raises:
+        TrainingError: the processes do not read the same checkpoint.
+    """
+    progress = checkpoints.restore(run.config.resume_from_checkpoint)
+    steps = run.accelerator.gather(torch.tensor([progress.step], device=run.accelerator.device))
+    if len(steps.unique()) > 1:
+        raise TrainingError(f"--output_dir {run.config.output_dir} is not the same folder for all processes")
+    if past:
+        past.teacher.passes = progress.teacher_passes
+    return progress
+
+
+def save_or_stop(run: Run, checkpoints: Checkpoints, progress: Progress, signals: list[int]):
+    """Write a checkpoint when it is time, and when SIGTERM or Ctrl-C came.
+
+    Raises:
+        Interrupted: one came; several processes agree on it where they read the loss, since agreeing takes time.
+    """
+    config, accelerator = run.config, run.accelerator
+    stop = bool(signals)
+    if accelerator.num_processes > 1:
+        agree = progress.step % READ_LOSS_EVERY == 0
+        stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
+    if (stop or progress.step % config.checkpointing_steps == 0) and accelerator.is_main_process:
+        checkpoints.save(progress)
+    if stop:
+        accelerator.wait_for_everyone()
+        raise Interrupted(signals[0] if signals else signal.SIGTERM, f"stopped and saved after step {progress.step}")
+
+
 def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:
     """uint8 [B, C, H, W] as floats in [-1, 1], half of them mirrored if asked for."""
     x_0 = to_float(pixels)
@@ -193,14 +250,7 @@ def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor
     return x_0
 
 
-def report_skipped(run: Run, task: int):
-    """Say how many images could not be decoded so far, if any."""
-    skipped = run.data.skipped["train"]
-    if skipped and run.accelerator.is_main_process:
-        tqdm.write(f"task {task}: {skipped} images of {run.data.benchmark.dataset_name} could not be decoded: skipped")
-
-
-def report_loss(run: Run, strategy: str, task: int, step: int, losses: list[Tensor], progress: tqdm, started: float):
+def report_loss(run: Run, strategy: str, task: int, progress: Progress, losses: list[Tensor], bar: tqdm):
     """Show and log the mean loss of the last steps.
 
     Raises:
@@ -209,78 +259,44 @@ def report_loss(run: Run, strategy: str, task: int, step: int, losses: list[Tens
     accelerator, config = run.accelerator, run.config
     loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
     if not math.isfinite(loss):
-        progress.close()
+        bar.close()
         kept = f"; {run.folder(strategy, task - 1)} is kept" if task > 1 else ""
         raise TrainingError(
-            f"the loss of {strategy}, task {task}, is {loss} near step {step}: try a lower --learning_rate{kept}"
+            f"the loss of {strategy}, task {task}, is {loss} near step {progress.step}:"
+            f" try a lower --learning_rate{kept}"
         )
-    images = step * config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    progress.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images / (time.perf_counter() - started):.0f}"})
+    bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images_per_second(run, progress):.0f}"})
     if config.report_to:
-        accelerator.log({f"{strategy}/loss": loss}, step=(task - 1) * config.max_train_steps + step)
-
-
-def peak_memory_mib(device: torch.device) -> int:
-    """The most that this process has held so far: of the accelerator's memory, or of the CPU's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # Linux counts in KiB
-
-
-def evaluate_task(run: Run, pipeline: DDIMPipeline, task: int) -> tuple[dict, Image.Image]:
-    """What results.json says of a model, over all classes seen ({} with --evaluator none), and its samples.png."""
-    config = run.config
-    count = max(config.eval_samples, GRID**2) if run.evaluator else GRID**2
-    samples = draw_samples(pipeline, count, config.eval_steps, config.eval_batch_size)
-    grid = image_grid(samples[: GRID**2], columns=GRID)
-    if run.evaluator is None:
-        return {"metrics": {}, "histogram": None, "evaluation": None}, grid
-    found = evaluate(samples[: config.eval_samples], run.evaluator, run.reference, run.seen(task))
-    found["histogram"]["names"] = run.data.names
-    found["evaluation"] = {
-        "features": run.evaluator_repo,
-        "feature_dim": run.reference.features.shape[1],
-        "eval_samples": config.eval_samples,
-        "eval_steps": config.eval_steps,
-        "reference_split": run.reference.split,
-        "reference_images": sum(found["histogram"]["reference"]),
-        "seed": SAMPLE_SEED,
-    }
-    return found, grid
-
-
-def publish_task(run: Run, strategy: str, task: int, pipeline: DDIMPipeline, cost: dict, earlier: list[dict]):
-    """Evaluate a task's model and put it into the zoo, with everything that is known of it."""
-    config = run.config.chain(strategy)
-    found, samples = evaluate_task(run, pipeline, task)
-    counts = run.data.counts["train"]
-    results = {
-        "gdzoo": gdzoo.__version__,
-        "run": config.run_id(),
-        "benchmark": config.benchmark,
-        "strategy": strategy,
-        "seed": config.seed,
-        "task": task,
-        "base_model": f"{config.namespace}/{run.folder(strategy, task - 1).name}" if task > 1 else None,
-        "tasks": [
-            {
-                "task": number,
-                "classes": labels,
-                "names": [run.data.names[label] for label in labels],
-                "images": sum(counts[label] for label in labels),
-            }
-            for number, labels in enumerate(run.tasks, start=1)
-        ],
-        **found,
-        "cost": cost,
-    }
-    results["history"] = [{name: each[name] for name in ("task", "metrics", "cost")} for each in [*earlier, results]]
-    publish_pipeline(run.folder(strategy, task), pipeline, samples, results, config)
+        accelerator.log({f"{run.title(strategy)}/loss": loss}, step=(task - 1) * config.max_train_steps + progress.step)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0 when all went well, 2 for settings that cannot work, 1 when a run had to stop."""
+    """The command line.
+
+    Returns:
+        0 when all went well, 1 when a run had to stop, 2 for settings that cannot work, 3 with --require_push if
+        something is not on the Hub yet, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     config = parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        with raised_signals():
+            return run_config(config)
+    except Interrupted as error:
+        if PartialState().is_main_process:
+            print(
+                f"gdzoo: {error}; every folder in {config.output_dir} is whole, the same command with"
+                " --resume_from_checkpoint latest goes on",
+                file=sys.stderr,
+            )
+        return error.exit_code
+
+
+def run_config(config: TrainConfig) -> int:
+    """All of a run, its errors told in one line each.
+
+    Raises:
+        Interrupted
+    """
     # Each loads many small files; their bars would drown the run's own.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -294,16 +310,19 @@ def main(argv: list[str] | None = None) -> int:
         results = train_all(run)
     except (TrainingError, DataError, ValueError) as error:
         print(f"gdzoo: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+        return 2 if isinstance(error, ConfigError) else 1
+    except (OSError, SafetensorError) as error:
         print(
             f"gdzoo: {error}; every folder in {config.output_dir} is whole, the same command goes on", file=sys.stderr
         )
         return 1
     if run.accelerator.is_main_process:
-        last = run.folder(run.config.strategy[-1], len(run.tasks))
+        last = run.of_each_seed()[-1].folder(run.config.strategy[-1], len(run.tasks))
         print(f"\n{final_table(results)}\n\nThe last model is in {last}. Next:\n")
         print(f"    python spaces/compare/app.py --zoo {config.output_dir}")
+    if run.pusher and run.pusher.left:
+        print(not_pushed(run.pusher.left, config.output_dir))
+        return NOT_ALL_PUSHED if config.require_push else 0
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RESULTS, TRAIN_CONFIG, SAMPLES, CARD = "results.json", "train_config.json", "samples.png", "README.md"
+TRAINING = ".training"  # in the zoo, beside the namespaces: what must never be published
 DEFAULT_SEED = 42
 MAIN_STRATEGY = "generative_distillation"  # the one without a suffix
 _SHORT = {"generative_replay": "replay", "gaussian_distillation": "gaussian"}
@@ -19,7 +20,7 @@ def strategy_slug(strategy: str) -> str:
     """What a strategy is called in a repo's name: "my_package.MyStrategy" is "my-strategy"."""
     name = strategy.rpartition(".")[2]
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
-    return _SHORT.get(strategy, snake.replace("_", "-"))
+    return _SHORT.get(strategy, re.sub("[^a-z0-9]+", "-", snake).strip("-"))
 
 
 def repo_name(benchmark: str, strategy: str, seed: int, task: int) -> str:
@@ -69,14 +70,33 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             old = partial.with_name(partial.name.replace(".partial-", ".old-"))
             folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
+            try:
+                partial.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             partial.rename(folder)
         _flush(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def remove(folder: Path):
+    """Delete a folder, if it is there; a crash in the middle leaves nothing of it under its name."""
+    if folder.exists():
+        old = folder.parent / f".old-{folder.name}-{uuid.uuid4().hex[:8]}"
+        folder.rename(old)
+        shutil.rmtree(old)
+
+
+def sweep(folder: Path):
+    """Delete what a killed process left of folders that it was writing or deleting."""
+    for pattern in (".partial-*", ".old-*"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _flush(path: Path):
@@ -86,3 +106,25 @@ def _flush(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def repos(zoo: Path) -> list[Path]:
+    """All repos of a zoo, NAMESPACE/NAME, a model after the one that it started from."""
+    folders = [file.parent for file in sorted(zoo.glob(f"[!.]*/[!.]*/{RESULTS}"))]
+    return sorted(folders, key=lambda folder: [int(digits) for digits in re.findall(r"-task(\d+)$", folder.name)])
+
+
+def repo_id(folder: Path) -> str:
+    """What a repo's folder is called on the Hub."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def others(folder: Path, results: dict) -> list[dict]:
+    """The results of the other strategies in the same zoo, after the same task and measured alike."""
+    same = ("benchmark", "seed", "task", "tasks", "evaluation")
+    found = []
+    for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
+        other = read_json(file)
+        if other["strategy"] != results["strategy"] and all(other.get(name) == results[name] for name in same):
+            found.append(other)
+    return found

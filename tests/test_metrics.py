@@ -13,15 +13,13 @@ from gdzoo import metrics
 from gdzoo.metrics import (
     FeatureStatistics,
     absolute_ratio_difference,
-    average_final_quality,
-    average_incremental_quality,
     feature_statistics,
-    forgetting,
     frechet_distance,
     kernel_distance,
     kl_divergence,
     precision_recall,
 )
+from gdzoo.summaries import average_final_quality, average_incremental_quality, forgetting
 
 
 def correlated_features(count: int, dimension: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -305,3 +305,23 @@ def test_cifar_with_the_papers_unet(cwd):
     pipe = DiffusionPipeline.from_pretrained(cwd / "zoo/gdzoo/split-cifar-task2")
     assert sum(parameter.numel() for parameter in pipe.unet.parameters()) == 35_746_307
     assert pipe(batch_size=1, num_inference_steps=1).images[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("schedule, last", [("constant_with_warmup", 1.0), ("linear", 0.0)])
+def test_the_learning_rate_warms_up_over_the_steps_asked_for(cwd, monkeypatch, schedule, last):
+    rates = []
+    original = train.get_scheduler
+
+    def spy(*args, **kwargs):
+        scheduler = original(*args, **kwargs)
+        step = scheduler.step
+        scheduler.step = lambda: (rates.append(scheduler.get_last_lr()[0]), step())
+        made.append(scheduler)
+        return scheduler
+
+    made = []
+    monkeypatch.setattr(train, "get_scheduler", spy)
+    flags = ["--lr_scheduler", schedule, "--lr_warmup_steps", "4", "--learning_rate", "0.001"]
+    assert train.main([*TWO_TASKS, "--strategy", "finetune", *flags]) == 0
+    assert rates[:5] == pytest.approx([0, 0.00025, 0.0005, 0.00075, 0.001])
+    assert made[-1].get_last_lr()[0] == pytest.approx(last * 0.001)

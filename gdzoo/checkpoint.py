@@ -1,0 +1,192 @@
+"""How does a killed run go on, bit for bit? By whole, verified checkpoints of the task that it was in.
+
+Little has to be kept: a task starts from the folder that the task before published, and the data and random numbers of
+a step follow from (seed, task, step). A checkpoint holds what changes from step to step:
+
+    {output_dir}/.training/{repo}/checkpoint-{step}/
+        state.safetensors   every tensor: model, its average, Adam's moments, generators
+        state.json          everything else, and which run and task it belongs to
+        manifest.json       the SHA-256 of both
+
+accelerator.save_state would write optimizer, schedule and generators as pickles, and who loads a pickle runs its code.
+"""
+
+import hashlib
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gdzoo import zoo
+
+TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+LATEST, PREFIX = "latest", "checkpoint-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; its text names it and says why."""
+
+
+@dataclass
+class Progress:
+    """How far a task is, and what it has cost so far, in images through a U-Net, all processes together."""
+
+    step: int = 0
+    seconds: float = 0.0
+    student_passes: int = 0
+    teacher_passes: int = 0
+
+
+class GlobalRandom:
+    """The generators that a strategy from outside may draw from; the zoo's own need none of them.
+
+    Those of the main process are kept, and all processes go on with them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = None if device.type == "cpu" else torch.get_device_module(device)
+
+    def state_dict(self) -> dict:
+        numpy = np.random.get_state(legacy=False)
+        numpy["state"]["key"] = numpy["state"]["key"].tolist()
+        state = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+        return state | ({"device": self.device.get_rng_state()} if self.device else {})
+
+    def load_state_dict(self, state: dict):
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if self.device:
+            self.device.set_rng_state(state["device"])
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one task.
+
+    Attributes:
+        origin: what they belong to (run, strategy, task, ...), as JSON has it; those of another origin are not used.
+        parts: what changes from step to step, each with state_dict() and load_state_dict().
+        limit: how many to keep.
+    """
+
+    folder: Path
+    origin: dict
+    parts: dict
+    limit: int
+
+    def save(self, progress: Progress):
+        """Write a checkpoint, then delete those that are too many.
+
+        Raises:
+            OSError, SafetensorError: it cannot be written, e.g. for lack of space; the earlier ones are untouched.
+        """
+        zoo.sweep(self.folder)
+        tensors = {}
+        state = {name: _without_tensors(part.state_dict(), name, tensors) for name, part in self.parts.items()}
+        with zoo.whole_folder(self.folder / f"{PREFIX}{progress.step}") as partial:
+            save_file(tensors, partial / TENSORS)
+            zoo.write_json(partial / STATE, {"origin": self.origin, "progress": asdict(progress), "state": state})
+            zoo.write_json(partial / MANIFEST, {name: sha256(partial / name) for name in (TENSORS, STATE)})
+        kept = self._by_step()
+        later = [step for step in kept if step > progress.step]  # left by a run that was then started anew
+        for step in [*sorted(set(kept) - set(later))[: -self.limit], *later]:
+            shutil.rmtree(kept[step], ignore_errors=True)
+
+    def restore(self, where: str | None) -> Progress:
+        """Put the parts back into the state of a checkpoint; how far that is, which is nowhere without one.
+
+        Args:
+            where: "latest", the folder of one checkpoint (not used where it belongs to another task), or anything else
+                for none. A latest one that cannot be used is named on the terminal, and the one before is taken.
+
+        Raises:
+            CheckpointError: the one folder that was asked for is torn or altered.
+        """
+        if where != LATEST:
+            found = where and is_checkpoint(where) and read_state(Path(where))["origin"] == self.origin
+            return self._load(Path(where)) if found else Progress()
+        for _, folder in sorted(self._by_step().items(), reverse=True):
+            try:
+                return self._load(folder)
+            except CheckpointError as error:
+                tqdm.write(f"{error}: taking the one before")
+        return Progress()
+
+    def _by_step(self) -> dict[int, Path]:
+        names = {folder.name.removeprefix(PREFIX): folder for folder in self.folder.glob(f"{PREFIX}*")}
+        return {int(step): folder for step, folder in names.items() if step.isdecimal()}
+
+    def _load(self, folder: Path) -> Progress:
+        content = read_state(folder)
+        for name, value in self.origin.items():
+            if content["origin"].get(name) != value:
+                raise CheckpointError(f"{folder} is of another run ({name} {content['origin'].get(name)}, not {value})")
+        tensors = load_file(folder / TENSORS)
+        for name, part in self.parts.items():
+            state = _with_tensors(content["state"][name], tensors)
+            if name == "optimizer":  # JSON has no integers as keys
+                state["state"] = {int(index): moments for index, moments in state["state"].items()}
+            part.load_state_dict(state)
+        return Progress(**content["progress"])
+
+
+def is_checkpoint(where: str) -> bool:
+    """Whether --resume_from_checkpoint means a checkpoint, rather than a repo of the Hub."""
+    return where == LATEST or Path(where).name.startswith(PREFIX)
+
+
+def read_state(folder: Path) -> dict:
+    """What a checkpoint's state.json holds.
+
+    Raises:
+        CheckpointError: a file is missing, or not the one that was written.
+    """
+    try:
+        manifest = zoo.read_json(folder / MANIFEST)
+        for name in (TENSORS, STATE):
+            if sha256(folder / name) != manifest.get(name):
+                raise CheckpointError(f"{folder / name} is torn or altered")
+        return zoo.read_json(folder / STATE)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _without_tensors(value, name: str, tensors: dict[str, Tensor]):
+    """`value` as JSON has it; its tensors go into `tensors`, each under the path that is left in its place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {str(key): _without_tensors(item, f"{name}.{key}", tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+    return value
+
+
+def _with_tensors(value, tensors: dict[str, Tensor]):
+    if isinstance(value, dict):
+        if value.keys() == {"tensor"}:
+            return tensors[value["tensor"]]
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    return [_with_tensors(item, tensors) for item in value] if isinstance(value, list) else value

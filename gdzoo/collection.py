@@ -1,0 +1,207 @@
+"""What lies in a zoo, and which of it may be compared? Reads JSON alone: no torch, no model."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from gdzoo import zoo
+from gdzoo.summaries import quality_matrix
+
+# The order of tables and legends: the upper bound, the methods, the lower bound; strategies of others after them.
+ORDER = (
+    "joint",
+    "generative_distillation",
+    "generative_replay",
+    "experience_replay",
+    "gaussian_distillation",
+    "lwf",
+    "finetune",
+)
+DOWNSTREAM = "downstream.json"  # what python -m gdzoo.downstream leaves in the zoo
+NEEDED = {"benchmark": str, "strategy": str, "seed": int, "task": int, "tasks": list, "metrics": dict, "cost": dict}
+
+
+class Condition(NamedTuple):
+    """What must be equal for two results to stand in one table; None throughout where nothing was evaluated."""
+
+    namespace: str
+    benchmark: str
+    tasks: int  # how many the benchmark has
+    features: str | None
+    feature_dim: int | None
+    eval_samples: int | None
+    eval_steps: int | None
+    reference_split: str | None
+    noise_seed: int | None
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, and the sample standard deviation (None with one seed) of `count` known values."""
+
+    mean: float
+    std: float | None
+    count: int
+
+
+def estimate(values: list[float]) -> Estimate | None:
+    """None if there is no value."""
+    return Estimate(mean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
+
+
+@dataclass
+class Comparison:
+    """All models under one condition.
+
+    Attributes:
+        models: what results.json says, by (strategy, seed, task). Where the folder of a task is gone, the `history` of
+            a later one still has its metrics and cost; such an entry has no "folder".
+    """
+
+    condition: Condition
+    models: dict[tuple[str, int, int], dict] = field(default_factory=dict)
+
+    @property
+    def strategies(self) -> list[str]:
+        found = {strategy for strategy, _, _ in self.models}
+        return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for _, seed, _ in self.models})
+
+    @property
+    def tasks(self) -> range:
+        return range(1, self.condition.tasks + 1)
+
+    def missing(self) -> Iterator[tuple[str, int, int]]:
+        """Combinations of what is there that nothing is known of: (strategy, seed, task)."""
+        for strategy in self.strategies:
+            for seed in self.seeds:
+                yield from ((strategy, seed, task) for task in self.tasks if (strategy, seed, task) not in self.models)
+
+    def known(self, strategy: str, task: int) -> list[dict]:
+        """The models of this strategy after this task, one a seed."""
+        return [self.models[strategy, seed, task] for seed in self.seeds if (strategy, seed, task) in self.models]
+
+    def metric(self, strategy: str, task: int, name: str) -> Estimate | None:
+        """A metric over all classes seen after this task, over seeds."""
+        values = [model["metrics"].get(name) for model in self.known(strategy, task)]
+        return estimate([value for value in values if value is not None])
+
+    def on_task(self, strategy: str, k: int, j: int, name: str) -> Estimate | None:
+        """q[k][j] over seeds: fid, kid or share on task j after training on task k."""
+        rows = [model["per_task"][j - 1][name] for model in self.known(strategy, k) if model.get("per_task")]
+        return estimate([value for value in rows if value is not None])
+
+    def chains(self, strategy: str) -> list[list[dict]]:
+        """The models of each seed that has all tasks, in their order."""
+        everything = [[self.models.get((strategy, seed, task)) for task in self.tasks] for seed in self.seeds]
+        return [chain for chain in everything if all(chain)]
+
+    def summary(self, strategy: str, metric: str, summarize) -> Estimate | None:
+        """A summary of gdzoo.summaries over the matrix of each whole chain; seeds where it is unknown do not count."""
+        values = [summarize(quality_matrix(chain, metric)) for chain in self.chains(strategy)]
+        return estimate([value for value in values if value == value])  # NaN is not equal to itself
+
+    def cost(self, strategy: str, name: str) -> Estimate | None:
+        """Of the whole chain: the sum over its tasks, the most for peak_memory_mib, the mean for images_per_second."""
+        over_tasks = {"peak_memory_mib": max, "images_per_second": mean}.get(name, sum)
+        values = [[model["cost"].get(name) for model in chain] for chain in self.chains(strategy)]
+        return estimate([over_tasks(chain) for chain in values if None not in chain])
+
+    def passes(self, strategy: str) -> Estimate | None:
+        """Images through a U-Net, the student's and the teacher's, in the whole chain."""
+        costs = [[model["cost"] for model in chain] for chain in self.chains(strategy)]
+        names = ("student_passes", "teacher_passes")
+        return estimate([sum(cost.get(name, 0) for cost in chain for name in names) for chain in costs])
+
+    def differing_settings(self) -> list[str]:
+        """Settings of train_config.json, seed and strategy apart, that are not the same for all models."""
+        values = defaultdict(set)
+        for model in self.models.values():
+            for name, value in model.get("config", {}).items():
+                values[name].add(str(value))
+        return [
+            f"{name} ({', '.join(sorted(found))})"
+            for name, found in sorted(values.items())
+            if len(found) > 1 and name not in ("strategy", "seed")
+        ]
+
+
+@dataclass
+class Collection:
+    """A zoo: what can be compared, its evaluators by "namespace/name", and (folder, reason) of what was left out."""
+
+    comparisons: list[Comparison]
+    evaluators: dict[str, dict]
+    left_out: list[tuple[str, str]]
+
+
+def read_zoo(root: Path) -> Collection:
+    """Everything in the folders `root/{namespace}/{repo}`."""
+    comparisons, evaluators, left_out = {}, {}, []
+    namespaces = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    for folder in sorted(path for namespace in namespaces for path in namespace.iterdir() if path.is_dir()):
+        name = f"{folder.parent.name}/{folder.name}"
+        try:
+            results = read_folder(folder)
+        except ValueError as error:
+            left_out.append((name, str(error)))
+            continue
+        if "accuracy" in results:
+            evaluators[name] = results
+            continue
+        condition = _condition(folder.parent.name, results)
+        comparison = comparisons.setdefault(condition, Comparison(condition))
+        comparison.models[results["strategy"], results["seed"], results["task"]] = results
+    _fill_from_history(comparisons.values())
+    return Collection([comparisons[condition] for condition in sorted(comparisons, key=str)], evaluators, left_out)
+
+
+def read_folder(folder: Path) -> dict:
+    """results.json of a model, with its "folder" and the "config" of its train_config.json, or of an evaluator.
+
+    Raises:
+        ValueError: it is half-written, foreign, or lies under another name than its own.
+    """
+    if folder.name.startswith("."):
+        raise ValueError("half-written: a run that was cut off left it")
+    if not (folder / zoo.RESULTS).is_file():
+        raise ValueError(f"no {zoo.RESULTS}")
+    try:
+        results = zoo.read_json(folder / zoo.RESULTS)
+        if folder.name == zoo.evaluator_name(str(results.get("benchmark"))) and "accuracy" in results:
+            return results
+        config = zoo.read_json(folder / zoo.TRAIN_CONFIG)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{folder}/", "")) from error
+    for key, kind in NEEDED.items():
+        if not isinstance(results.get(key), kind):
+            raise ValueError(f"{zoo.RESULTS} has no {key}")
+    if not 1 <= results["task"] <= len(results["tasks"]):
+        raise ValueError(f"{zoo.RESULTS} is of task {results['task']} of {len(results['tasks'])}")
+    expected = zoo.repo_name(results["benchmark"], results["strategy"], results["seed"], results["task"])
+    if folder.name != expected:
+        raise ValueError(f"its {zoo.RESULTS} is that of {expected}")
+    return results | {"folder": folder, "config": config}
+
+
+def _condition(namespace: str, results: dict) -> Condition:
+    evaluation = results.get("evaluation") or {}
+    facts = (evaluation.get(name) for name in Condition._fields[3:-1])
+    return Condition(namespace, results["benchmark"], len(results["tasks"]), *facts, evaluation.get("seed"))
+
+
+def _fill_from_history(comparisons):
+    """Tasks whose folder is gone, from what later folders of the same chain remember."""
+    there = {(each.condition[:2], key) for each in comparisons for key in each.models}
+    for comparison in comparisons:
+        for (strategy, seed, _), results in sorted(comparison.models.items(), key=str):
+            for entry in results.get("history", []):
+                key = (strategy, seed, entry["task"])
+                if (comparison.condition[:2], key) not in there:
+                    facts = {name: results.get(name) for name in ("versions", "hardware", "tasks")}
+                    comparison.models[key] = facts | entry

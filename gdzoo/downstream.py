@@ -1,0 +1,207 @@
+"""What are the models good for? A classifier learns task after task, and replays images from them.
+
+As in Masip et al. 2023, "Continual Learning of Diffusion Models with Generative Distillation" (arXiv 2311.14028): at
+task k it sees the real images of task k and images from the diffusion model after task k - 1, labelled softly by the
+classifier as it was after task k - 1. The better the model remembers, the better the classifier does. What differs
+from the paper is the classifier: it has the architecture of the benchmark's evaluator.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import diffusers
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import gdzoo
+from gdzoo import zoo
+from gdzoo.collection import DOWNSTREAM, read_zoo
+from gdzoo.config import TrainConfig
+from gdzoo.evaluation import published_config
+from gdzoo.evaluator import BATCH_SIZE, HOLD_OUT, LEARNING_RATE, create_classifier
+from gdzoo.models import load_pipeline
+from gdzoo.publish import made_with
+from gdzoo.randomness import StepRandom, seed_from
+from gdzoo.sampling import draw_images, to_float
+from gdzoo.streaming import ImageData
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the classifier learns; the same for all models, or their accuracies could not be compared."""
+
+    steps: int  # optimizer steps a task
+    replay_samples: int  # images drawn from the model after the task before
+    eval_steps: int  # DDIM steps of each
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Real images [N, C, H, W] (uint8) and labels [N] of one task, to learn from and to test with."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def read_tasks(data: ImageData, tasks: list[list[int]], device: torch.device) -> list[TaskData]:
+    """All tasks; without a test split every fifth image of a task is held out.
+
+    The diffusion models have seen those, which flatters the accuracies a little, but all of them alike.
+    """
+
+    def read(labels: list[int], split: str) -> tuple[Tensor, Tensor]:
+        images, image_labels = zip(*data.read(labels, split), strict=True)
+        return torch.cat(images).to(device), torch.cat(image_labels).to(device)
+
+    found = []
+    for labels in tasks:
+        images, image_labels = read(labels, "train")
+        if data.test_split:
+            found.append(TaskData((images, image_labels), read(labels, data.test_split)))
+        else:
+            held_out = torch.arange(len(images), device=device) % HOLD_OUT == 0
+            kept = images[~held_out], image_labels[~held_out]
+            found.append(TaskData(kept, (images[held_out], image_labels[held_out])))
+    return found
+
+
+def replay_accuracies(
+    folders: list[Path], data: ImageData, tasks: list[TaskData], recipe: Recipe, seed: int
+) -> list[float]:
+    """Accuracy on the real test images of all classes seen, after each task.
+
+    Args:
+        folders: of the diffusion model after each task; the last one is not needed, for nothing follows it.
+    """
+    device = tasks[0].train[0].device
+    torch.manual_seed(seed)
+    classifier = create_classifier(data).to(device)
+    accuracies = []
+    for task, real in enumerate(tasks, start=1):
+        replay = None
+        if task > 1:
+            images = _drawn(folders[task - 2], recipe, seed_from(seed, task), device)
+            replay = images, _soft_labels(classifier, images)
+        _learn(classifier, real.train, replay, task, recipe.steps, StepRandom((seed, task), device))
+        accuracies.append(_accuracy(classifier, tasks[:task]))
+    return accuracies
+
+
+def _drawn(folder: Path, recipe: Recipe, seed: int, device: torch.device) -> Tensor:
+    pipeline = load_pipeline(folder).to(device)
+    return torch.cat([*draw_images(pipeline, recipe.replay_samples, recipe.eval_steps, seed, batch_size=500)])
+
+
+@torch.inference_mode()
+def _soft_labels(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Probabilities [N, classes] of uint8 images [N, C, H, W]."""
+    classifier.eval()
+    return torch.cat([classifier(to_float(batch)).logits.softmax(1) for batch in images.split(500)]).clone()
+
+
+def _learn(classifier: nn.Module, real, replay, task: int, steps: int, random: StepRandom):
+    """w CE(real) + (1 - w) CE(replay, soft labels), w = 1 / task, as for the diffusion models themselves."""
+    classifier.train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2))
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        rows = random.randint(len(images), BATCH_SIZE)
+        return F.cross_entropy(classifier(to_float(images[rows])).logits, labels[rows])
+
+    w = 1 / task
+    for _ in range(steps):
+        total = w * loss(*real) + ((1 - w) * loss(*replay) if replay else 0)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _accuracy(classifier: nn.Module, tasks: list[TaskData]) -> float:
+    images, labels = (torch.cat(parts) for parts in zip(*(task.test for task in tasks), strict=True))
+    return (_soft_labels(classifier, images).argmax(1) == labels).double().mean().item()
+
+
+# ---- the command line ----
+
+
+def whole_chains(root: Path) -> dict[tuple[str, str, str, int], list[dict]]:
+    """results.json of every task in order, by (namespace, benchmark, strategy, seed), of chains that have all tasks."""
+    chains = defaultdict(dict)
+    for comparison in read_zoo(root).comparisons:
+        for (strategy, seed, task), model in comparison.models.items():
+            if "folder" in model:
+                chains[(*comparison.condition[:2], strategy, seed)][task] = model
+    return {
+        key: [models[task] for task in sorted(models)]
+        for key, models in sorted(chains.items())
+        if len(models) == len(next(iter(models.values()))["tasks"])
+    }
+
+
+def recipe_of(config: TrainConfig, tasks: int, args: argparse.Namespace) -> Recipe:
+    """As many images as were evaluated, and the evaluator's steps shared out among the tasks."""
+    steps = args.max_train_steps or max(1, config.evaluator_steps // tasks)
+    return Recipe(steps, args.replay_samples or config.eval_samples, config.eval_steps)
+
+
+def run(chains: dict, args: argparse.Namespace) -> list[dict]:
+    """What downstream.json says of every chain."""
+    device, opened, found = PartialState().default_device, {}, []
+    for (namespace, benchmark, strategy, seed), models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
+        config = published_config(models[0]["config"])
+        if benchmark not in opened:
+            opened[benchmark] = ImageData(config.get_benchmark(), args.dataset_root)
+        data = opened[benchmark]
+        tasks = [task["classes"] for task in models[0]["tasks"]]
+        recipe = recipe_of(config, len(tasks), args)
+        accuracy = replay_accuracies(
+            [model["folder"] for model in models], data, read_tasks(data, tasks, device), recipe, seed
+        )
+        tqdm.write(f"{benchmark} {strategy} seed {seed}: {', '.join(f'{each:.1%}' for each in accuracy)}")
+        chain = {"namespace": namespace, "benchmark": benchmark, "strategy": strategy, "seed": seed}
+        split = data.test_split or f"train, every {HOLD_OUT}th image held out"
+        found.append(chain | {"accuracy": accuracy, "test_split": split} | asdict(recipe))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0 when all went well, 2 where there is nothing to do or no data."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gdzoo.downstream",
+        description=f"Train classifiers on replay from every chain of a zoo; {DOWNSTREAM} there tells the report.",
+    )
+    parser.add_argument("zoo", help="the local zoo, the --output_dir of training")
+    parser.add_argument("--max_train_steps", type=int, help="a task (default: evaluator_steps / tasks)")
+    parser.add_argument("--replay_samples", type=int, help="images drawn for each task (default: eval_samples)")
+    parser.add_argument("--dataset_root", help="local mirror: DIR/uoft-cs/cifar10 is taken before the Hub")
+    args = parser.parse_args(argv)
+    root = Path(args.zoo)
+    diffusers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        for flag in ("max_train_steps", "replay_samples"):
+            if getattr(args, flag) is not None and getattr(args, flag) < 1:
+                raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least 1")
+        chains = whole_chains(root) if root.is_dir() else {}
+        if not chains:
+            raise ValueError(f"{root} holds no chain of models that has all its tasks")
+        found = run(chains, args)
+    except (ValueError, OSError) as error:
+        print(f"gdzoo: {error}", file=sys.stderr)
+        return 2
+    zoo.write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": found} | made_with())
+    print(f"Written to {root / DOWNSTREAM}; python -m gdzoo.report {root} puts it into a table")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The command line in processes that are forked from one that has imported everything: each starts in milliseconds."""
+
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gdzoo import train
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets"])
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@dataclass
+class Launched:
+    """A run of the command line in a process of its own."""
+
+    process: multiprocessing.Process
+    log: Path
+
+    def wait(self, seconds: float = 120) -> int:
+        self.process.join(seconds)
+        assert not self.process.is_alive(), f"still running after {seconds} s: {self.text[-1000:]}"
+        return self.process.exitcode
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace").replace("\r", "\n")
+
+    @property
+    def last_line(self) -> str:
+        return self.text.strip().splitlines()[-1]
+
+    def wait_for(self, condition, seconds: float = 60):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.is_alive() and time.monotonic() < deadline, self.text[-1000:]
+            time.sleep(0.002)
+
+
+def _child(arguments: list[str], cwd: Path, log: Path, before):
+    os.chdir(cwd)
+    os.sched_getaffinity = lambda pid: {0}  # one thread: tests share the cores, and tiny models gain nothing from two
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if before:
+        before()
+    sys.exit(train.main(arguments))
+
+
+def launch(arguments: list[str], cwd: Path, before=None) -> Launched:
+    """Start the command line; `before` runs in its process first."""
+    cwd.mkdir(exist_ok=True)
+    log = cwd / f"log{len(list(cwd.glob('log*')))}.txt"
+    process = FORKS.Process(target=_child, args=(arguments, cwd, log, before))
+    process.start()
+    run = Launched(process, log)
+    run.wait_for(log.exists)
+    return run

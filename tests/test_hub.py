@@ -1,0 +1,582 @@
+"""Pushing to the Hub and going on from it, against the test Hub: what arrives, what a fault leaves, what is refused."""
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import _http
+from safetensors.numpy import save_file
+
+import gdzoo.hub
+from gdzoo import hub_repos, train, zoo
+from gdzoo.hub import Queue, follow, main
+from gdzoo.hub_repos import Outage, Refused, Target, connect, push_repo
+from tests.hub import FakeHub
+
+RUN = "1a2b3c4d"
+NAME = "split-digits-task2"
+REPO = f"gdzoo/{NAME}"
+CARD = "---\nlicense: mit\nbase_model: gdzoo/split-digits-task1\n---\n# A card\nmy-gdzoo/split-digits-x\n"
+TINY = ["--max_train_steps", "2", "--train_batch_size", "4", "--eval_steps", "1", "--evaluator", "none"]
+TASKS = ["--tasks", "0,1;2,3;4,5"]
+DISTILLATION = ["--strategy", "generative_distillation"]
+
+
+@contextlib.contextmanager
+def fresh_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
+    """A Hub that this process and its children talk to, with accounts and an empty cache."""
+    with FakeHub() as hub:
+        hub.add_user("gdzoo", "hf_write", orgs={"lab": "write", "press": "read"})
+        hub.add_user("gdzoo", "hf_read", role="read")
+        hub.add_user("gdzoo", "hf_fine", role="fineGrained", scopes={"gdzoo/other": ["repo.write"]})
+        hub.add_user("other", "hf_other")
+        for name, value in hub.env("hf_write", home).items():
+            if name.startswith(("HF_", "NO_PROXY", "no_proxy")):
+                monkeypatch.setenv(name, value)
+        # These are read when huggingface_hub is imported, which was long ago.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield hub
+    set_client_factory(_http.default_client_factory)  # closes the connections to a server that is gone
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
+    monkeypatch.chdir(tmp_path)
+    with fresh_hub(monkeypatch, tmp_path / "home") as hub:
+        yield hub
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """Lets all pauses pass at once, and tells of them."""
+    found: list[float] = []
+    monkeypatch.setattr(time, "sleep", found.append)
+    return found
+
+
+def make_repo(root: Path, name: str = NAME, run: str | None = RUN, weights: float = 1.0) -> Path:
+    """A folder of a zoo, as far as a push looks at it."""
+    folder = root / "zoo" / "gdzoo" / name
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    save_file({"w": numpy.full(8, weights)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    results = {"benchmark": "split-digits", "task": 2, "base_model": "gdzoo/split-digits-task1"}
+    zoo.write_json(folder / zoo.RESULTS, results | ({"run": run} if run else {}))
+    zoo.write_json(folder / "model_index.json", {"_class_name": "DDIMPipeline"})
+    (folder / zoo.CARD).write_text(CARD)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def on_hub(hub: FakeHub, repo_id: str = REPO, revision: str = "main") -> dict[str, bytes]:
+    return {path: data for path, data in hub.files(repo_id, revision).items() if path != ".gitattributes"}
+
+
+def push(folders: list[Path], target: Target = Target()) -> Queue:  # noqa: B008 - it is frozen
+    """What `python -m gdzoo.hub push` does with these folders."""
+    pushes, told = Queue(connect(), target), queue.SimpleQueue()
+    for folder in [*folders, None]:
+        told.put(folder)
+    follow(pushes, told)
+    return pushes
+
+
+# ---- one push ----
+
+
+def test_a_push_is_one_commit_a_tag_and_a_place_in_the_collection(hub, tmp_path):
+    folder = make_repo(tmp_path)
+    assert push_repo(connect(), folder, Target()) == REPO
+    assert on_hub(hub) == content(folder)
+    first, initial = hub.commits(REPO)
+    assert first.message == f"split-digits: task 2, run {RUN}" and initial.message == "initial commit"
+    assert hub.tags(REPO) == {f"run-{RUN}": first.sha}
+    [collection] = hub.collections()
+    assert collection.title == "gdzoo split-digits" and [item["id"] for item in collection.items] == [REPO]
+    (folder / zoo.CARD).write_text("edited here")
+    for _ in range(2):
+        push_repo(connect(), folder, Target())
+    assert len(hub.commits(REPO)) == 2 and len(hub.tags(REPO)) == 1 and len(collection.items) == 1
+
+
+def test_what_a_crash_left_out_is_made_up_for(hub, tmp_path):
+    folder = make_repo(tmp_path)
+    hub.add_repo(REPO)  # and crashed before the commit
+    push_repo(connect(), folder, Target())
+    hub.store.repos["model", REPO].tags.clear()  # crashed before the tag
+    push_repo(connect(), folder, Target())
+    assert len(hub.commits(REPO)) == 2 and hub.tags(REPO) == {f"run-{RUN}": hub.commits(REPO)[0].sha}
+
+
+def test_another_runs_weights_are_replaced_only_if_asked_for(hub, tmp_path):
+    push_repo(connect(), make_repo(tmp_path), Target())
+    hub.commit(REPO, {"unet/stale.bin": b"stale"})
+    before = on_hub(hub)
+    for changes, reason in (
+        ({"run": "99999999"}, f"holds run {RUN}, not 99999999: --overwrite_hub"),
+        ({"weights": 2.0}, "holds other weights"),
+    ):
+        folder = make_repo(tmp_path, **changes)
+        with pytest.raises(Refused, match=reason):
+            push_repo(connect(), folder, Target())
+        assert on_hub(hub) == before
+    push_repo(connect(), folder, Target(overwrite=True))
+    assert on_hub(hub) == content(folder)
+    assert hub.tags(REPO) == {f"run-{RUN}": hub.commits(REPO)[0].sha}  # it moved with the weights
+
+
+def test_a_strangers_repo_is_not_touched(hub, tmp_path):
+    hub.add_repo(REPO)
+    hub.commit(REPO, {"model.safetensors": b"theirs"})
+    with pytest.raises(Refused, match="holds other weights"):
+        push_repo(connect(), make_repo(tmp_path), Target())
+
+
+def test_a_card_edited_on_the_hub_stays(hub, tmp_path):
+    folder = make_repo(tmp_path)
+    push_repo(connect(), folder, Target())
+    hub.commit(REPO, {zoo.CARD: b"edited by hand"})
+    push_repo(connect(), folder, Target())
+    assert on_hub(hub)[zoo.CARD] == b"edited by hand" and len(hub.commits(REPO)) == 3
+
+
+def test_under_another_namespace_the_relatives_are_named_by_it(hub, tmp_path):
+    folder = make_repo(tmp_path)
+    for _ in range(2):
+        assert push_repo(connect(), folder, Target("lab")) == f"lab/{NAME}"
+    files = on_hub(hub, f"lab/{NAME}")
+    assert json.loads(files[zoo.RESULTS])["base_model"] == "lab/split-digits-task1"
+    assert files[zoo.CARD].decode() == CARD.replace("model: gdzoo/", "model: lab/")
+    assert len(hub.commits(f"lab/{NAME}")) == 2 and hub.collections()[0].namespace == "lab"
+
+
+def test_a_branch_holds_nothing_of_main(hub, tmp_path):
+    push_repo(connect(), make_repo(tmp_path), Target())
+    other = make_repo(tmp_path, run="99999999", weights=2.0)
+    for _ in range(2):
+        push_repo(connect(), other, Target(revision="next"))
+    assert on_hub(hub, revision="next") == content(other) != on_hub(hub)
+    assert len(hub.commits(REPO, revision="next")) == 2 and set(hub.tags(REPO)) == {f"run-{RUN}", "run-99999999"}
+
+
+def test_private_stays_private(hub, tmp_path):
+    folder = make_repo(tmp_path)
+    push_repo(connect(), folder, Target(private=True))
+    assert hub.store.repos["model", REPO].private and hub.collections()[0].private
+    hub.store.repos["model", REPO].private = False
+    with pytest.raises(Refused, match="is public"):
+        push_repo(connect(), folder, Target(private=True))
+
+
+def test_a_commit_from_elsewhere_is_seen_before_trying_again(hub, tmp_path):
+    """It arrives between our look at the repo and our commit."""
+    folder, api = make_repo(tmp_path), connect()
+    original = api.create_commit
+
+    def late(*args, **kwargs):
+        api.create_commit = original
+        hub.commit(REPO, {"model.safetensors": b"theirs"})
+        return original(*args, **kwargs)
+
+    api.create_commit = late
+    with pytest.raises(Outage, match="412"):
+        push_repo(api, folder, Target())
+    with pytest.raises(Refused, match="holds other weights"):
+        push_repo(api, folder, Target())
+    assert on_hub(hub) == {"model.safetensors": b"theirs"}
+
+
+def test_a_space_is_pushed_as_it_is(hub, tmp_path):
+    folder = tmp_path / "compare"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / "__pycache__" / "app.pyc").write_bytes(b"")
+    (folder / "app.py").write_text("print()")
+    for expected in (2, 2):
+        assert main(["push-space", str(folder), "--repo_id", "gdzoo/compare"]) == 0
+        assert len(hub.commits("gdzoo/compare", "space")) == expected
+    assert set(hub.files("gdzoo/compare", repo_type="space")) == {".gitattributes", "app.py"}
+
+
+# ---- faults ----
+
+FAULTS = ("429", "500", "503", "html", "drop", "lost", "stall")
+
+
+@pytest.mark.parametrize("times", [1, None], ids=["once", "for good"])
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_at_any_call_leaves_a_task_pushed_or_queued(monkeypatch, tmp_path, pauses, kind, times):
+    """None lost, none doubled, none half; and the next push makes it whole."""
+    if kind == "stall":
+        monkeypatch.setattr(hub_repos, "TIMEOUT", 0.2)
+    folder = make_repo(tmp_path)
+    with fresh_hub(monkeypatch, tmp_path / "home") as clean:
+        push([folder])
+        calls = [request.kind for request in clean.requests]
+    assert calls.count("commit") == 1 and len(calls) > 10
+    for number, call in enumerate(calls if times else dict.fromkeys(calls)):
+        with fresh_hub(monkeypatch, tmp_path / "home") as hub:
+            match, skip = ("*", number) if times else (call, 0)
+            fault = hub.fault(match, kind, times, skip=skip, seconds=0.3)
+            pushes = push([folder])
+            assert fault.hits, call
+            assert not pushes.refused
+            committed = hub.commits(REPO)[:-1] if REPO in hub.repos() else []
+            assert len(committed) <= 1
+            if committed:
+                assert on_hub(hub) == content(folder)
+            else:
+                assert pushes.waiting, call
+            if times == 1:
+                assert not pushes.waiting, call
+            hub.clear_faults()
+            assert not push([folder]).waiting
+            assert [commit.message for commit in hub.commits(REPO)[1:]] == ["initial commit"], call
+            assert on_hub(hub) == content(folder)
+            assert hub.tags(REPO) == {f"run-{RUN}": hub.commits(REPO)[0].sha}
+            assert [item["id"] for item in hub.collections()[0].items] == [REPO]
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_while_weights_are_replaced_leaves_the_old_ones_or_the_new(monkeypatch, tmp_path, pauses, kind):
+    if kind == "stall":
+        monkeypatch.setattr(hub_repos, "TIMEOUT", 0.2)
+    old = make_repo(tmp_path / "old", weights=0.5)
+    folder, target = make_repo(tmp_path), Target(overwrite=True)
+    number, struck = 0, True
+    while struck:
+        with fresh_hub(monkeypatch, tmp_path / "home") as hub:
+            push([old])
+            fault = hub.fault("*", kind, skip=number, seconds=0.3)
+            assert not push([folder], target).waiting
+            assert on_hub(hub) == content(folder) and len(hub.commits(REPO)) == 3
+            assert hub.tags(REPO) == {f"run-{RUN}": hub.commits(REPO)[0].sha}
+            number, struck = number + 1, fault.hits
+    assert number > 10
+
+
+def test_retry_after_is_obeyed_and_pauses_grow(hub, tmp_path, pauses):
+    folder, other = make_repo(tmp_path), make_repo(tmp_path, "split-digits-task3")
+    hub.fault("create_repo", "429", retry_after=7)
+    assert not push([folder, other]).waiting
+    assert [round(pause) for pause in pauses if pause] == [7]
+    pauses.clear()
+    hub.down = True
+    pushes = push([folder, other])
+    assert list(pushes.waiting) == [folder, other] and "ConnectError" in pushes.waiting[other]
+    assert [round(pause) for pause in pauses if pause] == [5]  # one at the end, no more
+    pushes.push()
+    assert 15 < pushes.pause < 20.1
+    hub.down = False
+    hub.fault("info", "429", retry_after=3600)
+    pauses.clear()
+    assert list(push([folder, other]).waiting) == [folder, other] and not any(pauses)  # an hour is not waited for
+
+
+def test_the_queue_goes_on_while_folders_arrive(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(gdzoo.hub, "FIRST_PAUSE", 0.05)
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    hub.fault("commit", "503", times=3)
+    pushes = Queue(connect(), Target())
+    told.put(make_repo(tmp_path))
+    original = Queue.push
+
+    def then_end(self):
+        original(self)
+        if not self.waiting:
+            told.put(None)
+
+    monkeypatch.setattr(Queue, "push", then_end)
+    follow(pushes, told)
+    assert not pushes.waiting and len(hub.commits(REPO)) == 2
+
+
+# ---- python -m gdzoo.hub push ----
+
+
+def test_one_folder_that_is_none_of_gdzoos_does_not_keep_the_others(hub, tmp_path):
+    stranger, folder = make_repo(tmp_path, "a-task1"), make_repo(tmp_path)
+    zoo.write_json(stranger / zoo.RESULTS, {"loss": 1})
+    pushes = push([stranger, folder])
+    assert "it names no benchmark" in pushes.refused[stranger] and hub.repos() == [REPO]
+
+
+def test_push_from_the_command_line(hub, tmp_path, capsys):
+    (
+        make_repo(tmp_path),
+        make_repo(tmp_path, "split-digits-evaluator", run=None),
+        make_repo(tmp_path, "split-digits-task1"),
+    )
+    (tmp_path / "zoo" / ".training" / "x").mkdir(parents=True)
+    assert main(["push", "zoo"]) == 0
+    names = ["split-digits-evaluator", "split-digits-task1", NAME]
+    assert hub.repos() == [f"gdzoo/{name}" for name in names]
+    assert main(["push", "zoo"]) == 0
+    assert all(len(hub.commits(f"gdzoo/{name}")) == 2 for name in names)
+    make_repo(tmp_path, run="99999999")
+    capsys.readouterr()
+    assert main(["push", "zoo"]) == 3
+    assert capsys.readouterr().out.startswith(f"{REPO}: {REPO} on the Hub holds run {RUN}, not 99999999")
+    assert main(["push", "zoo", "--overwrite_hub"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "reason"),
+    [
+        (["push", "empty"], "hf_write", "empty is no zoo"),
+        (["push", "zoo"], "hf_wrong", "needs a valid token"),
+        (["push", "zoo"], "hf_read", "can only read"),
+        (["push", "zoo"], "hf_fine", "lacks repo.write for gdzoo/split-digits-task2"),
+        (["push", "zoo"], "hf_other", "other may not write there (--hub_namespace other?)"),
+        (["push", "zoo", "--hub_namespace", "press"], "hf_write", "--hub_namespace press: gdzoo may not write there"),
+        (["push-space", "nowhere", "--repo_id", "gdzoo/x"], "hf_write", "nowhere is no folder"),
+        (["push-space", "empty", "--repo_id", "a b"], "hf_write", "a b"),
+    ],
+)
+def test_pushes_that_cannot_work(hub, tmp_path, capsys, arguments, token, reason):
+    make_repo(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert main([*arguments, "--hub_token", token]) == 2
+    error = capsys.readouterr().err.strip()
+    assert reason in error and "\n" not in error and not hub.repos()
+
+
+# ---- training ----
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def only_remove(hub: FakeHub, *names: str):
+    for name in names:
+        del hub.store.repos["model", f"gdzoo/{name}"]
+
+
+COMPARE = """
+import sys, numpy, torch
+from diffusers import DDIMPipeline, DiffusionPipeline
+for name, revision in (pair.split("@") for pair in sys.argv[1:]):
+    images = []
+    for source, kwargs in ((f"gdzoo/{name}", {"revision": revision}), (f"zoo/gdzoo/{name}", {})):
+        pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        images.append(pipe(batch_size=4, generator=generator, num_inference_steps=2, output_type="np").images)
+    assert type(pipe) is DDIMPipeline and numpy.array_equal(*images), name
+print("same")
+"""
+
+
+def test_a_run_pushes_each_task_and_another_machine_goes_on_from_it(hub, tmp_path, capsys, monkeypatch):
+    arguments = [*TINY, *TASKS, *DISTILLATION, "--push_to_hub"]
+    names = [zoo.repo_name("split-digits", "generative_distillation", 42, task) for task in (1, 2, 3)]
+    assert train.main([*arguments, "--hub_token", "hf_write"]) == 0
+    assert "Not on the Hub" not in capsys.readouterr().out
+    assert hub.repos() == [f"gdzoo/{name}" for name in names]
+    one = tmp_path / "zoo" / "gdzoo"
+    for name in names:
+        assert on_hub(hub, f"gdzoo/{name}") == content(one / name)
+        assert b"hf_write" not in b"".join(content(one / name).values())
+    whole_runs = [len(hub.commits(f"gdzoo/{name}")) - 1 for name in names]
+    assert sum(whole_runs) == 3, "N tasks, N weight commits"
+    [tag] = hub.tags(f"gdzoo/{names[0]}")
+
+    # Plain diffusers, with a fresh cache.
+    pairs = [f"{name}@{revision}" for name, revision in zip(names, ("main", tag, "main"), strict=True)]
+    compared = subprocess.run(
+        [sys.executable, "-c", COMPARE, *pairs], env=hub.env(home=tmp_path / "fresh"), capture_output=True, text=True
+    )
+    assert compared.stdout == "same\n", compared.stderr[-2000:]
+
+    # The same command again, and a push by hand: nothing changes.
+    assert train.main(arguments) == 0
+    assert main(["push", "zoo"]) == 0
+    assert [len(hub.commits(f"gdzoo/{name}")) - 1 for name in names] == whole_runs
+
+    # Another machine must not begin anew...
+    assert train.main([*arguments, "--output_dir", "two"]) == 2
+    assert "--resume_from_checkpoint hub goes on" in capsys.readouterr().err and not (tmp_path / "two").exists()
+    # ... but goes on where the Hub is, from the last task or from one by name.
+    only_remove(hub, names[2])
+    assert train.main([*arguments, "--output_dir", "two", "--resume_from_checkpoint", "hub"]) == 0
+    by_name = ["--resume_from_checkpoint", f"gdzoo/{names[0]}@{tag}", "--output_dir", "three"]
+    assert train.main([*TINY, *TASKS, *DISTILLATION, *by_name]) == 0
+    two, three = tmp_path / "two" / "gdzoo", tmp_path / "three" / "gdzoo"
+    assert sorted(folder.name for folder in two.iterdir()) == names[1:]
+    for name in names[1:]:
+        assert weights(one / name) == weights(three / name) == weights(two / name)
+    assert on_hub(hub, f"gdzoo/{names[2]}") == content(two / names[2])
+    assert [len(hub.commits(f"gdzoo/{name}")) - 1 for name in names] == whole_runs
+    history = zoo.read_json(two / names[2] / zoo.RESULTS)["history"]
+    assert [entry["task"] for entry in history] == [1, 2, 3]
+
+
+def test_an_outage_does_not_stop_training(hub, tmp_path, capsys, monkeypatch):
+    hub.down = True
+    arguments = [*TINY, "--tasks", "0,1", *DISTILLATION, "--push_to_hub", "--hub_namespace", "gdzoo"]
+    original = gdzoo.hub.patiently
+    monkeypatch.setattr(gdzoo.hub.time, "sleep", lambda seconds: None)
+    started = time.monotonic()
+    assert original and train.main([*arguments, "--require_push"]) == 3
+    assert time.monotonic() - started < 60
+    out = capsys.readouterr().out
+    assert "Not on the Hub yet:\n\n    gdzoo/split-digits-task1: ConnectError" in out
+    assert "python -m gdzoo.hub push zoo" in out
+    assert train.main([*arguments[:-2]]) == 2  # whose it is to be cannot be known
+    assert "say whose --hub_namespace" in capsys.readouterr().err
+    hub.down = False
+    assert main(["push", "zoo"]) == 0
+    assert on_hub(hub, "gdzoo/split-digits-task1") == content(tmp_path / "zoo/gdzoo/split-digits-task1")
+
+
+def test_the_token_is_not_on_the_command_line(hub, tmp_path):
+    pusher = gdzoo.hub.Pusher(Target("gdzoo", revision="next", overwrite=True), "hf_write")
+    pusher.push(make_repo(tmp_path))
+    assert "hf_write" not in " ".join(pusher.process.args)
+    pusher.finish()
+    assert pusher.left == [] and on_hub(hub, revision="next")
+    pusher = gdzoo.hub.Pusher(Target("gdzoo"), None)
+    pusher.push(tmp_path / "nowhere")
+    pusher.process.kill()
+    time.sleep(0.1)
+    pusher.push(tmp_path / "nowhere")
+    pusher.finish()
+    assert pusher.left == ["perhaps more: the process that pushes ended with code -9"]
+
+
+# ---- bad input: one line, before training, nothing written ----
+
+
+@pytest.fixture
+def trained(hub, tmp_path, monkeypatch, session_chain) -> FakeHub:
+    """The Hub holds the first two tasks of a chain."""
+    for name in ("split-digits-task1", "split-digits-task2"):
+        hub.add_folder(f"gdzoo/{name}", session_chain / name, "model")
+    return hub
+
+
+@pytest.fixture(scope="module")
+def session_chain(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("chain")
+    assert train.main([*TINY, *TASKS, *DISTILLATION, "--output_dir", str(output)]) == 0
+    return output / "gdzoo"
+
+
+BAD = {
+    "namespace": (["--push_to_hub", "--hub_namespace", "a b"], "--hub_namespace a b"),
+    "namespace that climbs": (["--hub_namespace", "../a"], "--hub_namespace ../a"),
+    "wrong token": (["--push_to_hub", "--hub_token", "hf_wrong"], "needs a valid token"),
+    "read token": (["--push_to_hub", "--hub_token", "hf_read"], "can only read"),
+    "fine token": (["--push_to_hub", "--hub_token", "hf_fine"], "lacks repo.write for gdzoo/split-digits-task1"),
+    "foreign namespace": (["--push_to_hub", "--hub_namespace", "other"], "gdzoo may not write there"),
+    "flag alone": (["--require_push"], "--require_push goes with --push_to_hub"),
+    "another run there": (["--push_to_hub", "--learning_rate", "0.5"], "--overwrite_hub"),
+    "no such repo": (["--resume_from_checkpoint", "gdzoo/nothing"], "gdzoo/nothing is not there for this token"),
+    "no such revision": (["--resume_from_checkpoint", "gdzoo/split-digits-task2@old"], "@old is not there"),
+    "no repo": (["--resume_from_checkpoint", "zoo"], "or a repo such as gdzoo/split-digits-task3"),
+    "another config": (
+        ["--resume_from_checkpoint", "hub", "--learning_rate", "0.5"],
+        "--learning_rate 0.001, not 0.5",
+    ),
+    "another strategy": (
+        ["--resume_from_checkpoint", "gdzoo/split-digits-task2", "--strategy", "lwf"],
+        "is a model of --strategy generative_distillation --seed 42",
+    ),
+    "another benchmark": (
+        ["--resume_from_checkpoint", "gdzoo/split-digits-task2", "--tasks", "0,1;2,3;6,7"],
+        "was trained with --tasks 0,1;2,3;4,5, not 0,1;2,3;6,7",
+    ),
+    "both": (["--resume_from_checkpoint", "hub", "--overwrite_output_dir"], "would delete"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "reason"), BAD.values(), ids=BAD)
+def test_bad_input_ends_before_any_work(trained, tmp_path, capsys, arguments, reason):
+    before = {repo: trained.commits(repo)[0].sha for repo in trained.repos()}
+    assert train.main([*TINY, *TASKS, *DISTILLATION, *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and reason in lines[0], lines
+    assert not (tmp_path / "zoo").exists()
+    assert {repo: trained.commits(repo)[0].sha for repo in trained.repos()} == before
+
+
+def test_no_token_at_all(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    assert train.main([*TINY, *TASKS, *DISTILLATION, "--push_to_hub"]) == 2
+    assert "the Hub needs a valid token: --hub_token, HF_TOKEN or `hf auth login`" in capsys.readouterr().err
+
+
+def _unet(**changes) -> dict:
+    return {"unet/config.json": lambda data: json.dumps(json.loads(data) | changes).encode()}
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+SPOILED = {
+    "no pipeline": ({"model_index.json": None}, "is no diffusers pipeline"),
+    "not gdzoo's": ({zoo.RESULTS: None}, "was not published by gdzoo"),
+    "another pipeline": (
+        {"model_index.json": lambda data: b'{"_class_name": "StableDiffusionPipeline"}'},
+        "cannot be loaded",
+    ),
+    "pickle alone": ({WEIGHTS: None, "unet/diffusion_pytorch_model.bin": lambda data: b"\x80\x04."}, "no safetensors"),
+    "pickle in disguise": ({WEIGHTS: lambda data: b"\x80\x04." + data}, "is not safetensors"),
+    "cut short": ({WEIGHTS: lambda data: data[:-8]}, "is not safetensors"),
+    "another architecture": (_unet(sample_size=16), "sample_size is 16, not 8"),
+    "weights that do not fit": (_unet(block_out_channels=[8, 16, 32]), "cannot be loaded"),
+    "torn results": ({zoo.RESULTS: lambda data: data[:40]}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), SPOILED.values(), ids=SPOILED)
+def test_a_spoiled_checkpoint_is_refused(trained, tmp_path, capsys, changes, reason):
+    there = trained.files(REPO)
+    trained.commit(REPO, {path: change and change(there.get(path, b"")) for path, change in changes.items()})
+    assert train.main([*TINY, *TASKS, *DISTILLATION, "--resume_from_checkpoint", REPO]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert reason in lines[-1] and lines[-1].startswith("gdzoo: "), lines
+    assert not list((tmp_path / "zoo").rglob("*.json"))
+
+
+def test_a_chain_that_is_not_on_the_hub_begins_with_task_1(hub, tmp_path):
+    assert train.main([*TINY, "--tasks", "0,1", *DISTILLATION, "--resume_from_checkpoint", "hub"]) == 0
+    assert (tmp_path / "zoo/gdzoo/split-digits-task1").exists()
+
+
+def test_a_private_repo_is_hidden_from_others(trained, capsys):
+    trained.store.repos["model", REPO].private = True
+    arguments = [*TINY, *TASKS, *DISTILLATION, "--resume_from_checkpoint", REPO, "--hub_token", "hf_other"]
+    assert train.main(arguments) == 2
+    assert "is not there for this token" in capsys.readouterr().err
+
+
+def test_the_evaluator_is_pushed_once_and_taken_from_the_hub(hub, tmp_path, monkeypatch, capsys):
+    arguments = [*TINY[:-2], "--evaluator_steps", "3", "--eval_samples", "10", *DISTILLATION, "--push_to_hub"]
+    assert train.main([*arguments, "--tasks", "0,1"]) == 0
+    there = hub.commits("gdzoo/split-digits-evaluator")
+    assert len(there) == 2
+    monkeypatch.setattr(gdzoo.preparation, "train_evaluator", None)  # another machine need not train it
+    assert train.main([*arguments, "--tasks", "0,1", "--seed", "7", "--output_dir", "two"]) == 0
+    name = "gdzoo/split-digits-evaluator"
+    assert content(tmp_path / "two" / name) == content(tmp_path / "zoo" / name) == on_hub(hub, name)
+    assert hub.commits(name) == there
+    capsys.readouterr()
+    assert train.main([*arguments, "--tasks", "0,1", "--evaluator_steps", "4", "--output_dir", "three"]) == 2
+    assert "was trained for 3; say the same" in capsys.readouterr().err
+    hub.commit(name, {"model.safetensors": b"no such thing"})
+    assert train.main([*arguments, "--tasks", "0,1", "--output_dir", "three"]) == 2
+    assert "is not safetensors" in capsys.readouterr().err and not list(tmp_path.glob("three/*/*"))

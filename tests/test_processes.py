@@ -1,0 +1,196 @@
+"""Two processes equal one. Run by itself, this file is a worker: the real command line, watched."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from gdzoo import train, zoo
+from gdzoo.benchmarks import BENCHMARKS
+from gdzoo.streaming import ImageData
+from tests.conftest import STRATEGIES
+from tests.forked import launch
+
+STEPS, BATCH = 50, 8
+TWO_TASKS = [
+    *("--tasks", "0,1;2,3", "--max_train_steps", str(STEPS), "--evaluator", "none", "--eval_steps", "1"),
+    *("--lr_warmup_steps", "0", "--checkpointing_steps", "10"),
+]
+ONE = ["--train_batch_size", str(BATCH)]
+HALF = ["--train_batch_size", str(BATCH // 2)]
+RESUME = ["--resume_from_checkpoint", "latest"]
+
+
+# ---- a worker ----
+
+
+def digests(images: torch.Tensor) -> list[str]:
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
+
+
+def watch(die_at: int | None = None):
+    """Write what this process does to rank{n}.json when it ends: losses of all steps, images seen, files written."""
+    seen = {"losses": [], "images": [], "written": []}
+    rank = int(os.environ.get("RANK", 0))
+    report_loss, real_images = train.report_loss, train.real_images
+
+    def spy_on_losses(run, strategy, task, progress, losses, bar):
+        mean = run.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        seen["losses"].append([strategy, task, progress.step, mean])
+        if progress.step == STEPS:
+            Path(f"rank{rank}.json").write_text(json.dumps(seen))
+        return report_loss(run, strategy, task, progress, losses, bar)
+
+    def spy_on_images(pixels, *args):
+        seen["images"] += digests(pixels)
+        if rank and len(seen["images"]) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real_images(pixels, *args)
+
+    def spy_on_files(event, args):
+        writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"):
+            seen["written"].append(str(args[0]))
+
+    train.READ_LOSS_EVERY, train.report_loss, train.real_images = 1, spy_on_losses, spy_on_images
+    sys.addaudithook(spy_on_files)
+
+
+if __name__ == "__main__":
+    watch(int(os.environ["DIE_AT"]) if "DIE_AT" in os.environ else None)
+    sys.exit(train.main(sys.argv[1:]))
+
+
+# ---- two of them ----
+
+
+def torchrun(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    variables = {"ACCELERATE_USE_CPU": "true", "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(
+        [*command, __file__, *arguments],
+        cwd=cwd,
+        env=os.environ | variables | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+def launch_two(arguments: list[str], cwd: Path) -> list:
+    """What torchrun does, without its seconds of imports: (rank 0, rank 1)."""
+    port = free_port()
+    return [launch(arguments, cwd, Worker(rank, port)) for rank in (0, 1)]
+
+
+class Worker:
+    def __init__(self, rank: int, port: str):
+        self.environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        self.environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+
+    def __call__(self):
+        os.environ.update(self.environment)
+        watch()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """One process, every strategy."""
+    cwd = tmp_path_factory.mktemp("one")
+    run = launch([*TWO_TASKS, *ONE, "--strategy", *STRATEGIES], cwd, watch)
+    assert run.wait(300) == 0, run.text
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Two processes with half the batch each, every strategy."""
+    cwd = tmp_path_factory.mktemp("two")
+    run = torchrun([*TWO_TASKS, *HALF, "--strategy", *STRATEGIES], cwd)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return cwd
+
+
+def watched(cwd: Path, rank: int) -> dict:
+    return zoo.read_json(cwd / f"rank{rank}.json")
+
+
+def weights(cwd: Path, name: str) -> bytes:
+    return (cwd / "zoo/gdzoo" / name / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_learn_as_one_does(one, two, strategy):
+    curves = [
+        [loss for name, task, _, loss in watched(cwd, 0)["losses"] if name == strategy and task == 2]
+        for cwd in (one, two)
+    ]
+    assert len(curves[0]) == STEPS
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def of_task(labels: list[int]) -> Counter:
+    data = ImageData(BENCHMARKS["split-digits"])
+    return Counter(digest for images, _ in data.read(labels) for digest in digests(images))
+
+
+def test_two_processes_see_each_image_once_an_epoch(two):
+    # The first task of the first strategy: 45 steps are an epoch of 360 images.
+    epoch = of_task([0, 1]).total() // 2
+    seen = Counter(watched(two, 0)["images"][:epoch] + watched(two, 1)["images"][:epoch])
+    assert seen == of_task([0, 1])
+
+
+def test_only_the_main_process_writes(two):
+    def into_the_zoo(rank):
+        return [path for path in watched(two, rank)["written"] if "zoo" in Path(path).parts]
+
+    assert into_the_zoo(0) and not into_the_zoo(1)
+
+
+def test_a_dying_worker_ends_the_other_and_both_go_on_bit_for_bit(tmp_path, two):
+    arguments = [*TWO_TASKS, *HALF, "--strategy", "generative_distillation"]
+    started = time.monotonic()
+    died = torchrun(arguments, tmp_path, DIE_AT=str(25 * BATCH // 2))
+    assert died.returncode != 0 and time.monotonic() - started < 60
+    assert {folder.name for folder in (tmp_path / "zoo/.training").glob("*task1/*")} == {
+        "checkpoint-10",
+        "checkpoint-20",
+    }
+
+    runs = launch_two([*arguments, *RESUME], tmp_path)
+    runs[0].wait_for(lambda: "task 2/2" in runs[0].text and "loss=" in runs[0].text.split("task 2/2")[-1])
+    for run in runs:
+        os.kill(run.process.pid, signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143, 143]
+    assert "20/50" in runs[0].text and runs[0].last_line.startswith("gdzoo: stopped and saved after step ")
+    assert "gdzoo:" not in runs[1].text
+
+    runs = launch_two([*arguments, *RESUME], tmp_path)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    for task in (1, 2):
+        assert weights(tmp_path, f"split-digits-task{task}") == weights(two, f"split-digits-task{task}")
+
+
+def test_uneven_streams_do_not_hang(tmp_path):
+    # Class 0 is streamed from four shards, which hold 45, 45, 44 and 44 of its images.
+    arguments = ["--tasks", "0", "--strategy", "finetune", "--cache_limit_gb", "0"]
+    runs = launch_two([*TWO_TASKS, *HALF, *arguments], tmp_path)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    seen = [set(watched(tmp_path, rank)["images"]) for rank in (0, 1)]
+    assert not seen[0] & seen[1] and seen[0] | seen[1] == set(of_task([0]))
