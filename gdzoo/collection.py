@@ -21,7 +21,8 @@ ORDER = (
     "finetune",
 )
 DOWNSTREAM = "downstream.json"  # what python -m gdzoo.downstream leaves in the zoo
-NEEDED = {"benchmark": str, "strategy": str, "seed": int, "task": int, "tasks": list, "metrics": dict, "cost": dict}
+NEEDED = {"benchmark": str, "strategy": str, "seed": int, "tasks": list, "history": list}
+NEEDED_OF_TASK = {"task": int, "metrics": dict, "cost": dict}  # in every entry of the history, too
 
 
 class Condition(NamedTuple):
@@ -178,15 +179,27 @@ def read_folder(folder: Path) -> dict:
         config = zoo.read_json(folder / zoo.TRAIN_CONFIG)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{folder}/", "")) from error
-    for key, kind in NEEDED.items():
-        if not isinstance(results.get(key), kind):
-            raise ValueError(f"{zoo.RESULTS} has no {key}")
+    _check_types(results, NEEDED)
+    for entry in (results, *results["history"]):
+        _check_types(entry, NEEDED_OF_TASK)
+        values = [*entry["metrics"].values(), *entry["cost"].values()]
+        rows = entry.get("per_task") or []
+        if not all(value is None or isinstance(value, (int, float)) for value in values):
+            raise ValueError(f"{zoo.RESULTS} has a metric or cost that is no number")
+        if rows and [row.keys() >= {"fid", "kid", "share"} for row in rows] != [True] * entry["task"]:
+            raise ValueError(f"{zoo.RESULTS} lacks tasks in per_task")
     if not 1 <= results["task"] <= len(results["tasks"]):
         raise ValueError(f"{zoo.RESULTS} is of task {results['task']} of {len(results['tasks'])}")
     expected = zoo.repo_name(results["benchmark"], results["strategy"], results["seed"], results["task"])
     if folder.name != expected:
         raise ValueError(f"its {zoo.RESULTS} is that of {expected}")
     return results | {"folder": folder, "config": config}
+
+
+def _check_types(content: dict, needed: dict[str, type]):
+    for key, kind in needed.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise ValueError(f"{zoo.RESULTS} has no {key}")
 
 
 def _condition(namespace: str, results: dict) -> Condition:

@@ -58,7 +58,7 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evalu
     """
     try:
         model = AutoModelForImageClassification.from_pretrained(repo_or_folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises what it pleases on whatever files there are
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"--evaluator {repo_or_folder}: no transformers image classifier ({reason})") from error
     if model.config.num_labels != len(data.names):

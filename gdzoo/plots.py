@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -29,6 +30,10 @@ OTHER_STYLES = (("#7F7F7F", "*"), ("#8C564B", "p"), ("#4B0082", "h"))
 LOG_FROM = 20  # times the smallest value: from there a linear axis would hide the small ones
 SHOWN = 4  # images a side that the sample grid shows of samples.png
 GRID, GAP = 8, 2  # of samples.png: images a side, and white pixels between them
+NOTES = {
+    "matrix": f"; {UNKNOWN}: the evaluator sees too few samples of the task",
+    "samples": f"; shown: the first {SHOWN**2} of the first seed",
+}
 SETTINGS = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -51,7 +56,7 @@ def draw_all(comparison: Comparison, caption: str, folder: Path, stem: str) -> d
     with matplotlib.rc_context(SETTINGS):
         for name, figure in _figures(comparison):
             # Some 3.4 points a letter of this size.
-            lines = textwrap.fill(caption, width=int(figure.get_figwidth() * 72 / 3.4))
+            lines = textwrap.fill(caption + NOTES.get(name, ""), width=int(figure.get_figwidth() * 72 / 3.4))
             figure.text(0, -0.02, lines, fontsize=6.5, color="#555555", va="top", linespacing=1.4)
             files[name] = f"{stem}-{name}.png"
             figure.savefig(folder / files[name], dpi=200)
@@ -106,14 +111,17 @@ def metric_over_tasks(comparison: Comparison, name: str, label: str) -> Figure:
     return figure
 
 
-def _log_if_wide(axes: Axes, lines, axis: str = "y"):
+def _log_if_wide(axes: Axes, lines):
     values = [value for line in lines for value in line]
     if values and min(values) > 0 and max(values) > LOG_FROM * min(values):
-        (axes.set_yscale if axis == "y" else axes.set_xscale)("log")
-        which = axes.yaxis if axis == "y" else axes.xaxis
-        which.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        which.set_major_formatter(StrMethodFormatter("{x:g}"))
-        which.set_minor_formatter(NullFormatter())
+        axes.set_yscale("log")
+        _plain_log_ticks(axes.yaxis)
+
+
+def _plain_log_ticks(axis: Axis):
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _label_ends(axes: Axes, comparison: Comparison, ends: dict[str, tuple[float, float]]):
@@ -126,14 +134,21 @@ def _label_ends(axes: Axes, comparison: Comparison, ends: dict[str, tuple[float,
     for place, (_, strategy) in zip(spread([y for y, _ in targets], height), targets, strict=True):
         last_task, value = ends[strategy]
         axes.annotate(
-            title(strategy),
+            title(strategy) + (f", then {MISSING}" if last_task < comparison.condition.tasks else ""),
             xy=(last_task, value),
             xytext=(1.06, from_pixels.transform((0, place))[1]),
             textcoords="axes fraction",
             color=style(comparison, strategy)[0],
             va="center",
             fontsize=8.5,
-            arrowprops=dict(arrowstyle="-", color=style(comparison, strategy)[0], linewidth=0.5, shrinkA=2, shrinkB=4),
+            arrowprops=dict(
+                arrowstyle="-",
+                color=style(comparison, strategy)[0],
+                linewidth=0.5,
+                shrinkA=2,
+                shrinkB=4,
+                relpos=(0, 0.5),
+            ),
             annotation_clip=False,
         )
 
@@ -181,9 +196,7 @@ def matrix(comparison: Comparison) -> Figure:
     if norm:
         scale = matplotlib.cm.ScalarMappable(norm, "cividis")
         bar = figure.colorbar(scale, ax=panels, label="FID, lower is better", shrink=0.8, aspect=30)
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(bar.ax.yaxis)
     return figure
 
 
@@ -243,10 +256,8 @@ def _corner(comparison: Comparison, strategy: str, task: int) -> Image.Image | N
     for model in comparison.known(strategy, task):
         try:
             with Image.open(model["folder"] / zoo.SAMPLES) as picture:
-                cell = (picture.width - GAP) // GRID
-                return picture.crop((GAP, GAP, SHOWN * cell, SHOWN * cell)).convert(
-                    "L" if picture.mode == "L" else "RGB"
-                )
+                side = SHOWN * ((picture.width - GAP) // GRID)
+                return picture.crop((GAP, GAP, side, side)).convert("L" if picture.mode == "L" else "RGB")
         except (KeyError, OSError):  # its folder is gone, or its picture
             continue
     return None
@@ -282,9 +293,8 @@ def quality_against_cost(comparison: Comparison) -> Figure:
         _log_if_wide(axes, [[y for _, y, _ in points]])
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     panels[0].set_ylabel(f"FID after task {comparison.condition.tasks}, lower is better")
-    handles = [
-        matplotlib.lines.Line2D([], [], color=style(comparison, s)[0], marker=style(comparison, s)[1], linestyle="none")
-        for s in comparison.strategies
-    ]
-    figure.legend(handles, map(title, comparison.strategies), loc="outside right center", frameon=False, fontsize=8.5)
+    looks = [style(comparison, s) for s in comparison.strategies]
+    handles = [matplotlib.lines.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in looks]
+    names = [title(s) + ("" if comparison.chains(s) else f", {MISSING}") for s in comparison.strategies]
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
     return figure

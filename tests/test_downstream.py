@@ -46,7 +46,7 @@ def zoo(tmp_path_factory) -> Path:
         config = TrainConfig(strategy=[strategy], eval_samples=50, eval_steps=2, evaluator_steps=9, tasks="0,1;2,3")
         pipeline.save_pretrained(root / "gdzoo" / name)
         write_json(root / "gdzoo" / name / "train_config.json", config.resolve().to_dict())
-        results = dict(benchmark="split-digits", strategy=strategy, seed=42, task=task, metrics={}, cost={})
+        results = dict(benchmark="split-digits", strategy=strategy, seed=42, task=task, metrics={}, cost={}, history=[])
         results["tasks"] = [{"task": number, "classes": classes} for number, classes in enumerate(TASKS, start=1)]
         write_json(root / "gdzoo" / name / "results.json", results)
     return root

@@ -15,6 +15,7 @@ from PIL import Image
 from gdzoo.collection import Comparison, Condition, Estimate, estimate, read_zoo
 from gdzoo.plots import STYLES, spread, style
 from gdzoo.report import main
+from gdzoo.summaries import forgetting
 from gdzoo.tables import cell
 from gdzoo.zoo import repo_name
 
@@ -241,6 +242,26 @@ def test_broken_and_foreign_folders_are_named_and_left_out(markdown, zoo, report
     assert str(zoo) not in markdown
 
 
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"task": "1"}, "has no task"),
+        ({"task": 4, "per_task": None}, "is of task 4 of 3"),
+        ({"strategy": None}, "has no strategy"),
+        ({"metrics": {"fid": "good"}}, "no number"),
+        ({"per_task": []}, None),  # as with --evaluator none
+        ({"per_task": [{"fid": 1.0}]}, "per_task"),
+        ({"history": [{"task": 1}]}, "has no metrics"),
+        ({"history": [7]}, "has no task"),
+    ],
+)
+def test_results_of_another_form_are_left_out(change, reason, tmp_path):
+    write(tmp_path / "gdzoo" / "split-digits-lwf-task1", results("lwf", 42, 1) | change)
+    collection = read_zoo(tmp_path)
+    assert len(collection.comparisons) == (reason is None)
+    assert [reason in why for _, why in collection.left_out] == [True] * (reason is not None)
+
+
 def test_it_says_how_everything_was_measured(markdown):
     assert (
         "1000 samples of 20 DDIM steps, 64 features of gdzoo/split-digits-evaluator, real images: test; 2 seeds;"
@@ -269,9 +290,11 @@ def test_models_from_before_there_were_numbers_for_each_task(tmp_path):
     content = results("lwf", 42, 3)
     for entry in (content, *content["history"]):
         del entry["per_task"]
-    write(tmp_path / "zoo" / "gdzoo" / "split-digits-lwf-task3", content)
-    assert main([str(tmp_path / "zoo"), "--output", str(tmp_path / "report")]) == 0
-    assert "matrix" not in (tmp_path / "report" / "report.md").read_text()
+    write(tmp_path / "gdzoo" / "split-digits-lwf-task3", content)
+    (comparison,) = read_zoo(tmp_path).comparisons
+    assert comparison.metric("lwf", 2, "fid").mean == 22
+    assert comparison.on_task("lwf", 2, 1, "fid") is None
+    assert comparison.summary("lwf", "fid", forgetting) is None
 
 
 def test_models_without_an_evaluator_have_their_cost_reported(tmp_path):
