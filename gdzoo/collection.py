@@ -186,14 +186,20 @@ def read_folder(folder: Path) -> dict:
         rows = entry.get("per_task") or []
         if not all(value is None or isinstance(value, (int, float)) for value in values):
             raise ValueError(f"{zoo.RESULTS} has a metric or cost that is no number")
-        if rows and [row.keys() >= {"fid", "kid", "share"} for row in rows] != [True] * entry["task"]:
+        if rows and (not isinstance(rows, list) or list(map(_is_of_task, rows)) != [True] * entry["task"]):
             raise ValueError(f"{zoo.RESULTS} lacks tasks in per_task")
+    if not isinstance(results.get("evaluation") or {}, dict):
+        raise ValueError(f"{zoo.RESULTS} has another evaluation")
     if not 1 <= results["task"] <= len(results["tasks"]):
         raise ValueError(f"{zoo.RESULTS} is of task {results['task']} of {len(results['tasks'])}")
     expected = zoo.repo_name(results["benchmark"], results["strategy"], results["seed"], results["task"])
     if folder.name != expected:
         raise ValueError(f"its {zoo.RESULTS} is that of {expected}")
     return results | {"folder": folder, "config": config}
+
+
+def _is_of_task(row) -> bool:
+    return isinstance(row, dict) and row.keys() >= {"fid", "kid", "share"}
 
 
 def _check_types(content: dict, needed: dict[str, type]):

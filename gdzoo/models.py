@@ -55,5 +55,14 @@ def create_scheduler(prediction_type: str = "epsilon", rescale_betas_zero_snr: b
 
 
 def load_pipeline(folder, **kwargs) -> DDIMPipeline:
-    """A published pipeline, from a folder or the Hub; safetensors only."""
-    return DDIMPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
+    """A published pipeline, from a folder or the Hub; safetensors only.
+
+    Raises:
+        ValueError: in one line, if it cannot be loaded.
+    """
+    try:
+        return DDIMPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
+    except Exception as error:  # diffusers raises what it pleases on whatever files there are
+        reason = " ".join(str(error).split())[:200]
+        kind = type(error).__name__
+        raise ValueError(f"{folder} is no whole pipeline with safetensors ({kind}: {reason})") from error

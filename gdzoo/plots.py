@@ -19,8 +19,8 @@ from gdzoo.tables import METRICS, MISSING, UNKNOWN, title
 # Okabe and Ito's palette, which colour-blind people can tell apart; one colour and marker a strategy, everywhere.
 STYLES = {
     "joint": ("#000000", "s"),
-    "generative_distillation": ("#0072B2", "o"),
-    "generative_replay": ("#D55E00", "^"),
+    "generative_distillation": ("#D55E00", "o"),
+    "generative_replay": ("#0072B2", "^"),
     "experience_replay": ("#009E73", "D"),
     "gaussian_distillation": ("#56B4E9", "v"),
     "lwf": ("#CC79A7", "P"),

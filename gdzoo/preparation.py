@@ -11,11 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
+from jinja2 import TemplateError
 
 import gdzoo
-from gdzoo import zoo
+from gdzoo import terminal, zoo
 from gdzoo.benchmarks import split_classes
+from gdzoo.cards import pipeline_card
 from gdzoo.checkpoint import Checkpoints, GlobalRandom
+from gdzoo.collection import read_folder
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation import FEWEST_SAMPLES
 from gdzoo.evaluator import Evaluator, load_evaluator, train_evaluator
@@ -173,21 +176,45 @@ def check_output(run: Run):
     folder = Path(config.output_dir, config.namespace).resolve()
     if Path(gdzoo.__file__).resolve().parent in (folder, *folder.parents):
         raise ConfigError(f"--output_dir {config.output_dir} would put models into the package's own folder")
+    root = Path(config.output_dir)
+    folders = [run.folder(strategy, task) for strategy in config.strategy for task in run.task_numbers]
+    for folder in (root / zoo.TRAINING, run.evaluator_folder, *folders):
+        if not folder.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"--output_dir {root}: {folder} leads out of it, and nothing is written there")
     for strategy in config.strategy:
-        for task in range(1, len(run.tasks) + 1):
+        for task in run.task_numbers:
             folder = run.folder(strategy, task)
             if not folder.exists() or config.overwrite_output_dir:
                 continue
-            try:
-                there = zoo.read_json(folder / zoo.TRAIN_CONFIG)
-            except ValueError as error:
-                raise ConfigError(f"--output_dir: {error}; move it away or say --overwrite_output_dir") from error
+            there = read_published(run, strategy, folder)["config"]
             other = config.chain(strategy).difference(there)
             if other:
                 raise ConfigError(
                     f"--output_dir {config.output_dir} holds another run: {folder.name} was trained with {other};"
                     " choose another --output_dir or say --overwrite_output_dir"
                 )
+
+
+def read_published(run: Run, strategy: str, folder: Path) -> dict:
+    """What a folder of the zoo says of its model.
+
+    Raises:
+        ConfigError: not what was published, but torn or edited.
+    """
+    config, benchmark = run.config.chain(strategy), run.data.benchmark
+    try:
+        results = read_folder(folder)
+        for entry in (*results["history"], results):  # all that is shown and told of it again must be there
+            told = results | entry | {"history": [entry]}
+            terminal.final_table([told])
+            terminal.task_line(told)
+            pipeline_card(zoo.repo_id(folder), told, config, benchmark)
+    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        what = str(error) if type(error) is ValueError else f"its {zoo.RESULTS} was edited ({error!r})"
+        raise ConfigError(
+            f"--output_dir: {folder} cannot be gone on from: {what}; move it away or say --overwrite_output_dir"
+        ) from error
+    return results
 
 
 def check_evaluator(run: Run):

@@ -89,7 +89,7 @@ def remove(folder: Path):
     if folder.exists():
         old = folder.parent / f".old-{folder.name}-{uuid.uuid4().hex[:8]}"
         folder.rename(old)
-        shutil.rmtree(old)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old)
 
 
 def sweep(folder: Path):
@@ -125,6 +125,6 @@ def others(folder: Path, results: dict) -> list[dict]:
     found = []
     for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
         other = read_json(file)
-        if other["strategy"] != results["strategy"] and all(other.get(name) == results[name] for name in same):
+        if other.get("strategy") != results["strategy"] and all(other.get(name) == results[name] for name in same):
             found.append(other)
     return found

@@ -17,7 +17,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from gdzoo import checkpoint, zoo
+from gdzoo import checkpoint, train, zoo
 from gdzoo.checkpoint import CheckpointError, Checkpoints, GlobalRandom, Progress
 from tests.conftest import SMALL
 from tests.forked import launch
@@ -300,6 +300,20 @@ def test_another_runs_checkpoint_is_not_used(saved, capsys):
     assert "run 1a2b3c4d, not ffffffff" in capsys.readouterr().out
 
 
+def test_the_learning_rate_rises_and_falls_within_the_task(tmp_path, monkeypatch):
+    rates = []
+
+    def spy(checkpoints, progress):
+        rates.append(checkpoints.parts["lr_scheduler"].get_last_lr()[0])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Checkpoints, "save", spy)
+    schedule = ["--lr_scheduler", "linear", "--lr_warmup_steps", "2", "--learning_rate", "1e-3"]
+    every_step = ["--tasks", "0,1", "--max_train_steps", "4", "--checkpointing_steps", "1"]
+    assert train.main([*TINY, *NO_METRICS, *schedule, *every_step]) == 0
+    assert rates == pytest.approx([0.5e-3, 1e-3, 0.5e-3, 0])
+
+
 # ---- disk, permissions, lock, memory ----
 
 
@@ -364,7 +378,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
     assert second.text.strip() == "gdzoo: --output_dir zoo: another run is writing there; choose another"
     first.process.kill()
     first.wait()
-    third = launch([*TINY, *NO_METRICS, "--tasks", "0", "--max_train_steps", "2"], tmp_path)
+    third = launch([*TINY, *NO_METRICS, "--max_train_steps", "2"], tmp_path)
     assert third.wait() == 0, third.text
 
 
