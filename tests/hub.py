@@ -15,6 +15,7 @@ The real clients (huggingface_hub, diffusers, transformers, datasets) talk to it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -326,10 +327,8 @@ class _Server(ThreadingHTTPServer):
 
 
 def _cut(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the client was faster
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the client was faster
-        pass
 
 
 class _Handler(BaseHTTPRequestHandler):
