@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -383,16 +384,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="default: any free port")
     parser.add_argument("--token", default="hf_test_gdzoo", help="the write token of the user gdzoo")
     args = parser.parse_args()
-    with FakeHub(args.port) as hub:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs start with Ctrl-C ignored
+    with FakeHub(args.port) as hub, contextlib.suppress(KeyboardInterrupt):
         hub.add_user("gdzoo", args.token)
         print("The test Hub is up, with a user gdzoo. For the clients:\n")
         for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": args.token, "HF_HUB_DISABLE_XET": "1"}.items():
             print(f"export {name}={value}")
         print("\nCtrl-C ends it, and all that was pushed to it is gone.", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
