@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import numpy
 import pytest
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
+from PIL import Image
 from safetensors.numpy import save_file
 
 import gdzoo.hub
@@ -580,3 +582,19 @@ def test_the_evaluator_is_pushed_once_and_taken_from_the_hub(hub, tmp_path, monk
     hub.commit(name, {"model.safetensors": b"no such thing"})
     assert train.main([*arguments, "--tasks", "0,1", "--output_dir", "three"]) == 2
     assert "is not safetensors" in capsys.readouterr().err and not list(tmp_path.glob("three/*/*"))
+
+
+def test_the_data_set_too_is_streamed_from_the_hub(hub, tmp_path):
+    images = [Image.fromarray(numpy.full((8, 8), 20 * index, numpy.uint8)) for index in range(12)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0] * 6 + [1] * 6}, features=features)
+    (tmp_path / "shades" / "data").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "shades" / "data" / "train-00000-of-00001.parquet")
+    hub.add_folder("gdzoo/shades", tmp_path / "shades", repo_type="dataset")
+    arguments = ["--dataset_name", "gdzoo/shades", "--tasks", "dark;light", "--resolution", "8", "--model", "tiny"]
+    command = [sys.executable, "-m", "gdzoo.train", *arguments, *TINY, *DISTILLATION]
+    run = subprocess.run(command, env=hub.env(home=tmp_path / "fresh"), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    results = zoo.read_json(tmp_path / "zoo" / "gdzoo" / "split-shades-task2" / zoo.RESULTS)
+    assert [(task["names"], task["images"]) for task in results["tasks"]] == [(["dark"], 6), (["light"], 6)]
+    assert any(request.kind == "resolve" and request.path.endswith(".parquet") for request in hub.requests)
