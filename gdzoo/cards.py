@@ -18,7 +18,7 @@ METRICS = {  # name in results.json: how it is written, what it says
     "precision": ("Precision", "share of samples among the real images' features; higher is better"),
     "recall": ("Recall", "share of real images among the samples' features; higher is better"),
     "kld": ("KLD", "divergence of the drawn classes from the true ones; 0 if no class is forgotten"),
-    "ard": ("ARD", "mean relative error of the classes' shares; lower is better"),
+    "ard": ("ARD", "share of samples that would have to change class for the true shares; 0 is best"),
 }
 STRATEGIES = {
     "finetune": "Nothing accompanies the new images: the lower bound, which forgets.",

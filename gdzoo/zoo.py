@@ -58,7 +58,8 @@ def write_json(file: Path, content: dict):
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write into; it takes `folder`'s name only if all went well.
 
-    What is under `folder`'s name is therefore always whole; a crash leaves a hidden `.partial-*` folder at most.
+    What is under `folder`'s name is therefore always whole. A crash leaves a hidden `.partial-*` folder at most, or, in
+    the instant between two renames, the replaced folder as a hidden `.old-*` one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".partial-{folder.name}-{uuid.uuid4().hex[:8]}"
