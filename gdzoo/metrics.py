@@ -9,11 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # A block of distances between 10,000 features and this many takes 80 MB.
 ROWS_PER_BLOCK = 1000
+# The smallest eigenvalue over the largest from which on rounding (1e-16) costs its square root less than 1e-5 of it.
+WELL_CONDITIONED = 1e-11
 KID_SAMPLES_NEEDED = 10  # unbiased from 2 on, but below this its standard error drowns it
 
 
@@ -41,14 +44,13 @@ def feature_statistics(features: Tensor) -> FeatureStatistics:
     Raises:
         ValueError: if features are not [N, D], hold NaN or infinity, or N < 2.
     """
-    features = _checked(features, "features")
-    count = len(features)
+    features = _checked(features, "features").cpu()
+    count, dimension = features.shape
     if count < 2:
         raise ValueError(f"a covariance needs at least 2 samples, got {count}")
-    mean = features.mean(dim=0)
-    centred = features - mean
-    covariance = centred.T @ centred / (count - 1)
-    return FeatureStatistics(count, mean.cpu(), covariance.cpu())
+    # NumPy computes one triangle of the symmetric product: half the time of torch's.
+    covariance = torch.from_numpy(np.cov(features.numpy(), rowvar=False).reshape(dimension, dimension))
+    return FeatureStatistics(count, features.mean(dim=0), covariance)
 
 
 def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> float:
@@ -56,18 +58,30 @@ def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> f
 
     Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
 
-    With S = A A^T the last trace is the sum of the singular values of A1^T A2. Unlike the eigenvalues of S1 S2 they
-    need no square root, which would turn rounding errors of 1e-16 into 1e-8 where a covariance is singular.
-
     Raises:
         ValueError: if the two have different feature dimensions.
     """
     _require_same_dimension(real.mean, generated.mean)
-    cross = torch.linalg.svdvals(_factor(real.covariance).T @ _factor(generated.covariance)).sum()
+    cross = _trace_of_root(real.covariance, generated.covariance)
     distance = (
         (real.mean - generated.mean).square().sum() + real.covariance.trace() + generated.covariance.trace() - 2 * cross
     )
     return max(0.0, distance.item())  # rounding alone can make it negative
+
+
+def _trace_of_root(s1: Tensor, s2: Tensor) -> Tensor:
+    """tr((S1 S2)^(1/2)) of two covariances [D, D].
+
+    With S1 = L L^T, S1 S2 has the eigenvalues of the symmetric L^T S2 L. Where one covariance is singular or nearly so,
+    their square roots would turn rounding errors of 1e-16 into 1e-8; with S = A A^T the trace is also the sum of the
+    singular values of A1^T A2, which takes three times as long but no square root.
+    """
+    lower, not_positive_definite = torch.linalg.cholesky_ex(s1)
+    if not not_positive_definite:
+        eigenvalues = torch.linalg.eigvalsh(lower.T @ s2 @ lower)
+        if eigenvalues[0] > WELL_CONDITIONED * eigenvalues[-1]:
+            return eigenvalues.sqrt().sum()
+    return torch.linalg.svdvals(_factor(s1).T @ _factor(s2)).sum()
 
 
 def _factor(covariance: Tensor) -> Tensor:
@@ -185,9 +199,10 @@ def _checked(features: Tensor, name: str) -> Tensor:
     if features.device.type == "mps":
         features = features.cpu()
     features = features.detach().double()
-    broken = int((~features.isfinite()).any(dim=1).sum())
-    if broken:
-        raise ValueError(f"{name} of {broken} of {len(features)} samples hold NaN or infinity")
+    if not features.sum().isfinite():  # a sum is a hundred times faster than a look at each; it may overflow, too
+        broken = int((~features.isfinite()).any(dim=1).sum())
+        if broken:
+            raise ValueError(f"{name} of {broken} of {len(features)} samples hold NaN or infinity")
     return features
 
 
