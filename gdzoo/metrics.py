@@ -44,13 +44,16 @@ def feature_statistics(features: Tensor) -> FeatureStatistics:
     Raises:
         ValueError: if features are not [N, D], hold NaN or infinity, or N < 2.
     """
-    features = _checked(features, "features").cpu()
+    _check(features, "features")
     count, dimension = features.shape
     if count < 2:
         raise ValueError(f"a covariance needs at least 2 samples, got {count}")
+    features = features.detach().cpu()
+    if not features.dtype.is_floating_point or features.dtype.itemsize < 4:
+        features = features.float()  # NumPy has no bfloat16
     # NumPy computes one triangle of the symmetric product: half the time of torch's.
-    covariance = torch.from_numpy(np.cov(features.numpy(), rowvar=False).reshape(dimension, dimension))
-    return FeatureStatistics(count, features.mean(dim=0), covariance)
+    covariance = np.cov(features.numpy(), rowvar=False, dtype=np.float64).reshape(dimension, dimension)
+    return FeatureStatistics(count, features.mean(dim=0, dtype=torch.float64), torch.from_numpy(covariance))
 
 
 def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> float:
@@ -192,18 +195,22 @@ def _neighbour_distances(points: Tensor, k: int) -> Tensor:
     return torch.cat(nearest)[:, k]
 
 
-def _checked(features: Tensor, name: str) -> Tensor:
-    """Features [N, D] in float64, or a ValueError that names them."""
+def _check(features: Tensor, name: str):
+    """A ValueError that names the features unless they are [N, D] and finite."""
     if features.ndim != 2:
         raise ValueError(f"{name} must have the shape [samples, dimensions], got {list(features.shape)}")
-    if features.device.type == "mps":
-        features = features.cpu()
-    features = features.detach().double()
-    if not features.sum().isfinite():  # a sum is a hundred times faster than a look at each; it may overflow, too
+    on_mps = features.device.type == "mps"  # it has no float64
+    if not features.sum(dtype=None if on_mps else torch.float64).isfinite():
+        # A sum is ten times faster than a look at each, but may itself overflow.
         broken = int((~features.isfinite()).any(dim=1).sum())
         if broken:
             raise ValueError(f"{name} of {broken} of {len(features)} samples hold NaN or infinity")
-    return features
+
+
+def _checked(features: Tensor, name: str) -> Tensor:
+    """Features [N, D] in float64, or a ValueError that names them."""
+    _check(features, name)
+    return (features.cpu() if features.device.type == "mps" else features).detach().double()
 
 
 def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,7 +139,7 @@ def test_fid_of_nearly_singular_gaussians(smallest):
 
 
 def test_fid_of_10000_inception_features_takes_at_most_2_seconds():
-    """Against the real data's cached statistics, as in every evaluation but the first."""
+    """Given the real data's statistics; with those it is 2 s on a quiet machine, which is no bound for a test."""
     real, generated = (torch.randn(10_000, 2048, generator=torch.Generator().manual_seed(seed)) for seed in (8, 9))
     real = feature_statistics(real)
     seconds = []
