@@ -97,6 +97,12 @@ class TrainConfig:
     replay_eta: float = option(0.0, METHOD, "DDIM eta of a replay image: 0 deterministic, 1 DDPM", minimum=0, maximum=1)
     replay_weight: float | None = option(None, METHOD, "lambda, the weight of the rehearsal", minimum=0)
     replay_batch_size: int | None = option(None, METHOD, "default: train_batch_size", minimum=1)
+    replay_pool: int = option(
+        0, METHOD, "draw this many replay images once a task and use them again; 0: fresh ones each step", minimum=0
+    )
+    replay_pool_steps: int = option(50, METHOD, "DDIM steps of an image of the pool", minimum=1)
+    replay_pool_refresh: int = option(0, METHOD, "draw the pool anew every so many steps; 0: never", minimum=0)
+    replay_pool_balanced: bool = option(False, METHOD, "take all classes equally often, as the evaluator sees them")
     buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
 
     model: str | None = option(None, MODEL, "preset of the U-Net", choices=tuple(MODELS))
@@ -120,6 +126,8 @@ class TrainConfig:
     mixed_precision: str | None = option(
         None, TRAINING, "default: what `accelerate config` says", choices=("no", "fp16", "bf16")
     )
+    torch_compile: bool = option(False, TRAINING, "compile student and teacher; the first steps wait for it")
+    allow_tf32: bool = option(False, TRAINING, "matrix products in TF32, on GPUs that have it")
     seed: int = option(42, TRAINING, "of everything", minimum=0, maximum=2**32 - 1)
     seeds: list[int] = option(
         [], TRAINING, "train with each of these, instead of --seed", minimum=0, maximum=2**32 - 1, result=False
@@ -208,7 +216,7 @@ class TrainConfig:
             raise ConfigError("--dataset_name needs --resolution, e.g. --resolution 32")
         if self.tasks and not self.tasks.strip().isdecimal() and self.class_order not in ("dataset", "seed"):
             raise ConfigError("--class_order and --tasks both list the classes: give one of them")
-        for flag in ("replay_steps", "eval_steps"):
+        for flag in ("replay_steps", "replay_pool_steps", "eval_steps"):
             if TRAIN_TIMESTEPS % getattr(self, flag):
                 raise ConfigError(f"--{flag} {getattr(self, flag)} does not divide the {TRAIN_TIMESTEPS} timesteps")
         multiple = smallest_resolution(self.model)
@@ -216,6 +224,11 @@ class TrainConfig:
             raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema_decay {self.ema_decay}: it lies in [0, 1)")
+        for flag in ("replay_pool_refresh", "replay_pool_balanced"):
+            if getattr(self, flag) and not self.replay_pool:
+                raise ConfigError(f"--{flag} goes with --replay_pool, e.g. --replay_pool 1024")
+        if self.replay_pool_balanced and self.evaluator == "none":
+            raise ConfigError("--replay_pool_balanced needs an evaluator that sees the classes, not --evaluator none")
         if not self.learning_rate:
             raise ConfigError("--learning_rate 0: it is more than 0")
         for name in self.strategy:

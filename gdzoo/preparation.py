@@ -118,6 +118,7 @@ def prepare(config: TrainConfig) -> Run:
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     data = ImageData(config.get_benchmark(), config.dataset_root, config.dataloader_num_workers)
     run = Run(config, accelerator, data, split_tasks(data, config))
     if config.push_to_hub:

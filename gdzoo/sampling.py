@@ -1,6 +1,8 @@
 """How does a frozen teacher draw images? Gradient-free DDIM (Song et al. 2021) with trailing timesteps."""
 
 from collections.abc import Iterator
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
@@ -16,45 +18,65 @@ def trailing_timesteps(train_timesteps: int, steps: int) -> list[int]:
     return list(range(train_timesteps - 1, -1, -(train_timesteps // steps)))
 
 
-def predict_x0_and_eps(prediction: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str):
+class DDIMStep(NamedTuple):
+    """The coefficients of one step from t to t_prev, of x_t, x_0, eps and fresh noise."""
+
+    t: int
+    sqrt_alpha: float  # of alpha_bar at t
+    sqrt_beta: float
+    sqrt_alpha_prev: float
+    direction: float  # of eps
+    sigma: float  # of fresh noise; 0 in the last step
+
+
+def ddim_steps(scheduler: DDIMScheduler, steps: int, eta: float = 0.0) -> list[DDIMStep]:
+    """What `ddim_sample` needs to know of its steps (DDIM, equations 12 and 16), worked out ahead of them.
+
+    Raises:
+        ValueError: the steps do not divide the training timesteps.
+    """
+    train_timesteps = scheduler.config.num_train_timesteps
+    stride, alphas, found = train_timesteps // steps, scheduler.alphas_cumprod, []
+    for t in trailing_timesteps(train_timesteps, steps):
+        alpha_bar = alphas[t]
+        alpha_bar_prev = alphas[t - stride] if t >= stride else scheduler.final_alpha_cumprod
+        variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+        sigma = eta * variance.sqrt()
+        direction = (1 - alpha_bar_prev - sigma**2).sqrt()
+        roots = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), alpha_bar_prev.sqrt(), direction
+        found.append(DDIMStep(t, *(root.item() for root in roots), sigma.item() if t >= stride else 0.0))
+    return found
+
+
+def predict_x0_and_eps(prediction: Tensor, x_t: Tensor, step: DDIMStep, prediction_type: str) -> tuple[Tensor, Tensor]:
     """Both views of a model's output at x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps; x_0 is not clipped yet."""
-    sqrt_alpha, sqrt_beta = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     if prediction_type == "epsilon":
-        return (x_t - sqrt_beta * prediction) / sqrt_alpha, prediction
+        return (x_t - step.sqrt_beta * prediction) / step.sqrt_alpha, prediction
     if prediction_type == "sample":
-        return prediction, (x_t - sqrt_alpha * prediction) / sqrt_beta
+        return prediction, (x_t - step.sqrt_alpha * prediction) / step.sqrt_beta
     if prediction_type == "v_prediction":
-        return sqrt_alpha * x_t - sqrt_beta * prediction, sqrt_alpha * prediction + sqrt_beta * x_t
+        return step.sqrt_alpha * x_t - step.sqrt_beta * prediction, step.sqrt_alpha * prediction + step.sqrt_beta * x_t
     raise ValueError(f"prediction_type is epsilon, sample or v_prediction, not {prediction_type!r}")
 
 
 @torch.inference_mode()
 def ddim_sample(
     unet: nn.Module,
-    scheduler: DDIMScheduler,
+    prediction_type: str,
     x_t: Tensor,
-    steps: int,
-    eta: float = 0.0,
+    steps: list[DDIMStep],
     random: StepRandom | None = None,
 ) -> Tensor:
     """Denoise pure noise x_t [B, C, H, W] to images in [-1, 1] (DDIM, equation 12); `random` feeds eta > 0.
 
     x_0 is clipped at every step, always: with an epsilon model and linear betas the first step divides by 0.006.
     """
-    config = scheduler.config
-    stride = config.num_train_timesteps // steps
-    alphas = scheduler.alphas_cumprod  # on the CPU: indexing a device tensor by a Python int would not be faster
-    for t in trailing_timesteps(config.num_train_timesteps, steps):
-        alpha_bar = alphas[t]
-        alpha_bar_prev = alphas[t - stride] if t >= stride else scheduler.final_alpha_cumprod
-        prediction = unet(x_t, torch.full((len(x_t),), t, device=x_t.device)).sample.float()
-        x_0, eps = predict_x0_and_eps(prediction, x_t, alpha_bar, config.prediction_type)
-        x_0 = x_0.clamp(-1, 1)
-        variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-        sigma = eta * variance.sqrt()
-        x_t = alpha_bar_prev.sqrt() * x_0 + (1 - alpha_bar_prev - sigma**2).sqrt() * eps
-        if eta > 0 and t >= stride:
-            x_t = x_t + sigma * random.randn(*x_t.shape)
+    for step in steps:
+        prediction = unet(x_t, torch.full((len(x_t),), step.t, device=x_t.device)).sample.float()
+        x_0, eps = predict_x0_and_eps(prediction, x_t, step, prediction_type)
+        x_t = step.sqrt_alpha_prev * x_0.clamp(-1, 1) + step.direction * eps
+        if step.sigma:
+            x_t = x_t + step.sigma * random.randn(*x_t.shape)
     return x_t
 
 
@@ -64,6 +86,7 @@ class Teacher:
     def __init__(self, unet: nn.Module, scheduler: DDIMScheduler):
         self.unet, self.scheduler = unet.requires_grad_(False).eval(), scheduler
         self.passes = 0  # images through the U-Net
+        self._steps = cache(partial(ddim_steps, scheduler))
 
     @torch.inference_mode()
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -76,17 +99,21 @@ class Teacher:
         config = self.unet.config
         self.passes += count * steps
         noise = random.randn(count, config.in_channels, config.sample_size, config.sample_size)
-        return ddim_sample(self.unet, self.scheduler, noise, steps, eta, random)
+        return ddim_sample(self.unet, self.scheduler.config.prediction_type, noise, self._steps(steps, eta), random)
+
+    def compile(self):
+        """With torch.compile; the first batch of each size waits for it."""
+        self.unet = torch.compile(self.unet, dynamic=False)
 
 
 def draw_images(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
     """Yield uint8 batches [b, C, H, W], `count` images in all; the noise comes from the CPU, the same on any device."""
     generator = torch.Generator().manual_seed(seed)
-    config = pipeline.unet.config
+    config, ahead = pipeline.unet.config, ddim_steps(pipeline.scheduler, steps)
     for start in range(0, count, batch_size):
         shape = (min(batch_size, count - start), config.in_channels, config.sample_size, config.sample_size)
         noise = torch.randn(shape, generator=generator).to(pipeline.unet.device)
-        yield to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler, noise, steps))
+        yield to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler.config.prediction_type, noise, ahead))
 
 
 def to_uint8(images: Tensor) -> Tensor:

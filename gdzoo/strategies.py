@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
+from gdzoo.pool import ReplayPool
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import Teacher
 
@@ -32,10 +33,11 @@ class Batch(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a strategy may know of earlier tasks: the teacher, and a buffer of real images [N, C, H, W] in [-1, 1]."""
+    """What a strategy may know of earlier tasks."""
 
     teacher: Teacher
-    buffer: Tensor | None = None
+    buffer: Tensor | None = None  # real images [N, C, H, W] in [-1, 1]
+    pool: ReplayPool | None = None
 
 
 def noised(x_0: Tensor, scheduler: DDIMScheduler, random: StepRandom) -> Batch:
@@ -82,9 +84,13 @@ class GenerativeReplay:
     replay_batch_size: int
     replay_steps: int
     replay_eta: float
+    draws_replay: ClassVar[bool] = True  # fresh for each step, or ahead into a pool
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
-        images = past.teacher.draw(self.replay_batch_size, self.replay_steps, self.replay_eta, random)
+        if past.pool:
+            images = past.pool.take(self.replay_batch_size, random)
+        else:
+            images = past.teacher.draw(self.replay_batch_size, self.replay_steps, self.replay_eta, random)
         return noised(images, past.teacher.scheduler, random)
 
 

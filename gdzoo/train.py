@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from contextlib import closing
-from functools import partial
 
 import datasets
 import diffusers
@@ -14,8 +13,6 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -25,12 +22,14 @@ from gdzoo.checkpoint import Checkpoints, Progress
 from gdzoo.config import ConfigError, TrainConfig, parse_args
 from gdzoo.hub import NOT_ALL_PUSHED
 from gdzoo.interruption import Interrupted, noted_signals, raised_signals
+from gdzoo.learning import Learner
 from gdzoo.models import create_scheduler, create_unet, load_pipeline
+from gdzoo.pool import ReplayPool
 from gdzoo.preparation import Run, hold_output, prepare, prepare_evaluator
-from gdzoo.randomness import StepRandom, seed_from
+from gdzoo.randomness import seed_from
 from gdzoo.results import cost_of, images_per_second, publish_task
 from gdzoo.sampling import Teacher, to_float
-from gdzoo.strategies import Past, continual_loss, create_strategy, min_snr_weight, noised, strategy_class
+from gdzoo.strategies import Past, create_strategy, strategy_class
 from gdzoo.streaming import DataError, TaskImages, keep_some
 from gdzoo.terminal import final_table, not_pushed, progress_bar, task_line
 
@@ -124,62 +123,35 @@ def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
         The pipeline to publish (its weights averaged with --use_ema), and what it cost.
     """
     config, accelerator = run.config, run.accelerator
-    device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
-    micro_batches = config.gradient_accumulation_steps
     set_seed(seed_from(config.seed, task) % 2**32)  # for what a strategy from outside may draw
     scheduler, unet, past = start_of_task(run, strategy, task)
-    rehearse, images = create_strategy(strategy, config), task_images(run, strategy, task)
+    learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), task, past)
+    images = task_images(run, strategy, task)
+    checkpoints = run.checkpoints(strategy, task, learner.parts)
+    progress = resume(run, checkpoints, learner)
 
-    optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
-    lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
-    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, **lengths)
-    ema = EMAModel(unet.parameters(), decay=config.ema_decay) if config.use_ema else None
-    # The schedule is not prepared: accelerate would step it once for each process.
-    student, optimizer = accelerator.prepare(unet, optimizer)
-    student.train()
-    snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
-
-    parts = dict(model=unet, optimizer=optimizer, lr_scheduler=lr_scheduler, ema=ema, scaler=accelerator.scaler)
-    checkpoints = run.checkpoints(strategy, task, parts)
-    progress = resume(run, checkpoints, past)
-    if ema:
-        ema.to(device)
-
-    batches = images.batches(config.train_batch_size, progress.step, micro_batches, rank, world_size)
+    share = (config.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes)
+    batches = images.batches(config.train_batch_size, progress.step, *share)
     title = f"task {task}/{len(run.tasks)} {run.title(strategy)}"
     bar = progress_bar(title, progress.step, config.max_train_steps, accelerator.is_main_process)
     started, losses = time.perf_counter() - progress.seconds, []
     with closing(batches), closing(bar), noted_signals() as signals:
         for step in range(progress.step, config.max_train_steps):
-            for micro in range(micro_batches):
-                share, shares = micro * world_size + rank, micro_batches * world_size
-                random = StepRandom((config.seed, task, step), device, share, shares)
-                with accelerator.accumulate(student), accelerator.autocast():
-                    x_0 = real_images(next(batches)[0], config.random_flip, random)
-                    real = noised(x_0, scheduler, random)
-                    rehearsal = rehearse(real, past, random) if past else None
-                    loss = continual_loss(student, real, rehearsal, task, config.replay_weight, snr_weight)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients and config.max_grad_norm:
-                        accelerator.clip_grad_norm_(student.parameters(), config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                losses.append(loss.detach())
-                progress.student_passes += len(real.t) + (len(rehearsal.t) if rehearsal else 0)
-            lr_scheduler.step()
-            if ema:
-                ema.step(unet.parameters())
+            if past and past.pool:
+                fill_pool(run, past.pool, checkpoints, progress, signals, bar)
+            losses.append(learner.learn(step, batches))
             bar.update()
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
+            progress.student_passes = learner.passes
             progress.teacher_passes = past.teacher.passes if past else 0
             if progress.step % READ_LOSS_EVERY == 0 or progress.step == config.max_train_steps:
                 report_loss(run, strategy, task, progress, losses, bar)
                 losses.clear()
-            save_or_stop(run, checkpoints, progress, signals)
-    if ema:
-        ema.copy_to(unet.parameters())
+            due = progress.step % config.checkpointing_steps == 0
+            save_or_stop(run, checkpoints, progress, signals, due, agree=progress.step % READ_LOSS_EVERY == 0)
+    pipeline = learner.pipeline()
     accelerator.free_memory()
-    return DDIMPipeline(unet.eval(), scheduler), cost_of(run, progress)
+    return pipeline, cost_of(run, progress)
 
 
 def start_of_task(run: Run, strategy: str, task: int) -> tuple[DDIMScheduler, UNet2DModel, Past | None]:
@@ -189,12 +161,30 @@ def start_of_task(run: Run, strategy: str, task: int) -> tuple[DDIMScheduler, UN
         torch.manual_seed(config.seed)
         unet = create_unet(config.model, run.data.channels, run.data.benchmark.resolution)
         return create_scheduler(config.prediction_type, config.rescale_betas_zero_snr), unet.to(device), None
-    teacher = load_pipeline(run.folder(strategy, task - 1))
+    published = load_pipeline(run.folder(strategy, task - 1))
     student = load_pipeline(run.folder(strategy, task - 1)).unet
-    buffer = None
-    if getattr(strategy_class(strategy), "uses_buffer", False):
+    teacher, method = Teacher(published.unet.to(device), published.scheduler), strategy_class(strategy)
+    buffer = pool = None
+    if getattr(method, "uses_buffer", False):
         buffer = to_float(keep_some(run.data, run.seen(task - 1), config.buffer_size, config.seed).to(device))
-    return teacher.scheduler, student.to(device), Past(Teacher(teacher.unet.to(device), teacher.scheduler), buffer)
+    if getattr(method, "draws_replay", False) and config.replay_pool:
+        pool = replay_pool(run, teacher, task)
+    return published.scheduler, student.to(device), Past(teacher, buffer, pool)
+
+
+def replay_pool(run: Run, teacher: Teacher, task: int) -> ReplayPool:
+    """The task's pool, empty yet."""
+    config = run.config
+    return ReplayPool(
+        teacher,
+        run.accelerator,
+        size=config.replay_pool,
+        steps=config.replay_pool_steps,
+        eta=config.replay_eta,
+        refresh=config.replay_pool_refresh,
+        key=(config.seed, task),
+        classify=(lambda images: run.evaluator(images)[1]) if config.replay_pool_balanced else None,
+    )
 
 
 def task_images(run: Run, strategy: str, task: int) -> TaskImages:
@@ -208,46 +198,56 @@ def task_images(run: Run, strategy: str, task: int) -> TaskImages:
     return images
 
 
-def resume(run: Run, checkpoints: Checkpoints, past: Past | None) -> Progress:
+def resume(run: Run, checkpoints: Checkpoints, learner: Learner) -> Progress:
     """How far the task is: at its start, or with --resume_from_checkpoint as far as its checkpoint.
 
     Raises:
         TrainingError: the processes do not read the same checkpoint.
     """
+    device = run.accelerator.device
     progress = checkpoints.restore(run.config.resume_from_checkpoint)
-    steps = run.accelerator.gather(torch.tensor([progress.step], device=run.accelerator.device))
+    steps = run.accelerator.gather(torch.tensor([progress.step], device=device))
     if len(steps.unique()) > 1:
         raise TrainingError(f"--output_dir {run.config.output_dir} is not the same folder for all processes")
-    if past:
-        past.teacher.passes = progress.teacher_passes
+    learner.passes = progress.student_passes
+    if learner.past:
+        learner.past.teacher.passes = progress.teacher_passes
+    if learner.ema:
+        learner.ema.to(device)
     return progress
 
 
-def save_or_stop(run: Run, checkpoints: Checkpoints, progress: Progress, signals: list[int]):
-    """Write a checkpoint when it is time, and when SIGTERM or Ctrl-C came.
+def fill_pool(run: Run, pool: ReplayPool, checkpoints: Checkpoints, progress: Progress, signals: list[int], bar: tqdm):
+    """Draw the replay pool's images, if it is time; what is drawn is kept in a checkpoint.
 
     Raises:
-        Interrupted: one came; several processes agree on it where they read the loss, since agreeing takes time.
+        Interrupted
     """
-    config, accelerator = run.config, run.accelerator
+    started = time.perf_counter() - progress.seconds
+    for count in pool.fill(progress.step):
+        bar.set_postfix_str(f"replay pool {count}/{pool.size}")
+        progress.seconds, progress.teacher_passes = time.perf_counter() - started, pool.teacher.passes
+        save_or_stop(run, checkpoints, progress, signals, due=count == pool.size, agree=True)
+
+
+def save_or_stop(run: Run, checkpoints: Checkpoints, progress: Progress, signals: list[int], due: bool, agree: bool):
+    """Write a checkpoint when it is due, and when SIGTERM or Ctrl-C came.
+
+    Args:
+        agree: whether several processes ask each other for signals, which takes time.
+
+    Raises:
+        Interrupted: one came.
+    """
+    accelerator = run.accelerator
     stop = bool(signals)
     if accelerator.num_processes > 1:
-        agree = progress.step % READ_LOSS_EVERY == 0
         stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
-    if (stop or progress.step % config.checkpointing_steps == 0) and accelerator.is_main_process:
+    if (stop or due) and accelerator.is_main_process:
         checkpoints.save(progress)
     if stop:
         accelerator.wait_for_everyone()
         raise Interrupted(signals[0] if signals else signal.SIGTERM, f"stopped and saved after step {progress.step}")
-
-
-def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:
-    """uint8 [B, C, H, W] as floats in [-1, 1], half of them mirrored if asked for."""
-    x_0 = to_float(pixels)
-    if random_flip:
-        mirrored = random.rand(len(x_0)) < 0.5
-        x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
-    return x_0
 
 
 def report_loss(run: Run, strategy: str, task: int, progress: Progress, losses: list[Tensor], bar: tqdm):

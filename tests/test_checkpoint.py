@@ -120,12 +120,12 @@ TARGETED = [
 ]
 
 
-def kill_until_done(cwd: Path, plans: list, moments: random.Random) -> int:
+def kill_until_done(cwd: Path, plans: list, moments: random.Random, arguments: list[str] = TINY) -> int:
     """Run with one killer after another, None being a random moment; how many kills it took to get to the end."""
     kills = 0
     while True:
         plan = plans[kills] if kills < len(plans) else None
-        run = launch([*TINY, *RESUME], cwd, plan)
+        run = launch([*arguments, *RESUME], cwd, plan)
         if plan is None:
             run.process.join(moments.uniform(0.3, 2.5))
             run.process.kill()

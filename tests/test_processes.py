@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gdzoo import train, zoo
+from gdzoo import learning, train, zoo
 from gdzoo.benchmarks import BENCHMARKS
 from gdzoo.streaming import ImageData
 from tests.conftest import STRATEGIES
@@ -41,7 +41,7 @@ def watch(die_at: int | None = None):
     """Write what this process does to rank{n}.json when it ends: losses of all steps, images seen, files written."""
     seen = {"losses": [], "images": [], "written": []}
     rank = int(os.environ.get("RANK", 0))
-    report_loss, real_images = train.report_loss, train.real_images
+    report_loss, real_images = train.report_loss, learning.real_images
 
     def spy_on_losses(run, strategy, task, progress, losses, bar):
         mean = run.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
@@ -61,7 +61,7 @@ def watch(die_at: int | None = None):
         if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"):
             seen["written"].append(str(args[0]))
 
-    train.READ_LOSS_EVERY, train.report_loss, train.real_images = 1, spy_on_losses, spy_on_images
+    train.READ_LOSS_EVERY, train.report_loss, learning.real_images = 1, spy_on_losses, spy_on_images
     sys.addaudithook(spy_on_files)
 
 

@@ -6,7 +6,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.randomness import StepRandom
-from gdzoo.sampling import Teacher, ddim_sample, draw_images, to_float, to_uint8, trailing_timesteps
+from gdzoo.sampling import Teacher, ddim_sample, ddim_steps, draw_images, to_float, to_uint8, trailing_timesteps
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def test_agrees_with_diffusers_step_for_step(unet, prediction_type, eta, steps):
     states = diffusers_sample(unet, scheduler, noise, steps, eta, StepRandom((7,), "cpu"))
     ours = []
     hooked = RecordingUNet(unet, ours)
-    final = ddim_sample(hooked, scheduler, noise, steps, eta, StepRandom((7,), "cpu"))
+    ahead = ddim_steps(scheduler, steps, eta)
+    final = ddim_sample(hooked, prediction_type, noise, ahead, StepRandom((7,), "cpu"))
     # What the U-Net is shown from the second step on is the state after the step before.
     for mine, theirs in zip([*ours[1:], final], states, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
@@ -86,7 +87,7 @@ def test_timesteps_trail():
 def test_zero_terminal_snr_stays_finite(unet):
     scheduler = create_scheduler(rescale_betas_zero_snr=True)
     assert scheduler.alphas_cumprod[-1] == 0
-    images = ddim_sample(unet, scheduler, torch.randn(4, 1, 8, 8), steps=2)
+    images = ddim_sample(unet, "epsilon", torch.randn(4, 1, 8, 8), ddim_steps(scheduler, 2))
     assert images.isfinite().all() and images.abs().max() <= 1
 
 

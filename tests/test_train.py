@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from gdzoo import preparation, train
+from gdzoo import learning, preparation, train
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.strategies import Batch
 from gdzoo.zoo import repo_name
@@ -209,6 +210,21 @@ def test_accumulated_micro_batches_equal_one_batch(cwd, monkeypatch, strategy):
     assert accumulated == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "fast, tolerance", [(["--torch_compile"], 1e-4), (["--mixed_precision", "bf16"], 0.03)], ids=["compiled", "bf16"]
+)
+def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, fast, tolerance):
+    if "--torch_compile" in fast and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    arguments = [*TWO_TASKS, "--strategy", "generative_distillation", "--lr_warmup_steps", "0", "--eval_steps", "1"]
+    plain = losses_of([*arguments, "--output_dir", str(cwd / "plain")], monkeypatch)
+    quick = losses_of([*arguments, *fast, "--output_dir", str(cwd / "fast")], monkeypatch)
+    assert len(plain) == 16 and quick != plain
+    assert quick == pytest.approx(plain, rel=tolerance)
+    for name in repos(tasks=2):
+        assert weights(cwd / "fast/gdzoo" / name).keys() == weights(cwd / "plain/gdzoo" / name).keys()
+
+
 # ---- trackers, bad input, bad luck ----
 
 
@@ -310,7 +326,7 @@ def test_cifar_with_the_papers_unet(cwd):
 @pytest.mark.parametrize("schedule, last", [("constant_with_warmup", 1.0), ("linear", 0.0)])
 def test_the_learning_rate_warms_up_over_the_steps_asked_for(cwd, monkeypatch, schedule, last):
     rates = []
-    original = train.get_scheduler
+    original = learning.get_scheduler
 
     def spy(*args, **kwargs):
         scheduler = original(*args, **kwargs)
@@ -320,7 +336,7 @@ def test_the_learning_rate_warms_up_over_the_steps_asked_for(cwd, monkeypatch, s
         return scheduler
 
     made = []
-    monkeypatch.setattr(train, "get_scheduler", spy)
+    monkeypatch.setattr(learning, "get_scheduler", spy)
     flags = ["--lr_scheduler", schedule, "--lr_warmup_steps", "4", "--learning_rate", "0.001"]
     assert train.main([*TWO_TASKS, "--strategy", "finetune", *flags]) == 0
     assert rates[:5] == pytest.approx([0, 0.00025, 0.0005, 0.00075, 0.001])
