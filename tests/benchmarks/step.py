@@ -1,0 +1,288 @@
+"""How fast is a training step? gdzoo's against the loop that a newcomer to diffusers would write, in turn, in one run.
+
+    python tests/benchmarks/step.py --benchmark split-digits --output step.json
+
+Both are handed the same uint8 batches, so loading data is in neither. FLOPs are torch's FlopCounterMode's (convolutions
+and matrix products), the peak is what a large convolution and a large matrix product reach on the same device.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDIMPipeline
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gdzoo.benchmarks import BENCHMARKS
+from gdzoo.config import TrainConfig
+from gdzoo.learning import Learner
+from gdzoo.models import create_scheduler, create_unet
+from gdzoo.publish import made_with, peak_memory_mib
+from gdzoo.randomness import seed_from
+from gdzoo.sampling import Teacher
+from gdzoo.strategies import Past, create_strategy
+
+TASK = 2  # w = 1/2
+MEASURED = ("finetune", "generative_replay", "generative_distillation")
+LOOPS = ("reference", "gdzoo")
+
+
+class ReferenceLoop:
+    """The paper's step as the tutorials of diffusers lead one to write it: fp32, and a pipeline call for each batch.
+
+    It draws its random numbers in the order in which gdzoo does, so that both can be shown to compute the same.
+    """
+
+    def __init__(self, config: TrainConfig, strategy: str, unet, teacher, device: torch.device):
+        self.config, self.strategy, self.device = config, strategy, device
+        self.scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
+        self.unet, self.teacher = unet.train(), teacher.eval()
+        self.pipeline = DDIMPipeline(teacher, create_scheduler(config.prediction_type, config.rescale_betas_zero_snr))
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, foreach=False)
+        self.lr_scheduler = get_scheduler(
+            config.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay) if config.use_ema else None
+
+    def step(self, number: int, pixels: Tensor) -> float:
+        """One optimizer step on uint8 images [B, C, H, W]; its loss."""
+        generator = torch.Generator(self.device).manual_seed(seed_from(self.config.seed, TASK, number))
+        images = pixels.float() / 127.5 - 1
+        if self.config.random_flip:
+            mirrored = torch.rand(len(images), generator=generator, device=self.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        x_t, t, noise = self.noised(images, generator)
+        loss = F.mse_loss(self.unet(x_t, t).sample, noise)
+        if self.strategy != "finetune":
+            drawn = self.pipeline(
+                batch_size=self.config.replay_batch_size,
+                num_inference_steps=self.config.replay_steps,
+                generator=generator,
+                output_type="np",
+            ).images
+            replay = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(self.device) * 2 - 1
+            x_t, t, target = self.noised(replay, generator)
+            if self.strategy == "generative_distillation":
+                with torch.no_grad():
+                    target = self.teacher(x_t, t).sample
+            w = 1 / TASK
+            loss = w * loss + (1 - w) * self.config.replay_weight * F.mse_loss(self.unet(x_t, t).sample, target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.step(self.unet.parameters())
+        return loss.item()
+
+    def noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        noise = torch.randn(images.shape, generator=generator, device=self.device)
+        t = torch.randint(1000, (len(images),), generator=generator, device=self.device)
+        return self.scheduler.add_noise(images, noise, t), t, noise
+
+
+def make_loop(
+    name: str, config: TrainConfig, strategy: str, accelerator: Accelerator
+) -> Callable[[int, Tensor], Tensor]:
+    """The step of a loop, as a function of its number and of uint8 images; both start from the same weights."""
+    benchmark, device = BENCHMARKS[config.benchmark], accelerator.device
+    torch.manual_seed(0)
+    unet = create_unet(config.model, benchmark.channels, benchmark.resolution).to(device)
+    teacher = copy.deepcopy(unet)
+    if name == "reference":
+        return ReferenceLoop(config, strategy, unet, teacher, device).step
+    scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
+    past = Past(Teacher(teacher, scheduler)) if strategy != "finetune" else None
+    learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
+    return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
+
+
+def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
+    """uint8 images [B, C, H, W] without end."""
+    benchmark, generator = BENCHMARKS[config.benchmark], torch.Generator().manual_seed(0)
+    shape = (config.train_batch_size, benchmark.channels, benchmark.resolution, benchmark.resolution)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
+    while True:
+        yield pixels
+
+
+def passes(config: TrainConfig, strategy: str) -> int:
+    """Images through a U-Net in a step, student and teacher."""
+    per_image = {"finetune": 0, "generative_replay": 1 + config.replay_steps}
+    per_image["generative_distillation"] = per_image["generative_replay"] + 1
+    return config.train_batch_size + per_image[strategy] * config.replay_batch_size
+
+
+# ---- measuring ----
+
+
+def seconds(function: Callable, device: torch.device) -> float:
+    """Wall time of a call, until the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """FLOP/s of a 3x3 convolution of 256 channels and of a square matrix product, the best of ten."""
+    size = 4096 if device.type == "cpu" else 8192
+    conv = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    images = torch.randn(64, 256, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    with torch.inference_mode():
+        times = {
+            "convolution": min(seconds(lambda: conv(images), device) for _ in range(10)),
+            "matrix_product": min(seconds(lambda: matrix @ matrix, device) for _ in range(10)),
+        }
+    flops = {"convolution": 2 * images.numel() * 256 * 9, "matrix_product": 2 * size**3}
+    return {name: flops[name] / times[name] for name in times}
+
+
+def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator, args: argparse.Namespace) -> dict:
+    """Every strategy's two loops, `rounds` times in turn `steps` steps of each; medians of the seconds a step."""
+    device, batches = accelerator.device, some_batches(config, accelerator.device)
+    each = [(strategy, name) for strategy in strategies for name in LOOPS]
+    loops = {(strategy, name): make_loop(name, config, strategy, accelerator) for strategy, name in each}
+    flops, times = {}, {key: [] for key in each}
+    for key, step in loops.items():
+        with FlopCounterMode(display=False) as counter:
+            step(0, next(batches))
+        flops[key] = counter.get_total_flops()
+        for number in range(1, args.warmup):
+            step(number, next(batches))
+    for turn in range(args.rounds):
+        first = args.warmup + turn * args.steps
+        for key, step in loops.items():
+            taken = seconds(lambda: [step(first + n, next(batches)) for n in range(args.steps)], device)  # noqa: B023
+            times[key].append(taken / args.steps)
+    found = {}
+    for strategy in strategies:
+        found[strategy] = {
+            name: rates(config, strategy, flops[strategy, name], times[strategy, name]) for name in LOOPS
+        }
+        found[strategy]["speedup"] = median_ratio(times[strategy, "reference"], times[strategy, "gdzoo"])
+        if "generative_replay" in strategies:
+            against = median_ratio(times[strategy, "gdzoo"], times["generative_replay", "gdzoo"])
+            found[strategy]["time_of_generative_replay"] = against
+    return found
+
+
+def rates(config: TrainConfig, strategy: str, flops: int, times: list[float]) -> dict[str, float]:
+    """What the seconds a step of several rounds come to."""
+    middle = statistics.median(times)
+    return {
+        "seconds_per_step": middle,
+        "images_per_second": config.train_batch_size / middle,
+        "passes_per_second": passes(config, strategy) / middle,
+        "flops_per_step": flops,
+        "flops_per_second": flops / middle,
+    }
+
+
+def median_ratio(times: list[float], others: list[float]) -> float:
+    """Of times taken in turn, so that what slows the machine for a while slows both."""
+    return statistics.median(one / other for one, other in zip(times, others, strict=True))
+
+
+def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
+    """MiB that a few steps take at most, of this process on a CPU, so call it in a fresh one; else of the device."""
+    accelerator = Accelerator(mixed_precision=config.mixed_precision if name == "gdzoo" else "no")
+    step, batches = make_loop(name, config, strategy, accelerator), some_batches(config, accelerator.device)
+    for number in range(3):
+        step(number, next(batches))
+    return peak_memory_mib(accelerator.device)
+
+
+def in_fresh_process(function: Callable, *arguments):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+# ---- the command line ----
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", default="split-digits", choices=list(BENCHMARKS))
+    parser.add_argument("--strategy", nargs="+", default=list(MEASURED), choices=MEASURED)
+    parser.add_argument("--train_batch_size", type=int, help="default: the benchmark's")
+    parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"), help="of gdzoo's step")
+    parser.add_argument("--torch_compile", action="store_true", help="of gdzoo's step")
+    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=5, help="of each loop in a round")
+    parser.add_argument("--output", help="JSON file")
+    return parser.parse_args(argv)
+
+
+def table(found: dict) -> str:
+    lines = [
+        f"{'strategy':24} {'loop':10} {'ms/step':>9} {'images/s':>9} {'passes/s':>9} {'GFLOP/s':>8} {'of peak':>8}"
+        f" {'MiB':>7} {'speedup':>8}"
+    ]
+    for strategy, result in found["strategies"].items():
+        for name in LOOPS:
+            row = result[name]
+            lines.append(
+                f"{strategy:24} {name:10} {1000 * row['seconds_per_step']:9.1f} {row['images_per_second']:9.1f}"
+                f" {row['passes_per_second']:9.1f} {row['flops_per_second'] / 1e9:8.1f}"
+                f" {row['flops_per_second'] / found['peak'][name]['convolution']:8.1%}"
+                f" {row['peak_memory_mib']:7.0f} {result['speedup'] if name == 'gdzoo' else 1:7.2f}x"
+            )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    settings = dict(mixed_precision=args.mixed_precision, torch_compile=args.torch_compile)
+    config = TrainConfig(benchmark=args.benchmark, train_batch_size=args.train_batch_size, **settings).resolve()
+    found = {"settings": vars(args), "strategies": {}}
+    for strategy in args.strategy:
+        memory = {name: in_fresh_process(peak_memory, name, config, strategy) for name in LOOPS}
+        found["strategies"][strategy] = {name: {"peak_memory_mib": memory[name]} for name in LOOPS}
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    found["peak"] = {
+        "reference": measured_peak(accelerator.device, torch.float32),
+        "gdzoo": measured_peak(accelerator.device, dtypes[args.mixed_precision]),
+    }
+    measured = measure(config, args.strategy, accelerator, args)
+    for strategy, memory in found["strategies"].items():
+        measured[strategy] |= {name: measured[strategy][name] | memory[name] for name in LOOPS}
+    found["strategies"] = measured
+    found["made_with"] = made_with()
+    print(table(found))
+    for strategy, result in found["strategies"].items():
+        if "time_of_generative_replay" in result:
+            print(f"gdzoo's {strategy}: {result['time_of_generative_replay']:.2f}x the time of generative_replay")
+    for name in LOOPS:
+        peak = {kind: f"{value / 1e9:.0f}" for kind, value in found["peak"][name].items()}
+        print(f"measured peak in {name}'s dtype, GFLOP/s: {peak}")
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump(found, file, indent=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The two loops that step.py times compute the same."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+
+from gdzoo.config import TrainConfig
+from tests.benchmarks.step import LOOPS, MEASURED, main, make_loop, passes, some_batches
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return TrainConfig(train_batch_size=4, lr_warmup_steps=0, random_flip=True).resolve()
+
+
+@pytest.mark.parametrize("strategy", MEASURED)
+def test_both_loops_compute_the_same(config, strategy):
+    accelerator = Accelerator()
+    losses, flops = {}, {}
+    for name in LOOPS:
+        step, batches = make_loop(name, config, strategy, accelerator), some_batches(config, accelerator.device)
+        with FlopCounterMode(display=False) as counter:
+            losses[name] = [float(step(0, next(batches)))]
+        flops[name] = counter.get_total_flops()
+        losses[name] += [float(step(number, next(batches))) for number in range(1, 6)]
+    assert losses["gdzoo"] == pytest.approx(losses["reference"], rel=1e-4)
+    assert losses["gdzoo"][-1] != losses["gdzoo"][0]
+    assert flops["gdzoo"] == flops["reference"] > 0
+
+
+def test_a_steps_flops_are_those_of_its_passes(config):
+    """Forward 1, backward 2; the teacher's passes are forward alone."""
+    counted = {}
+    for strategy in MEASURED:
+        step, batches = make_loop("gdzoo", config, strategy, Accelerator()), some_batches(config, torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter:
+            step(0, next(batches))
+        counted[strategy] = counter.get_total_flops()
+    forward = (counted["generative_distillation"] - counted["generative_replay"]) / config.replay_batch_size
+    teacher = passes(config, "generative_replay") - 2 * config.train_batch_size
+    assert counted["generative_replay"] - 2 * counted["finetune"] == pytest.approx(teacher * forward, rel=0.01)
+    assert counted["finetune"] == pytest.approx(3 * config.train_batch_size * forward, rel=0.05)
+
+
+def test_it_prints_a_table_and_writes_json(tmp_path, capsys):
+    flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
+    assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
+    found = json.loads((tmp_path / "step.json").read_text())
+    result = found["strategies"]["generative_replay"]
+    for name in LOOPS:
+        row = result[name]
+        assert row["passes_per_second"] == pytest.approx(row["images_per_second"] / 2 * (2 + 3 * 2))
+        assert row["flops_per_second"] == pytest.approx(row["flops_per_step"] / row["seconds_per_step"])
+        assert 100 < row["peak_memory_mib"] < 20_000
+        assert found["peak"][name]["convolution"] > 0
+    assert result["speedup"] > 0 and result["time_of_generative_replay"] == 1
+    assert "torch" in found["made_with"]["versions"]
+    assert f"{result['speedup']:.2f}x" in capsys.readouterr().out
