@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo import zoo
+from gdzoo.sharding import shard_like, whole
 
 TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 LATEST, PREFIX = "latest", "checkpoint-"
@@ -75,22 +76,26 @@ class Checkpoints:
         origin: what they belong to (run, strategy, task, ...), as JSON has it; those of another origin are not used.
         parts: what changes from step to step, each with state_dict() and load_state_dict().
         limit: how many to keep.
+        writes: whether this process is the one that writes; the others only give their shards of what FSDP has cut.
     """
 
     folder: Path
     origin: dict
     parts: dict
     limit: int
+    writes: bool = True
 
     def save(self, progress: Progress):
-        """Write a checkpoint, then delete those that are too many.
+        """Write a checkpoint, then delete those that are too many; all processes must call.
 
         Raises:
             OSError, SafetensorError: it cannot be written, e.g. for lack of space; the earlier ones are untouched.
         """
-        zoo.sweep(self.folder)
-        tensors = {}
+        tensors = {} if self.writes else None
         state = {name: _without_tensors(part.state_dict(), name, tensors) for name, part in self.parts.items()}
+        if not self.writes:
+            return
+        zoo.sweep(self.folder)
         with zoo.whole_folder(self.folder / f"{PREFIX}{progress.step}") as partial:
             save_file(tensors, partial / TENSORS)
             zoo.write_json(partial / STATE, {"origin": self.origin, "progress": asdict(progress), "state": state})
@@ -132,9 +137,13 @@ class Checkpoints:
         tensors = load_file(folder / TENSORS)
         for name, part in self.parts.items():
             state = _with_tensors(content["state"][name], tensors)
-            if name == "optimizer":  # JSON has no integers as keys
-                state["state"] = {int(index): moments for index, moments in state["state"].items()}
-            part.load_state_dict(state)
+            if name == "optimizer":  # JSON has no integers as keys; moments are sharded as their parameter is
+                parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+                state["state"] = {
+                    int(index): {key: shard_like(moment, parameters[int(index)]) for key, moment in moments.items()}
+                    for index, moments in state["state"].items()
+                }
+            part.load_state_dict(shard_like(state, part.state_dict()))
         return Progress(**content["progress"])
 
 
@@ -172,10 +181,12 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _without_tensors(value, name: str, tensors: dict[str, Tensor]):
-    """`value` as JSON has it; its tensors go into `tensors`, each under the path that is left in its place."""
+def _without_tensors(value, name: str, tensors: dict[str, Tensor] | None):
+    """`value` as JSON has it; its tensors go into `tensors`, if any, each under the path that is left in its place."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous()
+        value = whole(value.detach())
+        if tensors is not None:
+            tensors[name] = value.cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
         return {str(key): _without_tensors(item, f"{name}.{key}", tensors) for key, item in value.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from gdzoo.config import TrainConfig
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import to_float
+from gdzoo.sharding import whole_unet
 from gdzoo.strategies import Past, continual_loss, min_snr_weight, noised
 
 
@@ -47,6 +48,7 @@ class Learner:
         )
         self.student, self.optimizer = accelerator.prepare(unet, optimizer)
         self.student.train()
+        # FSDP has made the parameters of `unet` shards by now, and their average is sharded with them.
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True) if config.use_ema else None
         self.snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
         if config.torch_compile:
@@ -97,10 +99,10 @@ class Learner:
         }
 
     def pipeline(self) -> DDIMPipeline:
-        """What is published at the end of the task: the student, its weights averaged with --use_ema."""
+        """What is published: the student, its weights averaged with --use_ema. All processes must call, at the end."""
         if self.ema:
             self.ema.copy_to(self.unet.parameters())
-        return DDIMPipeline(self.unet.eval(), self.scheduler)
+        return DDIMPipeline(whole_unet(self.unet).eval(), self.scheduler)
 
 
 def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:

@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 from jinja2 import TemplateError
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 import gdzoo
 from gdzoo import terminal, zoo
@@ -80,7 +81,8 @@ class Run:
         folder = Path(self.config.output_dir, zoo.TRAINING, self.folder(strategy, task).name)
         used = {name: part for name, part in (parts or {}).items() if part is not None}
         used["random"] = GlobalRandom(self.accelerator.device)
-        return Checkpoints(folder, origin, used, self.config.checkpoints_total_limit)
+        limit, writes = self.config.checkpoints_total_limit, self.accelerator.is_main_process
+        return Checkpoints(folder, origin, used, limit, writes)
 
     @property
     def micro_batches(self) -> int:
@@ -115,6 +117,7 @@ def prepare(config: TrainConfig) -> Run:
         # The others wait while the main process evaluates.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
+    check_fsdp(accelerator)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -129,6 +132,16 @@ def prepare(config: TrainConfig) -> Run:
     consult_hub(run)
     check_evaluator(run)
     return run
+
+
+def check_fsdp(accelerator: Accelerator):
+    """Refuse what accelerate offers of FSDP beyond version 2 with all shards on the accelerators."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    if not accelerator.is_fsdp2:
+        raise ConfigError("FSDP works in version 2 only: say --fsdp_version 2, or choose it in `accelerate config`")
+    if isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
+        raise ConfigError("FSDP works without offloading only: say --fsdp_offload_params false")
 
 
 def hold_output(run: Run) -> AbstractContextManager:

@@ -243,7 +243,7 @@ def save_or_stop(run: Run, checkpoints: Checkpoints, progress: Progress, signals
     stop = bool(signals)
     if accelerator.num_processes > 1:
         stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
-    if (stop or due) and accelerator.is_main_process:
+    if stop or due:
         checkpoints.save(progress)
     if stop:
         accelerator.wait_for_everyone()

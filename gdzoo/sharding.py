@@ -1,0 +1,32 @@
+"""What does FSDP change? Weights, their average and Adam's moments are shards; what is written is always whole."""
+
+from diffusers import UNet2DModel
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from the shards of all processes, which must all call; one without shards is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(value, like):
+    """A whole tensor, or dicts and lists of them, with this process's shard wherever `like` has one of that shape."""
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        # Every process has the whole tensor, so none has to send it.
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    if isinstance(like, dict):
+        return {key: shard_like(item, like.get(key)) for key, item in value.items()}
+    if isinstance(like, list):
+        return [shard_like(*pair) for pair in zip(value, like, strict=True)]
+    return value
+
+
+def whole_unet(unet: UNet2DModel) -> UNet2DModel:
+    """A plain copy of a sharded U-Net, for which all processes must call; one that is not sharded is itself."""
+    if not isinstance(unet, FSDPModule):
+        return unet
+    plain = UNet2DModel.from_config(unet.config).to(unet.device)
+    plain.load_state_dict({name: whole(tensor) for name, tensor in unet.state_dict().items()})
+    return plain
