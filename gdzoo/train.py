@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo import zoo
+from gdzoo.arguments import parse_args
 from gdzoo.checkpoint import Checkpoints, Progress
-from gdzoo.config import ConfigError, TrainConfig, parse_args
+from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.hub import NOT_ALL_PUSHED
 from gdzoo.interruption import Interrupted, noted_signals, raised_signals
 from gdzoo.learning import Learner

@@ -11,8 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from gdzoo import cards
+from gdzoo.arguments import parse_args
 from gdzoo.cards import evaluator_card, pipeline_card
-from gdzoo.config import TrainConfig, parse_args
+from gdzoo.config import TrainConfig
 from tests.hub_store import validate_card
 
 METRICS = {"fid": 5.125, "kid": 0.5, "kid_std": 0.25, "precision": 0.75, "recall": 0.5, "kld": 0.0625, "ard": 0.1}

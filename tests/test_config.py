@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import pytest
 
 from gdzoo import train
-from gdzoo.config import ConfigError, TrainConfig, make_parser, parse_args
+from gdzoo.arguments import make_parser, parse_args
+from gdzoo.config import ConfigError, TrainConfig
 
 CUSTOM = dict(dataset_name="org/My.photo_set", tasks="0,1;2", resolution=32)
 

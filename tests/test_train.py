@@ -211,7 +211,11 @@ def test_accumulated_micro_batches_equal_one_batch(cwd, monkeypatch, strategy):
 
 
 @pytest.mark.parametrize(
-    "fast, tolerance", [(["--torch_compile"], 1e-4), (["--mixed_precision", "bf16"], 0.03)], ids=["compiled", "bf16"]
+    "fast, tolerance",
+    [
+        pytest.param(["--torch_compile"], 1e-4, marks=pytest.mark.compiles, id="compiled"),
+        pytest.param(["--mixed_precision", "bf16"], 0.03, id="bf16"),
+    ],
 )
 def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, fast, tolerance):
     if "--torch_compile" in fast and not shutil.which("g++"):
