@@ -14,9 +14,10 @@ from transformers import (
     ViTImageProcessorPil,  # the "fast" ones need torchvision, which gdzoo does without
 )
 
+from gdzoo.batches import TaskImages
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import to_float
-from gdzoo.streaming import ImageData, TaskImages
+from gdzoo.streaming import ImageData
 
 SEED = 42  # one evaluator for all seeds of a benchmark, or their metrics could not be compared
 HOLD_OUT = 5  # without a test split every fifth image is held out

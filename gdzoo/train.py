@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from gdzoo import zoo
 from gdzoo.arguments import parse_args
+from gdzoo.batches import TaskImages, keep_some
 from gdzoo.checkpoint import Checkpoints, Progress
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.hub import NOT_ALL_PUSHED
@@ -31,7 +32,7 @@ from gdzoo.randomness import seed_from
 from gdzoo.results import cost_of, images_per_second, publish_task
 from gdzoo.sampling import Teacher, to_float
 from gdzoo.strategies import Past, create_strategy, strategy_class
-from gdzoo.streaming import DataError, TaskImages, keep_some
+from gdzoo.streaming import DataError
 from gdzoo.terminal import final_table, not_pushed, progress_bar, task_line
 
 READ_LOSS_EVERY = 10  # steps; reading it makes an accelerator wait

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from gdzoo import streaming
+from gdzoo.batches import TaskImages, keep_some
 from gdzoo.benchmarks import BENCHMARKS, Benchmark
-from gdzoo.streaming import DataError, ImageData, TaskImages, decode_image, keep_some
+from gdzoo.streaming import DataError, ImageData, decode_image
 
 datasets.disable_progress_bars()
 MINE = Benchmark("split-mine", "org/mine", None, 8, tasks=2)
@@ -460,7 +461,8 @@ def test_leaving_streams_unfinished_ends_well(mirror):
     script = """
         import sys
         from gdzoo.benchmarks import Benchmark
-        from gdzoo.streaming import ImageData, TaskImages
+        from gdzoo.batches import TaskImages
+        from gdzoo.streaming import ImageData
         left = []
         for num_workers in (0, 2):
             data = ImageData(Benchmark("mine", "org/mine", None, 8, 2), sys.argv[1], num_workers)
