@@ -90,6 +90,8 @@ def train_chain(run: Run, strategy: str) -> list[dict]:
     accelerator.wait_for_everyone()
     results = run.published(strategy)
     for result in results:
+        if accelerator.is_main_process:  # a run that was killed just after it published the task left them
+            zoo.remove(run.checkpoints(strategy, result["task"]).folder)
         report_task(run, strategy, result)
     for task in run.task_numbers[len(results) :]:
         # The first task has no teacher, so all strategies learn it alike.

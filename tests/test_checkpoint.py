@@ -34,6 +34,7 @@ RESUME = ["--resume_from_checkpoint", "latest"]
 def outcome(cwd: Path) -> dict:
     """All that must be the same, bit for bit, however often a run was killed."""
     found = {}
+    assert not list(cwd.glob("zoo/.training/*task*")), "checkpoints are left"
     for folder in sorted((cwd / "zoo" / "gdzoo").iterdir()):
         assert not folder.name.startswith("."), f"{folder} is left"
         weights = next(folder.rglob("*.safetensors")).read_bytes()
