@@ -153,14 +153,17 @@ def hold_output(run: Run) -> AbstractContextManager:
     if not run.accelerator.is_main_process:
         return nullcontext()
     output = Path(run.config.output_dir)
+    training = output / zoo.TRAINING
     try:
-        Path(output, zoo.TRAINING).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(Path(output, zoo.TRAINING, "lock")).acquire(timeout=0)
+        training.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(training / "lock").acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(f"--output_dir {output}: another run is writing there; choose another") from error
     except OSError as error:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
-    zoo.sweep(Path(output, run.config.namespace))
+    # Before a task looks for its last checkpoint, which may be among what is put back.
+    for folder in (output / run.config.namespace, training, *training.glob("*/")):
+        zoo.sweep(folder)
     return lock
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 RESULTS, TRAIN_CONFIG, SAMPLES, CARD = "results.json", "train_config.json", "samples.png", "README.md"
 TRAINING = ".training"  # in the zoo, beside the namespaces: what must never be published
+# A folder that is being written, one that makes way for a new one of its name, and one that is being deleted.
+PARTIAL, REPLACED, REMOVED = ".partial-", ".replaced-", ".removed-"
 DEFAULT_SEED = 42
 MAIN_STRATEGY = "generative_distillation"  # the one without a suffix
 _SHORT = {"generative_replay": "replay", "gaussian_distillation": "gaussian"}
@@ -58,28 +60,27 @@ def write_json(file: Path, content: dict):
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write into; it takes `folder`'s name only if all went well.
 
-    What is under `folder`'s name is therefore always whole. A crash leaves a hidden `.partial-*` folder at most, or, in
-    the instant between two renames, the replaced folder as a hidden `.old-*` one.
+    What is under `folder`'s name is therefore always whole. A crash leaves hidden folders at most, for `sweep`; one in
+    the instant between two renames leaves nothing under `folder`'s name, and `sweep` puts back what was there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".partial-{folder.name}-{uuid.uuid4().hex[:8]}"
+    partial = _hidden(folder, PARTIAL)
     partial.mkdir()
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
-        if folder.exists():
-            old = partial.with_name(partial.name.replace(".partial-", ".old-"))
-            folder.rename(old)
-            try:
-                partial.rename(folder)
-            except BaseException:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        replaced = folder.rename(_hidden(folder, REPLACED)) if folder.exists() else None
+        try:
             partial.rename(folder)
+        except BaseException:
+            if replaced:
+                replaced.rename(folder)
+            raise
         _flush(folder.parent)
+        if replaced:
+            with contextlib.suppress(OSError):
+                remove(replaced)  # under yet another name, since half of it must not be put back
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -88,16 +89,27 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def remove(folder: Path):
     """Delete a folder, if it is there; a crash in the middle leaves nothing of it under its name."""
     if folder.exists():
-        old = folder.parent / f".old-{folder.name}-{uuid.uuid4().hex[:8]}"
-        folder.rename(old)
-        old.unlink() if old.is_symlink() else shutil.rmtree(old)
+        removed = folder.rename(_hidden(folder, REMOVED))
+        removed.unlink() if removed.is_symlink() else shutil.rmtree(removed)
 
 
 def sweep(folder: Path):
-    """Delete what a killed process left of folders that it was writing or deleting."""
-    for pattern in (".partial-*", ".old-*"):
-        for left in folder.glob(pattern):
+    """Clear away what a killed process left of folders that it was writing or deleting in `folder`.
+
+    Of a folder that was to be replaced, what is under its name stays; where nothing is, the old one is put back.
+    """
+    for replaced in folder.glob(f"{REPLACED}*"):
+        name = replaced.name.removeprefix(REPLACED).rpartition("-")[0]
+        if not (folder / name).exists():
+            replaced.rename(folder / name)
+    for prefix in (PARTIAL, REPLACED, REMOVED):
+        for left in folder.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _hidden(folder: Path, prefix: str) -> Path:
+    """A name beside `folder` that nothing has."""
+    return folder.parent / f"{prefix}{folder.name}-{uuid.uuid4().hex[:8]}"
 
 
 def _flush(path: Path):

@@ -34,9 +34,9 @@ RESUME = ["--resume_from_checkpoint", "latest"]
 def outcome(cwd: Path) -> dict:
     """All that must be the same, bit for bit, however often a run was killed."""
     found = {}
-    assert not list(cwd.glob("zoo/.training/*task*")), "checkpoints are left"
+    left = [*cwd.glob("zoo/gdzoo/.*"), *cwd.glob("zoo/.training/.*"), *cwd.glob("zoo/.training/*task*")]
+    assert not left, f"{left} is left"
     for folder in sorted((cwd / "zoo" / "gdzoo").iterdir()):
-        assert not folder.name.startswith("."), f"{folder} is left"
         weights = next(folder.rglob("*.safetensors")).read_bytes()
         results = zoo.read_json(folder / zoo.RESULTS)
         for entry in [results, *results.get("history", [])]:
@@ -155,6 +155,18 @@ def test_a_hundred_kills(tmp_path, uninterrupted):
         kills += kill_until_done(cwd, moments.sample([*TARGETED, *[None] * 12], 12), moments)
         assert outcome(cwd) == uninterrupted
     print(f"{kills} kills")
+
+
+def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninterrupted):
+    run = launch(TINY, tmp_path, DieAt("gdzoo.results", "evaluate_task"))
+    assert run.wait() == -signal.SIGKILL
+    [last] = (tmp_path / "zoo/.training").glob("*task1/checkpoint-12")
+    last.rename(last.with_name(".replaced-checkpoint-12-0a1b2c3d"))
+    (tmp_path / "zoo/.training/.removed-split-digits-task9-0a1b2c3d").mkdir()
+    again = launch([*TINY, *RESUME], tmp_path)
+    assert again.wait() == 0, again.text
+    assert re.search(r"task 1/3.* 12/12 ", again.text) and not re.search(r"task 1/3.* [1-9]/12 ", again.text)
+    assert outcome(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

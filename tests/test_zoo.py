@@ -1,16 +1,15 @@
 """Names in the local zoo, and folders that are there whole or not at all."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
-from gdzoo.zoo import evaluator_name, read_json, repo_name, strategy_slug, whole_folder, write_json
+from gdzoo.zoo import evaluator_name, read_json, remove, repo_name, strategy_slug, sweep, whole_folder, write_json
 
 # ---- names ----
 
@@ -126,19 +125,92 @@ def test_failed_exchange_puts_the_old_one_back(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"task1/old": "old"}
 
 
-def test_killed_process_leaves_no_half_folder(tmp_path):
-    script = """
-        import os, signal, sys
-        from pathlib import Path
-        from gdzoo.zoo import whole_folder
-        with whole_folder(Path(sys.argv[1])) as partial:
-            (partial / "half").write_text("half")
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script), tmp_path / "task1"])
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "task1").exists()
-    assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+# ---- killed ----
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace(folder: Path):
+    with whole_folder(folder) as partial:
+        (partial / "new").write_text("new")
+
+
+def die_while_writing(folder: Path):
+    with whole_folder(folder) as partial:
+        (partial / "half").write_text("half")
+        die()
+
+
+def die_between_the_renames(folder: Path):
+    rename = Path.rename
+    Path.rename = lambda path, target: die() if path.name.startswith(".partial-") else rename(path, target)
+    replace(folder)
+
+
+def die_while_deleting_the_old_one(folder: Path):
+    def dies(path, **kwargs):
+        (path / "old").unlink()
+        die()
+
+    shutil.rmtree = dies
+    replace(folder)
+
+
+def die_while_removing(folder: Path):
+    shutil.rmtree = die
+    remove(folder)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A whole one, which holds "old" and "more"."""
+    folder = tmp_path / "split-digits-task1"
+    with whole_folder(folder) as partial:
+        for text in ("old", "more"):
+            (partial / text).write_text(text)
+    return folder
+
+
+def kill(how, folder: Path):
+    process = multiprocessing.get_context("spawn").Process(target=how, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "how, left",
+    [
+        (die_while_writing, {"old": "old", "more": "more"}),
+        (die_between_the_renames, {"old": "old", "more": "more"}),
+        (die_while_deleting_the_old_one, {"new": "new"}),
+        (die_while_removing, None),
+    ],
+)
+def test_what_was_whole_outlives_a_kill(folder, how, left):
+    kill(how, folder)
+    sweep(folder.parent)
+    assert (contents(folder) if folder.exists() else None) == left
+    assert [path for path in folder.parent.iterdir() if path != folder] == []
+
+
+def test_a_killed_first_attempt_leaves_nothing(tmp_path):
+    kill(die_while_writing, tmp_path / "task1")
+    assert [path.name[:9] for path in tmp_path.iterdir()] == [".partial-"]
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_of_what_was_replaced_is_not_put_back(folder):
+    kill(die_while_deleting_the_old_one, folder)
+    remove(folder)
+    sweep(folder.parent)
+    assert not list(folder.parent.iterdir())
+
+
+# ---- a full disk ----
 
 
 @pytest.fixture
