@@ -1,5 +1,6 @@
 """The command line in processes that are forked from one that has imported everything: each starts in milliseconds."""
 
+import json
 import multiprocessing
 import os
 import sys
@@ -7,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gdzoo import train
+from gdzoo import train, zoo
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets"])
@@ -61,3 +62,19 @@ def launch(arguments: list[str], cwd: Path, before=None) -> Launched:
     run = Launched(process, log)
     run.wait_for(log.exists)
     return run
+
+
+def outcome(cwd: Path) -> dict:
+    """All that must be the same, bit for bit, however often a run was killed."""
+    found = {}
+    left = [*cwd.glob("zoo/gdzoo/.*"), *cwd.glob("zoo/.training/.*"), *cwd.glob("zoo/.training/*task*")]
+    assert not left, f"{left} is left"
+    for folder in sorted((cwd / "zoo" / "gdzoo").iterdir()):
+        weights = next(folder.rglob("*.safetensors")).read_bytes()
+        results = zoo.read_json(folder / zoo.RESULTS)
+        for entry in [results, *results.get("history", [])]:
+            for timed in ("seconds", "images_per_second", "peak_memory_mib"):
+                entry.get("cost", {}).pop(timed, None)
+        picture = next(folder.glob("*.png")).read_bytes()
+        found[folder.name] = weights, json.dumps(results), picture
+    return found

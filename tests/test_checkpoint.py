@@ -1,6 +1,5 @@
 """A run that is killed, stopped or out of disk goes on bit for bit: the real command, in forked processes."""
 
-import json
 import os
 import pickle
 import random
@@ -20,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from gdzoo import checkpoint, train, zoo
 from gdzoo.checkpoint import CheckpointError, Checkpoints, GlobalRandom, Progress
 from tests.conftest import SMALL
-from tests.forked import launch
+from tests.forked import launch, outcome
 
 TINY = [
     *SMALL,
@@ -29,22 +28,6 @@ TINY = [
 ]
 NO_METRICS = ["--evaluator", "none", "--eval_steps", "1"]
 RESUME = ["--resume_from_checkpoint", "latest"]
-
-
-def outcome(cwd: Path) -> dict:
-    """All that must be the same, bit for bit, however often a run was killed."""
-    found = {}
-    left = [*cwd.glob("zoo/gdzoo/.*"), *cwd.glob("zoo/.training/.*"), *cwd.glob("zoo/.training/*task*")]
-    assert not left, f"{left} is left"
-    for folder in sorted((cwd / "zoo" / "gdzoo").iterdir()):
-        weights = next(folder.rglob("*.safetensors")).read_bytes()
-        results = zoo.read_json(folder / zoo.RESULTS)
-        for entry in [results, *results.get("history", [])]:
-            for timed in ("seconds", "images_per_second", "peak_memory_mib"):
-                entry.get("cost", {}).pop(timed, None)
-        picture = next(folder.glob("*.png")).read_bytes()
-        found[folder.name] = weights, json.dumps(results), picture
-    return found
 
 
 @pytest.fixture(scope="session")

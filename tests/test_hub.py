@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -21,6 +24,7 @@ import gdzoo.hub
 from gdzoo import hub_repos, train, zoo
 from gdzoo.hub import Queue, follow, main
 from gdzoo.hub_repos import Outage, Refused, Target, connect, push_repo
+from tests.forked import launch, outcome
 from tests.hub import FakeHub
 
 RUN = "1a2b3c4d"
@@ -32,6 +36,23 @@ TASKS = ["--tasks", "0,1;2,3;4,5"]
 DISTILLATION = ["--strategy", "generative_distillation"]
 
 
+def variables(hub: FakeHub, home: Path) -> dict[str, str]:
+    """What clients of a Hub have in their environment."""
+    found = hub.env("hf_write", home)
+    return {name: value for name, value in found.items() if name.startswith(("HF_", "NO_PROXY", "no_proxy"))}
+
+
+def import_time_settings(endpoint: str, home: Path) -> dict[str, str | bool]:
+    """What huggingface_hub made of its environment when it was imported, which was long ago."""
+    return {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,
+    }
+
+
 @contextlib.contextmanager
 def fresh_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
     """A Hub that this process and its children talk to, with accounts and an empty cache."""
@@ -40,16 +61,10 @@ def fresh_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
         hub.add_user("gdzoo", "hf_read", role="read")
         hub.add_user("gdzoo", "hf_fine", role="fineGrained", scopes={"gdzoo/other": ["repo.write"]})
         hub.add_user("other", "hf_other")
-        for name, value in hub.env("hf_write", home).items():
-            if name.startswith(("HF_", "NO_PROXY", "no_proxy")):
-                monkeypatch.setenv(name, value)
-        # These are read when huggingface_hub is imported, which was long ago.
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for name, value in variables(hub, home).items():
+            monkeypatch.setenv(name, value)
+        for name, value in import_time_settings(hub.endpoint, home).items():
+            monkeypatch.setattr(constants, name, value)
         yield hub
     set_client_factory(_http.default_client_factory)  # closes the connections to a server that is gone
 
@@ -459,6 +474,77 @@ def test_the_token_is_not_on_the_command_line(hub, tmp_path):
     pusher.push(tmp_path / "nowhere")
     pusher.finish()
     assert pusher.left == ["perhaps more: the process that pushes ended with code -9"]
+
+
+# ---- killed while it pushes ----
+
+WATCHED = [
+    *TINY[:-2],
+    *("--evaluator_steps", "3", "--eval_samples", "10"),
+    *("--tasks", "0,1;2,3", "--checkpointing_steps", "1"),
+    *DISTILLATION,
+]
+WATCHED_REPOS = [f"gdzoo/split-digits-{name}" for name in ("evaluator", "task1", "task2")]
+
+
+@dataclass
+class Pushing:
+    """Let a forked run talk to a Hub, in one process group with its child that pushes."""
+
+    environment: dict[str, str]
+    settings: dict[str, str | bool]
+
+    def __call__(self):
+        os.setpgrp()
+        os.environ.update(self.environment)
+        for name, value in self.settings.items():
+            setattr(constants, name, value)
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory) -> dict:
+    cwd = tmp_path_factory.mktemp("never_killed")
+    run = launch(WATCHED, cwd)
+    assert run.wait() == 0, run.text
+    return outcome(cwd)
+
+
+# A call's kind, how the Hub fails it, how many pass before; how many repos, commits and tags there are by then.
+MOMENTS = {
+    "before the first repo": ("create_repo", "stall", 0, (0, 0, 0)),
+    "after the first of two uploads": ("lfs_put", "stall", 1, (1, 0, 0)),
+    "between upload and commit": ("commit", "stall", 2, (3, 2, 1)),
+    "before the answer to a commit": ("commit", "lost", 1, (2, 2, 0)),
+    "between commit and tag": ("tag", "stall", 0, (2, 2, 0)),
+    "between tag and collection": ("collection_item", "stall", 1, (2, 2, 1)),
+    "before the last repo": ("create_repo", "stall", 2, (2, 2, 1)),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "skip", "there"), MOMENTS.values(), ids=MOMENTS)
+def test_killed_while_it_pushes_it_ends_with_the_same_bits(hub, tmp_path, never_killed, call, kind, skip, there):
+    """The call never gets its answer, so that the kill comes while it is waited for."""
+    fault = hub.fault(call, kind, skip=skip)
+    cwd, before = tmp_path / "run", Pushing(variables(hub, tmp_path), import_time_settings(hub.endpoint, tmp_path))
+    run = launch([*WATCHED, "--push_to_hub"], cwd, before)
+    run.wait_for(lambda: fault.hits if kind == "stall" else None in [request.status for request in hub.requests])
+    os.killpg(run.process.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    commits = sum(len(hub.commits(repo)) - 1 for repo in hub.repos())
+    assert (len(hub.repos()), commits, sum(len(hub.tags(repo)) for repo in hub.repos())) == there
+
+    again = launch([*WATCHED, "--push_to_hub", "--require_push", "--resume_from_checkpoint", "latest"], cwd, before)
+    assert again.wait() == 0, again.text
+    assert outcome(cwd) == never_killed
+    assert hub.repos() == WATCHED_REPOS
+    for repo in WATCHED_REPOS:
+        assert on_hub(hub, repo) == content(cwd / "zoo" / repo)
+        pushed, initial = hub.commits(repo)
+        assert initial.message == "initial commit"
+        results = zoo.read_json(cwd / "zoo" / repo / zoo.RESULTS)
+        assert hub.tags(repo) == ({f"run-{results['run']}": pushed.sha} if "run" in results else {})
+    [collection] = hub.collections()
+    assert [item["id"] for item in collection.items] == WATCHED_REPOS
 
 
 # ---- bad input: one line, before training, nothing written ----
