@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -33,6 +34,7 @@ from gdzoo.sampling import draw_images
 from gdzoo.streaming import ImageData
 from gdzoo.summaries import average_final_quality, average_incremental_quality, forgetting, quality_matrix
 from gdzoo.terminal import evaluation_table, task_line
+from tests.hub import FakeHub
 
 TASKS = [[0, 1], [2, 3], [4, 5]]
 SMALL = ["--max_train_steps=4", "--train_batch_size=8", "--evaluator_steps=20", "--eval_samples=64", "--eval_steps=2"]
@@ -300,6 +302,23 @@ def test_it_finds_what_training_found(zoo, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "need 65 of each; go by KID" in printed
     assert "2, 3" in printed
+
+
+def test_a_model_of_the_hub_is_measured_as_its_folder_is(zoo, tmp_path):
+    model, evaluator = zoo / "split-digits-task2", zoo / "split-digits-evaluator"
+    arguments = ["--benchmark", "split-digits", "--task", "2", "--eval_samples", "64", "--eval_steps", "2"]
+    assert main([str(model), *arguments, "--output", str(tmp_path / "local.json")]) == 0
+    with FakeHub() as hub:
+        for folder in (model, evaluator):
+            hub.add_folder(f"gdzoo/{folder.name}", folder, "model")
+        command = [sys.executable, "-m", "gdzoo.evaluation", f"gdzoo/{model.name}", *arguments]
+        environment = hub.env(home=tmp_path / "home")
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    local = json.loads((tmp_path / "local.json").read_text())
+    remote = json.loads((tmp_path / "split-digits-task2-split-digits-task2.json").read_text())
+    assert (local.pop("pipeline"), remote.pop("pipeline")) == (str(model), f"gdzoo/{model.name}")
+    assert remote == local
 
 
 def test_a_stranger_is_looked_at_through_other_features(zoo, vit, tmp_path, capsys, monkeypatch):
