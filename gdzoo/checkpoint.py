@@ -109,14 +109,16 @@ class Checkpoints:
         """Put the parts back into the state of a checkpoint; how far that is, which is nowhere without one.
 
         Args:
-            where: "latest", the folder of one checkpoint (not used where it belongs to another task), or anything else
-                for none. A latest one that cannot be used is named on the terminal, and the one before is taken.
+            where: "latest", the folder of one checkpoint (not used where it belongs to another task, or is gone because
+                its task is done), or anything else for none. A latest one that cannot be used is named on the terminal,
+                and the one before is taken.
 
         Raises:
             CheckpointError: the one folder that was asked for is torn or altered.
         """
         if where != LATEST:
-            found = where and is_checkpoint(where) and read_state(Path(where))["origin"] == self.origin
+            there = where and is_checkpoint(where) and Path(where).exists()
+            found = there and read_state(Path(where))["origin"] == self.origin
             return self._load(Path(where)) if found else Progress()
         for _, folder in sorted(self._by_step().items(), reverse=True):
             try:

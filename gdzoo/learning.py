@@ -13,7 +13,7 @@ from torch import Tensor
 from gdzoo.config import TrainConfig
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import to_float
-from gdzoo.sharding import whole_unet
+from gdzoo.sharding import is_sharded, whole_unet
 from gdzoo.strategies import Past, continual_loss, min_snr_weight, noised
 
 
@@ -49,7 +49,10 @@ class Learner:
         self.student, self.optimizer = accelerator.prepare(unet, optimizer)
         self.student.train()
         # FSDP has made the parameters of `unet` shards by now, and their average is sharded with them.
-        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True) if config.use_ema else None
+        self.ema = None
+        if config.use_ema:
+            foreach = not is_sharded(unet)  # no foreach operator copies shards
+            self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=foreach)
         self.snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
         if config.torch_compile:
             self.student = torch.compile(self.student, dynamic=False)

@@ -18,7 +18,7 @@ import gdzoo
 from gdzoo import terminal, zoo
 from gdzoo.benchmarks import split_classes
 from gdzoo.cards import pipeline_card
-from gdzoo.checkpoint import Checkpoints, GlobalRandom
+from gdzoo.checkpoint import LATEST, CheckpointError, Checkpoints, GlobalRandom, is_checkpoint, read_state
 from gdzoo.collection import read_folder
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation import FEWEST_SAMPLES
@@ -109,6 +109,7 @@ class Run:
 def prepare(config: TrainConfig) -> Run:
     """Check everything that can be checked before work; nothing is written but what the run goes on from."""
     config = config.resolve()
+    check_checkpoint(config)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -132,6 +133,16 @@ def prepare(config: TrainConfig) -> Run:
     consult_hub(run)
     check_evaluator(run)
     return run
+
+
+def check_checkpoint(config: TrainConfig):
+    """Refuse one checkpoint that was asked for by its folder and cannot be read."""
+    where = config.resume_from_checkpoint
+    if where and is_checkpoint(where) and where != LATEST:
+        try:
+            read_state(Path(where))
+        except CheckpointError as error:
+            raise ConfigError(f"--resume_from_checkpoint: {error}") from error
 
 
 def check_fsdp(accelerator: Accelerator):
@@ -163,7 +174,8 @@ def hold_output(run: Run) -> AbstractContextManager:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
     # Before a task looks for its last checkpoint, which may be among what is put back.
     for folder in (output / run.config.namespace, training, *training.glob("*/")):
-        zoo.sweep(folder)
+        if not folder.is_symlink():  # it may lead out of the zoo
+            zoo.sweep(folder)
     return lock
 
 

@@ -23,9 +23,14 @@ def shard_like(value, like):
     return value
 
 
+def is_sharded(unet: UNet2DModel) -> bool:
+    """Whether FSDP has cut its parameters."""
+    return isinstance(unet, FSDPModule)
+
+
 def whole_unet(unet: UNet2DModel) -> UNet2DModel:
     """A plain copy of a sharded U-Net, for which all processes must call; one that is not sharded is itself."""
-    if not isinstance(unet, FSDPModule):
+    if not is_sharded(unet):
         return unet
     plain = UNet2DModel.from_config(unet.config).to(unet.device)
     plain.load_state_dict({name: whole(tensor) for name, tensor in unet.state_dict().items()})

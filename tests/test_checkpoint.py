@@ -152,6 +152,23 @@ def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninte
     assert outcome(tmp_path) == uninterrupted
 
 
+def test_a_run_goes_on_from_one_checkpoint_through_the_tasks_after_it(tmp_path, uninterrupted):
+    run = launch(TINY, tmp_path, DieAt("gdzoo.train", "publish_task", nth=2))
+    assert run.wait() == -signal.SIGKILL
+    checkpoint = next((tmp_path / "zoo/.training").glob("split-digits-task2/checkpoint-9"))
+    again = launch([*TINY, "--resume_from_checkpoint", str(checkpoint)], tmp_path)
+    assert again.wait() == 0, again.text
+    assert "9/12" in again.text
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_work(tmp_path):
+    run = launch([*TINY, "--resume_from_checkpoint", "zoo/checkpoint-9"], tmp_path)
+    assert run.wait() == 2
+    assert run.last_line.startswith("gdzoo: --resume_from_checkpoint: zoo/checkpoint-9")
+    assert not (tmp_path / "zoo").exists()
+
+
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, uninterrupted, signum, code):
     arguments = [*TINY, "--checkpointing_steps", "1000"]
