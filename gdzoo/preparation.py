@@ -110,14 +110,17 @@ def prepare(config: TrainConfig) -> Run:
     """Check everything that can be checked before work; nothing is written but what the run goes on from."""
     config = config.resolve()
     check_checkpoint(config)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to,
-        project_dir=str(Path(config.output_dir, zoo.TRAINING, "logs")),
-        # The others wait while the main process evaluates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=config.report_to,
+            project_dir=str(Path(config.output_dir, zoo.TRAINING, "logs")),
+            # The others wait while the main process evaluates.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
+        )
+    except ValueError as error:  # another precision than an earlier run had in this process, say a notebook's
+        raise ConfigError(f"--mixed_precision {config.mixed_precision}: {error}") from error
     check_fsdp(accelerator)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
