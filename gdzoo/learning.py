@@ -18,11 +18,14 @@ from gdzoo.strategies import Past, continual_loss, min_snr_weight, noised
 
 
 class Learner:
-    """A student that learns one task.
+    """A student that learns one task (Masip et al., section 3.2), with optimizer, schedule and average.
 
     Args:
+        config: resolved.
+        unet: where the student starts, on the accelerator's device; it is trained in place.
         rehearse: a strategy (gdzoo.strategies).
-        past: None at task 1.
+        task: counts from 1, and gives the loss its weights.
+        past: what the strategy may know of earlier tasks; None at task 1.
     """
 
     def __init__(

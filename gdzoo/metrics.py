@@ -44,13 +44,13 @@ def feature_statistics(features: Tensor) -> FeatureStatistics:
     Raises:
         ValueError: if features are not [N, D], hold NaN or infinity, or N < 2.
     """
+    features = features.detach().cpu()
+    if features.dtype not in (torch.float32, torch.float64):
+        features = features.double()  # NumPy has no bfloat16
     _check(features, "features")
     count, dimension = features.shape
     if count < 2:
         raise ValueError(f"a covariance needs at least 2 samples, got {count}")
-    features = features.detach().cpu()
-    if not features.dtype.is_floating_point or features.dtype.itemsize < 4:
-        features = features.float()  # NumPy has no bfloat16
     # NumPy computes one triangle of the symmetric product: half the time of torch's.
     covariance = np.cov(features.numpy(), rowvar=False, dtype=np.float64).reshape(dimension, dimension)
     return FeatureStatistics(count, features.mean(dim=0, dtype=torch.float64), torch.from_numpy(covariance))
@@ -199,8 +199,7 @@ def _check(features: Tensor, name: str):
     """A ValueError that names the features unless they are [N, D] and finite."""
     if features.ndim != 2:
         raise ValueError(f"{name} must have the shape [samples, dimensions], got {list(features.shape)}")
-    on_mps = features.device.type == "mps"  # it has no float64
-    if not features.sum(dtype=None if on_mps else torch.float64).isfinite():
+    if not features.sum(dtype=torch.float64).isfinite():
         # A sum is ten times faster than a look at each, but may itself overflow.
         broken = int((~features.isfinite()).any(dim=1).sum())
         if broken:
@@ -209,8 +208,10 @@ def _check(features: Tensor, name: str):
 
 def _checked(features: Tensor, name: str) -> Tensor:
     """Features [N, D] in float64, or a ValueError that names them."""
+    if features.device.type == "mps":
+        features = features.cpu()
     _check(features, name)
-    return (features.cpu() if features.device.type == "mps" else features).detach().double()
+    return features.detach().double()
 
 
 def _checked_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:

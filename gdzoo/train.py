@@ -90,9 +90,7 @@ def train_chain(run: Run, strategy: str) -> list[dict]:
     accelerator.wait_for_everyone()
     results = run.published(strategy)
     for result in results:
-        if accelerator.is_main_process:  # a run that was killed just after it published the task left them
-            zoo.remove(run.checkpoints(strategy, result["task"]).folder)
-        report_task(run, strategy, result)
+        conclude_task(run, strategy, result)
     for task in run.task_numbers[len(results) :]:
         # The first task has no teacher, so all strategies learn it alike.
         twins = [run.folder(other, 1) for other in run.config.strategy] if task == 1 else []
@@ -104,16 +102,16 @@ def train_chain(run: Run, strategy: str) -> list[dict]:
             pipeline, cost = train_task(run, strategy, task)
         if accelerator.is_main_process:
             publish_task(run, strategy, task, pipeline, cost, results)
-            zoo.remove(run.checkpoints(strategy, task).folder)
         accelerator.wait_for_everyone()
         results.append(zoo.read_json(run.folder(strategy, task) / zoo.RESULTS))
-        report_task(run, strategy, results[-1])
+        conclude_task(run, strategy, results[-1])
     return results
 
 
-def report_task(run: Run, strategy: str, result: dict):
-    """Show a task that is done, and see to it that it is on the Hub."""
+def conclude_task(run: Run, strategy: str, result: dict):
+    """Show a task that is published, by this run or an earlier one, drop its checkpoints, see that it is on the Hub."""
     if run.accelerator.is_main_process:
+        zoo.remove(run.checkpoints(strategy, result["task"]).folder)
         tqdm.write(task_line(result))
     folder = run.folder(strategy, result["task"])
     if run.pusher and folder.exists():
@@ -217,7 +215,7 @@ def resume(run: Run, checkpoints: Checkpoints, learner: Learner) -> Progress:
     if learner.past:
         learner.past.teacher.passes = progress.teacher_passes
     if learner.ema:
-        learner.ema.to(device)
+        learner.ema.to(device)  # load_state_dict leaves it where the checkpoint's tensors are
     return progress
 
 

@@ -6,8 +6,7 @@ import random
 import re
 import signal
 import subprocess
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +17,10 @@ from diffusers.training_utils import EMAModel
 
 from gdzoo import checkpoint, train, zoo
 from gdzoo.checkpoint import CheckpointError, Checkpoints, GlobalRandom, Progress
-from tests.conftest import SMALL
 from tests.forked import launch, outcome
+from tests.kills import RESUME, TINY, DieAt, kill_until_done
 
-TINY = [
-    *SMALL,
-    *("--tasks", "0;1;2", "--strategy", "generative_distillation", "--use_ema", "--ema_decay", "0.9"),
-    *("--max_train_steps", "12", "--checkpointing_steps", "3", "--evaluator_steps", "10", "--eval_steps", "2"),
-]
 NO_METRICS = ["--evaluator", "none", "--eval_steps", "1"]
-RESUME = ["--resume_from_checkpoint", "latest"]
 
 
 @pytest.fixture(scope="session")
@@ -41,32 +34,6 @@ def uninterrupted(tmp_path_factory) -> dict:
 
 
 # ---- killed ----
-
-
-@dataclass
-class DieAt:
-    """Kill the own process at the nth call of a function of a module, before it or after it."""
-
-    module: str
-    function: str
-    nth: int = 1
-    after: bool = False
-    calls: int = field(default=0, init=False)
-
-    def __call__(self):
-        module = sys.modules[self.module]
-        original = getattr(module, self.function)
-
-        def dies(*args, **kwargs):
-            self.calls += 1
-            if self.calls == self.nth and not self.after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = original(*args, **kwargs)
-            if self.calls == self.nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        setattr(module, self.function, dies)
 
 
 @dataclass
@@ -102,22 +69,6 @@ TARGETED = [
     DieAt("gdzoo.train", "train_task", nth=2),  # between tasks
     DieAt("gdzoo.checkpoint", "sha256", nth=1),
 ]
-
-
-def kill_until_done(cwd: Path, plans: list, moments: random.Random, arguments: list[str] = TINY) -> int:
-    """Run with one killer after another, None being a random moment; how many kills it took to get to the end."""
-    kills = 0
-    while True:
-        plan = plans[kills] if kills < len(plans) else None
-        run = launch([*arguments, *RESUME], cwd, plan)
-        if plan is None:
-            run.process.join(moments.uniform(0.3, 2.5))
-            run.process.kill()
-        code = run.wait()
-        if code == 0:
-            return kills
-        assert code == -signal.SIGKILL, run.text[-2000:]
-        kills += 1
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, uninterrupted):

@@ -1,4 +1,4 @@
-"""The replay pool: drawn once, used again, the same after a kill and in two processes."""
+"""The replay pool: drawn once, used again, the same after a kill."""
 
 import os
 import random
@@ -16,9 +16,8 @@ from gdzoo.pool import BLOCK, ReplayPool
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import Teacher, to_float, to_uint8
 from gdzoo.strategies import Past, create_strategy, noised
-from tests.forked import launch
-from tests.test_checkpoint import RESUME, TINY, DieAt, kill_until_done, outcome
-from tests.test_processes import launch_two, watch, watched
+from tests.forked import launch, outcome
+from tests.kills import RESUME, TINY, DieAt, kill_until_done
 
 SIZE = 2 * BLOCK + 88  # two blocks and a part of a third
 
@@ -175,20 +174,3 @@ def test_a_signal_while_the_pool_is_drawn_keeps_what_there_is(tmp_path, uninterr
     first_pool = again.text.partition(" 1/12 ")[0]
     assert "replay pool 600/600" in first_pool and "replay pool 512/600" not in first_pool  # they were kept
     assert outcome(tmp_path) == uninterrupted
-
-
-def test_two_processes_draw_and_use_the_pool_as_one_does(tmp_path):
-    flags = ["--tasks", "0,1;2,3", "--max_train_steps", "50", "--evaluator_steps", "10", "--eval_samples", "16"]
-    flags += ["--eval_steps", "1", "--learning_rate", "2e-4", "--lr_warmup_steps", "0"]
-    flags += ["--strategy", "generative_distillation", "--replay_pool", "300", "--replay_pool_steps", "2"]
-    flags += ["--replay_pool_balanced"]
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    one = launch([*flags, "--train_batch_size", "8"], tmp_path / "one", watch)
-    assert one.wait(300) == 0, one.text
-    for process in launch_two([*flags, "--train_batch_size", "4"], tmp_path / "two"):
-        assert process.wait(300) == 0, process.text
-    curves = [
-        [loss for _, task, _, loss in watched(tmp_path / cwd, 0)["losses"] if task == 2] for cwd in ("one", "two")
-    ]
-    assert len(curves[0]) == 50
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)

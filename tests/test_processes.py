@@ -27,6 +27,7 @@ from gdzoo.preparation import check_fsdp
 from gdzoo.streaming import ImageData
 from tests.conftest import ROOT, STRATEGIES
 from tests.forked import launch
+from tests.kills import RESUME
 
 STEPS, BATCH = 50, 8
 TWO_TASKS = [
@@ -35,7 +36,6 @@ TWO_TASKS = [
 ]
 ONE = ["--train_batch_size", str(BATCH)]
 HALF = ["--train_batch_size", str(BATCH // 2)]
-RESUME = ["--resume_from_checkpoint", "latest"]
 
 
 # ---- a worker ----
@@ -232,6 +232,23 @@ def test_uneven_streams_do_not_hang(tmp_path):
     seen = [set(watched(tmp_path, rank)["images"]) for rank in (0, 1)]
     assert len(seen[0]) != len(seen[1])
     assert not seen[0] & seen[1] and seen[0] | seen[1] == set(of_task([0, 1]))
+
+
+def test_two_processes_draw_and_use_the_pool_as_one_does(tmp_path):
+    flags = ["--tasks", "0,1;2,3", "--max_train_steps", "50", "--evaluator_steps", "10", "--eval_samples", "16"]
+    flags += ["--eval_steps", "1", "--learning_rate", "2e-4", "--lr_warmup_steps", "0"]
+    flags += ["--strategy", "generative_distillation", "--replay_pool", "300", "--replay_pool_steps", "2"]
+    flags += ["--replay_pool_balanced"]
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    one = launch([*flags, "--train_batch_size", "8"], tmp_path / "one", watch)
+    assert one.wait(300) == 0, one.text
+    for process in launch_two([*flags, "--train_batch_size", "4"], tmp_path / "two"):
+        assert process.wait(300) == 0, process.text
+    curves = [
+        [loss for _, task, _, loss in watched(tmp_path / cwd, 0)["losses"] if task == 2] for cwd in ("one", "two")
+    ]
+    assert len(curves[0]) == 50
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
 
 
 # ---- with FSDP ----

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from gdzoo import learning, preparation, train
+from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.strategies import Batch
 from gdzoo.zoo import repo_name
@@ -232,6 +233,12 @@ def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, request, f
     assert quick == pytest.approx(plain, rel=tolerance)
     for name in repos(tasks=2):
         assert weights(cwd / "fast/gdzoo" / name).keys() == weights(cwd / "plain/gdzoo" / name).keys()
+
+
+@pytest.mark.parametrize("flags, precision", [([], "highest"), (["--allow_tf32"], "high")])
+def test_tf32_is_used_only_when_asked_for(flags, precision):
+    train.prepare(parse_args(flags))
+    assert torch.get_float32_matmul_precision() == precision
 
 
 def test_another_precision_in_the_same_process_is_refused(cwd, capsys):

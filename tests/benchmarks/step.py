@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -214,8 +215,8 @@ def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
 
 
 def in_fresh_process(function: Callable, *arguments):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
 
 
 # ---- the command line ----
@@ -255,22 +256,19 @@ def table(found: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     settings = dict(mixed_precision=args.mixed_precision, torch_compile=args.torch_compile)
+    each = [(strategy, name) for strategy in args.strategy for name in LOOPS]
     config = TrainConfig(benchmark=args.benchmark, train_batch_size=args.train_batch_size, **settings).resolve()
-    found = {"settings": vars(args), "strategies": {}}
-    for strategy in args.strategy:
-        memory = {name: in_fresh_process(peak_memory, name, config, strategy) for name in LOOPS}
-        found["strategies"][strategy] = {name: {"peak_memory_mib": memory[name]} for name in LOOPS}
+    memory = {(strategy, name): in_fresh_process(peak_memory, name, config, strategy) for strategy, name in each}
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    found["peak"] = {
+    peaks = {
         "reference": measured_peak(accelerator.device, torch.float32),
         "gdzoo": measured_peak(accelerator.device, dtypes[args.mixed_precision]),
     }
     measured = measure(config, args.strategy, accelerator, args)
-    for strategy, memory in found["strategies"].items():
-        measured[strategy] |= {name: measured[strategy][name] | memory[name] for name in LOOPS}
-    found["strategies"] = measured
-    found["made_with"] = made_with()
+    for strategy, name in each:
+        measured[strategy][name]["peak_memory_mib"] = memory[strategy, name]
+    found = {"settings": vars(args), "peak": peaks, "strategies": measured, "made_with": made_with()}
     print(table(found))
     for strategy, result in found["strategies"].items():
         if "time_of_generative_replay" in result:
