@@ -226,10 +226,15 @@ def published_json(repo_or_folder: str, name: str) -> dict | None:
 
 
 def find_evaluator(repo_or_folder: str, benchmark: str) -> Path | str:
-    """The benchmark's evaluator: beside the model, in the local zoo, or on the Hub."""
+    """The benchmark's evaluator: beside the model, in the local zoo, or on the Hub, as the model's results name it."""
     name = zoo.evaluator_name(benchmark)
     nearby = (Path(repo_or_folder).parent / name, Path("zoo", "gdzoo", name))
-    return next((folder for folder in nearby if folder.is_dir()), f"gdzoo/{name}")
+    if folder := next((folder for folder in nearby if folder.is_dir()), None):
+        return folder
+    match published_json(repo_or_folder, zoo.RESULTS):
+        case {"benchmark": measured, "evaluation": {"features": str(repo)}} if measured == benchmark:
+            return repo
+    return f"gdzoo/{name}"
 
 
 def run(job: Job) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -304,20 +305,25 @@ def test_it_finds_what_training_found(zoo, tmp_path, capsys):
     assert "2, 3" in printed
 
 
-def test_a_model_of_the_hub_is_measured_as_its_folder_is(zoo, tmp_path):
-    model, evaluator = zoo / "split-digits-task2", zoo / "split-digits-evaluator"
+@pytest.mark.parametrize("owner", ["gdzoo", "lab"])
+def test_a_model_of_the_hub_is_measured_as_its_folder_is(zoo, tmp_path, owner):
+    (tmp_path / "home").mkdir()
+    shutil.copytree(zoo, tmp_path / owner)
+    model, evaluator = tmp_path / owner / "split-digits-task2", tmp_path / owner / "split-digits-evaluator"
+    results = (model / "results.json").read_text().replace("gdzoo/split-digits", f"{owner}/split-digits")
+    (model / "results.json").write_text(results)
     arguments = ["--benchmark", "split-digits", "--task", "2", "--eval_samples", "64", "--eval_steps", "2"]
     assert main([str(model), *arguments, "--output", str(tmp_path / "local.json")]) == 0
     with FakeHub() as hub:
         for folder in (model, evaluator):
-            hub.add_folder(f"gdzoo/{folder.name}", folder, "model")
-        command = [sys.executable, "-m", "gdzoo.evaluation", f"gdzoo/{model.name}", *arguments]
-        environment = hub.env(home=tmp_path / "home")
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+            hub.add_folder(f"{owner}/{folder.name}", folder, "model")
+        command = [sys.executable, "-m", "gdzoo.evaluation", f"{owner}/{model.name}", *arguments]
+        where = dict(cwd=tmp_path / "home", env=hub.env(home=tmp_path / "home"))
+        run = subprocess.run(command, **where, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     local = json.loads((tmp_path / "local.json").read_text())
-    remote = json.loads((tmp_path / "split-digits-task2-split-digits-task2.json").read_text())
-    assert (local.pop("pipeline"), remote.pop("pipeline")) == (str(model), f"gdzoo/{model.name}")
+    remote = json.loads((tmp_path / "home/split-digits-task2-split-digits-task2.json").read_text())
+    assert (local.pop("pipeline"), remote.pop("pipeline")) == (str(model), f"{owner}/{model.name}")
     assert remote == local
 
 
