@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from gdzoo.config import TrainConfig
+from gdzoo.models import compile_unet
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import to_float
 from gdzoo.sharding import is_sharded, whole_unet
@@ -58,7 +59,7 @@ class Learner:
             self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=foreach)
         self.snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
         if config.torch_compile:
-            self.student = torch.compile(self.student, dynamic=False)
+            self.student = compile_unet(self.student)
             if past:
                 past.teacher.compile()
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor, nn
 
+from gdzoo.models import compile_unet
 from gdzoo.randomness import StepRandom
 
 
@@ -103,7 +104,7 @@ class Teacher:
 
     def compile(self):
         """With torch.compile; the first batch of each size waits for it."""
-        self.unet = torch.compile(self.unet, dynamic=False)
+        self.unet = compile_unet(self.unet)
 
 
 def draw_images(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
