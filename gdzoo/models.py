@@ -41,7 +41,7 @@ def create_unet(model: str, channels: int, resolution: int) -> UNet2DModel:
 def compile_unet(unet: nn.Module) -> nn.Module:
     """A U-Net whose first batch of each shape waits for torch.compile."""
     # With its own choice of memory layouts inductor gives the gradient 0 to all weights before a nearest-neighbour
-    # upsampling, without an error (torch 2.13, on a CPU; `pytest -m compiles` sees it).
+    # upsampling, without an error (torch 2.13, on a CPU; tests/test_models.py sees it).
     return torch.compile(unet, dynamic=False, options={"layout_optimization": False})
 
 
