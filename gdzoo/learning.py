@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdzoo.config import TrainConfig
 from gdzoo.models import compile_unet
@@ -16,6 +16,9 @@ from gdzoo.randomness import StepRandom
 from gdzoo.sampling import to_float
 from gdzoo.sharding import is_sharded, whole_unet
 from gdzoo.strategies import Past, continual_loss, min_snr_weight, noised
+
+# What autocast computes in, by accelerate's name for it.
+COMPUTE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Learner:
@@ -26,7 +29,8 @@ class Learner:
         unet: where the student starts, on the accelerator's device; it is trained in place.
         rehearse: a strategy (gdzoo.strategies).
         task: counts from 1, and gives the loss its weights.
-        past: what the strategy may know of earlier tasks; None at task 1.
+        past: what the strategy may know of earlier tasks; None at task 1. Its teacher is cast to the dtype of
+            --mixed_precision, for it needs no float32 copy of its weights.
     """
 
     def __init__(
@@ -58,6 +62,9 @@ class Learner:
             foreach = not is_sharded(unet)  # no foreach operator copies shards
             self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=foreach)
         self.snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
+        if past:
+            # Not the U-Net's own to(), which warns of modules to be kept in float32, though there are none.
+            nn.Module.to(past.teacher.unet, COMPUTE_DTYPES.get(accelerator.mixed_precision, torch.float32))
         if config.torch_compile:
             self.student = compile_unet(self.student)
             if past:

@@ -59,8 +59,7 @@ class ReplayPool:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         # Not (..., block): numpy takes a key that ends in 0 for the one without it, which is the training step's.
         random = StepRandom((*self.key, self.drawn_at, block + 1), accelerator.device, rank, world_size)
-        with accelerator.autocast():
-            images = self.teacher.draw(BLOCK // world_size, self.steps, self.eta, random)
+        images = self.teacher.draw(BLOCK // world_size, self.steps, self.eta, random)
         return accelerator.gather(to_uint8(images))
 
     def take(self, count: int, random: StepRandom) -> Tensor:

@@ -1,11 +1,12 @@
 """How does a frozen teacher draw images? Gradient-free DDIM (Song et al. 2021) with trailing timesteps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from gdzoo.models import compile_unet
@@ -62,7 +63,7 @@ def predict_x0_and_eps(prediction: Tensor, x_t: Tensor, step: DDIMStep, predicti
 
 @torch.inference_mode()
 def ddim_sample(
-    unet: nn.Module,
+    unet: Callable[[Tensor, Tensor], UNet2DOutput],
     prediction_type: str,
     x_t: Tensor,
     steps: list[DDIMStep],
@@ -82,7 +83,10 @@ def ddim_sample(
 
 
 class Teacher:
-    """The frozen model of the task before: it draws its own images and predicts noise. Counts its U-Net passes."""
+    """The frozen model of the task before: it draws its own images and predicts noise. Counts its U-Net passes.
+
+    Takes and gives float32; in between it computes in the U-Net's own dtype, whatever autocast says.
+    """
 
     def __init__(self, unet: nn.Module, scheduler: DDIMScheduler):
         self.unet, self.scheduler = unet.requires_grad_(False).eval(), scheduler
@@ -93,14 +97,19 @@ class Teacher:
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The teacher's output at x_t [B, C, H, W] and t [B], in the scheduler's prediction_type."""
         self.passes += len(x_t)
-        return self.unet(x_t, t).sample.float()
+        return self._run(x_t, t).sample.float()
 
     def draw(self, count: int, steps: int, eta: float, random: StepRandom) -> Tensor:
         """`count` images [count, C, H, W] in [-1, 1], as floats, from fresh noise."""
         config = self.unet.config
         self.passes += count * steps
         noise = random.randn(count, config.in_channels, config.sample_size, config.sample_size)
-        return ddim_sample(self.unet, self.scheduler.config.prediction_type, noise, self._steps(steps, eta), random)
+        return ddim_sample(self._run, self.scheduler.config.prediction_type, noise, self._steps(steps, eta), random)
+
+    def _run(self, x_t: Tensor, t: Tensor) -> UNet2DOutput:
+        # Autocast would cast the weights anew in every pass, and compute all normalizations in float32.
+        with torch.autocast(x_t.device.type, enabled=False):
+            return self.unet(x_t.to(self.unet.dtype), t)
 
     def compile(self):
         """With torch.compile; the first batch of each size waits for it."""

@@ -1,8 +1,11 @@
 """Our DDIM against diffusers' own scheduler and pipeline."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import nn
 
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.randomness import StepRandom
@@ -99,6 +102,20 @@ def test_teacher_draws_without_gradient_and_counts_its_passes(unet):
     assert not images.requires_grad and not prediction.requires_grad
     assert images.min() < 0 and images.abs().max() <= 1
     assert teacher.passes == 4 * 2 + 4
+
+
+def test_a_bf16_teacher_computes_all_of_it_in_bf16(unet):
+    """Also within autocast, which would normalize in float32."""
+    noise, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 2, 500, 999])
+    exact = Teacher(unet, create_scheduler()).predict(noise, t)
+    teacher, dtypes = Teacher(nn.Module.to(copy.deepcopy(unet), torch.bfloat16), create_scheduler()), set()
+    teacher.unet.conv_norm_out.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = teacher.predict(noise, t)
+        images = teacher.draw(4, steps=2, eta=0.0, random=StepRandom((0,), "cpu"))
+    assert dtypes == {torch.bfloat16}
+    assert prediction.dtype == images.dtype == torch.float32
+    assert 0 < (prediction - exact).norm() < 0.02 * exact.norm()
 
 
 def test_uint8_and_back():
