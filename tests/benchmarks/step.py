@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.benchmarks import BENCHMARKS
 from gdzoo.config import TrainConfig
-from gdzoo.learning import Learner
+from gdzoo.learning import COMPUTE_DTYPES, Learner
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.publish import made_with, peak_memory_mib
 from gdzoo.randomness import seed_from
@@ -260,10 +260,9 @@ def main(argv: list[str] | None = None) -> int:
     config = TrainConfig(benchmark=args.benchmark, train_batch_size=args.train_batch_size, **settings).resolve()
     memory = {(strategy, name): in_fresh_process(peak_memory, name, config, strategy) for strategy, name in each}
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     peaks = {
         "reference": measured_peak(accelerator.device, torch.float32),
-        "gdzoo": measured_peak(accelerator.device, dtypes[args.mixed_precision]),
+        "gdzoo": measured_peak(accelerator.device, COMPUTE_DTYPES.get(args.mixed_precision, torch.float32)),
     }
     measured = measure(config, args.strategy, accelerator, args)
     for strategy, name in each:
