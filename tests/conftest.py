@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -38,6 +39,14 @@ def run_command_line(arguments: list[str], cwd: Path) -> subprocess.CompletedPro
     # Tests share two cores: threads that spin while they wait would take them from each other.
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def any_precision():
+    """accelerate keeps one precision for the life of a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session")

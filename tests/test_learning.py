@@ -1,21 +1,14 @@
+"""What a Learner makes of the student and the teacher that it is handed."""
+
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from gdzoo.config import TrainConfig
 from gdzoo.learning import Learner
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.sampling import Teacher
 from gdzoo.strategies import Past, create_strategy
-
-
-@pytest.fixture
-def any_precision():
-    """accelerate keeps one precision for the life of a process."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])

@@ -1,3 +1,5 @@
+"""The U-Net compiled, against itself."""
+
 import copy
 import shutil
 
@@ -11,7 +13,7 @@ from gdzoo.models import compile_unet
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_unet_has_the_gradients_of_the_plain_one():
     torch.manual_seed(0)
-    # Of more than one channel a group: GroupNorm would make a bias's gradient 0, and the comparison one of noise.
+    # With one channel a group, GroupNorm would make the gradient of every bias before it 0, and its error all noise.
     plain = UNet2DModel(
         sample_size=8,
         in_channels=1,

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from torch import nn
 
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.randomness import StepRandom
@@ -108,7 +107,7 @@ def test_a_bf16_teacher_computes_all_of_it_in_bf16(unet):
     """Also within autocast, which would normalize in float32."""
     noise, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 2, 500, 999])
     exact = Teacher(unet, create_scheduler()).predict(noise, t)
-    teacher, dtypes = Teacher(nn.Module.to(copy.deepcopy(unet), torch.bfloat16), create_scheduler()), set()
+    teacher, dtypes = Teacher(copy.deepcopy(unet).to(torch.bfloat16), create_scheduler()), set()
     teacher.unet.conv_norm_out.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         prediction = teacher.predict(noise, t)

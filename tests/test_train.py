@@ -220,13 +220,11 @@ def test_accumulated_micro_batches_equal_one_batch(cwd, monkeypatch, strategy):
         pytest.param(["--mixed_precision", "bf16"], 0.03, id="bf16"),
     ],
 )
-def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, request, fast, tolerance):
+def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, any_precision, fast, tolerance):
     if "--torch_compile" in fast and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     arguments = [*TWO_TASKS, "--strategy", "generative_distillation", "--lr_warmup_steps", "0", "--eval_steps", "1"]
     plain = losses_of([*arguments, "--output_dir", str(cwd / "plain")], monkeypatch)
-    # accelerate keeps one precision for the life of a process.
-    request.addfinalizer(AcceleratorState._reset_state)
     AcceleratorState._reset_state()
     quick = losses_of([*arguments, *fast, "--output_dir", str(cwd / "fast")], monkeypatch)
     assert len(plain) == 16 and quick != plain

@@ -80,19 +80,24 @@ class EWCLearner(Learner):
     weight = 50.0  # --ewc_weight
     gradient = None
 
+    def __init__(self, config, accelerator, scheduler, unet, rehearse, task, past=None):
+        # The weights to stay near in float32: a Learner casts its teacher to --mixed_precision.
+        self.before = copy.deepcopy(past.teacher.unet) if past else None
+        super().__init__(config, accelerator, scheduler, unet, rehearse, task, past)
+
     def _loss(self, pixels: Tensor, random: StepRandom) -> Tensor:
         loss = super()._loss(pixels, random)
         if self.past is None:
             return loss
         if self.gradient is None:
             self.gradient = self._mean_gradient()
-        parts = zip(self.gradient, self.unet.parameters(), self.past.teacher.unet.parameters(), strict=True)
+        parts = zip(self.gradient, self.unet.parameters(), self.before.parameters(), strict=True)
         change = sum((gradient * (now - before)).sum() for gradient, now, before in parts)
         return loss + self.weight / 2 * change**2
 
     def _mean_gradient(self) -> tuple[Tensor, ...]:
         config, teacher = self.config, self.past.teacher
-        unet, loss = copy.deepcopy(teacher.unet).requires_grad_(True), 0
+        unet, loss = copy.deepcopy(self.before).requires_grad_(True), 0
         for number in range(EWC_IMAGES // EWC_BATCH):
             random = StepRandom((config.seed, self.task, 10**9, number + 1), self.accelerator.device)
             images = teacher.draw(EWC_BATCH, config.replay_steps, config.replay_eta, random).clone()
