@@ -1,16 +1,20 @@
 """The variants that variants.py tries are what they say, and cost what the recipe costs."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from gdzoo import train
+from gdzoo.config import TrainConfig
+from gdzoo.learning import Learner
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import Teacher
-from gdzoo.strategies import Batch, Past
+from gdzoo.strategies import Batch, Past, create_strategy
 from tests.benchmarks import variants
 from tests.conftest import SMALL
 
@@ -69,3 +73,20 @@ def test_partial_generation_stops_each_image_at_its_own_t():
             x, now = alpha_to.sqrt() * x_0 + (1 - alpha_to).sqrt() * eps, to
         torch.testing.assert_close(x_t[row : row + 1], x, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(target, teacher.predict(x_t, t))
+
+
+def test_ewc_in_bf16_remembers_the_weights_that_the_student_starts_from(any_precision, monkeypatch):
+    """At the first step nothing has moved yet, which weights rounded to the teacher's bf16 would not show."""
+    monkeypatch.setattr(variants, "EWC_IMAGES", 8)
+    monkeypatch.setattr(variants, "EWC_BATCH", 4)
+    config, scheduler = TrainConfig(mixed_precision="bf16", lr_warmup_steps=0).resolve(), create_scheduler()
+    pixels = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8)
+    unet, losses = create_unet("tiny", 1, 8), {}
+    for kind in (Learner, variants.EWCLearner):
+        past = Past(Teacher(copy.deepcopy(unet), scheduler))
+        strategy = create_strategy("generative_distillation", config)
+        accelerator = Accelerator(mixed_precision="bf16")
+        learner = kind(config, accelerator, scheduler, copy.deepcopy(unet), strategy, 2, past)
+        losses[kind] = [learner.learn(step, iter([(pixels,)])).item() for step in range(2)]
+    assert losses[Learner][0] == losses[variants.EWCLearner][0]
+    assert losses[Learner][1] != losses[variants.EWCLearner][1]
