@@ -9,6 +9,7 @@ import pytest
 from gdzoo import train
 from gdzoo.arguments import make_parser, parse_args
 from gdzoo.config import ConfigError, TrainConfig
+from tests.conftest import ROOT
 
 CUSTOM = dict(dataset_name="org/My.photo_set", tasks="0,1;2", resolution=32)
 
@@ -127,6 +128,12 @@ def test_command_line_wins_over_file(tmp_path):
 def test_empty_file_is_no_setting(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert parse_args(["--config", str(tmp_path / "empty.yaml")]) == TrainConfig()
+
+
+def test_the_settings_of_the_small_cifar_can_be_used():
+    config = parse_args(["--config", str(ROOT / "tests/benchmarks/cifar16.yaml"), "--seeds", "42", "69"]).resolve()
+    assert config.get_benchmark().dataset_name == "uoft-cs/cifar10" and config.resolution == 16
+    assert (config.model, config.max_train_steps, config.eval_samples) == ("tiny", 1000, 10_000)
 
 
 @pytest.mark.parametrize(
