@@ -357,6 +357,17 @@ def test_results_download(page):
     assert len([line for line in lines if line.startswith(f"{BENCHMARK},finetune,42,")]) == 3
 
 
+@pytest.mark.parametrize(
+    "value, written",
+    [(16.04, "16.0"), (0.75, "0.750"), (0.0068, "0.00680"), (99.97, "100"), (1234.5, "1,234"), (0, "0.00")],
+)
+def test_metrics_have_three_significant_digits(monkeypatch, value, written):
+    monkeypatch.syspath_prepend(SPACE)
+    from markup import number
+
+    assert number(value) == written
+
+
 def test_snippet_loads_exactly_this_model(page):
     expect_drawn(page, task=3)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])

@@ -19,8 +19,8 @@ def title(name: str) -> str:
 
 
 def number(value: float) -> str:
-    """A metric in three significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """A metric in three significant digits, zeros among them."""
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 def data_url(content: bytes, mime_type: str) -> str:

@@ -82,7 +82,7 @@ def chart(
     parts = [f'<rect class="current" x="{now_left:.1f}" y="{TOP}" width="{slot:.1f}" height="{bottom - TOP}" rx="4"/>']
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,g}</text>')
     for k in labelled_tasks(task, last_task):
         now = ' class="now"' if k == task else ""
         parts.append(f'<text{now} x="{x(k):.1f}" y="{HEIGHT - 8}" text-anchor="middle">Task {k}</text>')
