@@ -32,7 +32,7 @@ class Benchmark:
     defaults: dict = field(default_factory=dict)
 
 
-# A small recipe for 8x8 images; see README.md, "The digits result", for what it gives.
+# A small recipe for 8x8 images; see README.md, "Results", for what it gives.
 DIGITS_RECIPE = dict(
     model="tiny",
     class_order="dataset",
