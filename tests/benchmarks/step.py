@@ -2,8 +2,9 @@
 
     python tests/benchmarks/step.py --benchmark split-digits --output step.json
 
-Both are handed the same uint8 batches, so loading data is in neither. FLOPs are torch's FlopCounterMode's (convolutions
-and matrix products), the peak is what a large convolution and a large matrix product reach on the same device.
+Both are handed the same uint8 batches, so loading data is in neither. The third row, U-Nets, is what is left of gdzoo's
+step without all that is around the U-Nets' passes. FLOPs are torch's FlopCounterMode's (convolutions and matrix
+products), the peak is what a large convolution and a large matrix product reach on the same device.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from gdzoo.strategies import Past, create_strategy
 TASK = 2  # w = 1/2
 MEASURED = ("finetune", "generative_replay", "generative_distillation")
 LOOPS = ("reference", "gdzoo")
+UNETS = "U-Nets"
 
 
 class ReferenceLoop:
@@ -101,7 +103,7 @@ class ReferenceLoop:
 def make_loop(
     name: str, config: TrainConfig, strategy: str, accelerator: Accelerator
 ) -> Callable[[int, Tensor], Tensor]:
-    """The step of a loop, as a function of its number and of uint8 images; both start from the same weights."""
+    """A step, or the U-Nets alone of one, as a function of its number and uint8 images; all from the same weights."""
     benchmark, device = BENCHMARKS[config.benchmark], accelerator.device
     torch.manual_seed(0)
     unet = create_unet(config.model, benchmark.channels, benchmark.resolution).to(device)
@@ -111,7 +113,28 @@ def make_loop(
     scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
     past = Past(Teacher(teacher, scheduler)) if strategy != "finetune" else None
     learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
+    if name == UNETS:
+        return unets_alone(learner, teacher_passes(config, strategy))
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
+
+
+def unets_alone(learner: Learner, predictions: int) -> Callable[[int, Tensor], Tensor]:
+    """A step's forward and backward passes; no noise, no losses to weigh, no clipping, optimizer or average."""
+
+    def step(number: int, pixels: Tensor) -> Tensor:
+        images = pixels.float()
+        if learner.past:
+            replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
+            for _ in range(predictions):
+                learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
+            images = torch.cat([images, replay])
+        with learner.accelerator.autocast():
+            loss = learner.student(images, torch.zeros(len(images), device=images.device)).sample.mean()
+            learner.accelerator.backward(loss)
+        learner.optimizer.zero_grad()
+        return loss.detach()
+
+    return step
 
 
 def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
@@ -123,11 +146,16 @@ def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
         yield pixels
 
 
+def teacher_passes(config: TrainConfig, strategy: str) -> int:
+    """How often a step runs the teacher on a replay batch."""
+    steps = config.replay_steps
+    return {"finetune": 0, "generative_replay": steps, "generative_distillation": steps + 1}[strategy]
+
+
 def passes(config: TrainConfig, strategy: str) -> int:
     """Images through a U-Net in a step, student and teacher."""
-    per_image = {"finetune": 0, "generative_replay": 1 + config.replay_steps}
-    per_image["generative_distillation"] = per_image["generative_replay"] + 1
-    return config.train_batch_size + per_image[strategy] * config.replay_batch_size
+    replayed = 0 if strategy == "finetune" else 1 + teacher_passes(config, strategy)
+    return config.train_batch_size + replayed * config.replay_batch_size
 
 
 # ---- measuring ----
@@ -160,9 +188,9 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator, args: argparse.Namespace) -> dict:
-    """Every strategy's two loops, `rounds` times in turn `steps` steps of each; medians of the seconds a step."""
+    """Every strategy's loops and U-Nets, `rounds` times in turn `steps` steps of each; medians of seconds a step."""
     device, batches = accelerator.device, some_batches(config, accelerator.device)
-    each = [(strategy, name) for strategy in strategies for name in LOOPS]
+    each = [(strategy, name) for strategy in strategies for name in (*LOOPS, UNETS)]
     loops = {(strategy, name): make_loop(name, config, strategy, accelerator) for strategy, name in each}
     flops, times = {}, {key: [] for key in each}
     for key, step in loops.items():
@@ -179,9 +207,10 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
     found = {}
     for strategy in strategies:
         found[strategy] = {
-            name: rates(config, strategy, flops[strategy, name], times[strategy, name]) for name in LOOPS
+            name: rates(config, strategy, flops[strategy, name], times[strategy, name]) for name in (*LOOPS, UNETS)
         }
-        found[strategy]["speedup"] = median_ratio(times[strategy, "reference"], times[strategy, "gdzoo"])
+        for name in ("gdzoo", UNETS):
+            found[strategy][name]["speedup"] = median_ratio(times[strategy, "reference"], times[strategy, name])
         if "generative_replay" in strategies:
             against = median_ratio(times[strategy, "gdzoo"], times["generative_replay", "gdzoo"])
             found[strategy]["time_of_generative_replay"] = against
@@ -242,13 +271,14 @@ def table(found: dict) -> str:
         f" {'MiB':>7} {'speedup':>8}"
     ]
     for strategy, result in found["strategies"].items():
-        for name in LOOPS:
+        for name in (*LOOPS, UNETS):
             row = result[name]
+            peak = found["peak"]["reference" if name == "reference" else "gdzoo"]["convolution"]
+            memory = f"{row['peak_memory_mib']:.0f}" if name in LOOPS else ""
             lines.append(
                 f"{strategy:24} {name:10} {1000 * row['seconds_per_step']:9.1f} {row['images_per_second']:9.1f}"
                 f" {row['passes_per_second']:9.1f} {row['flops_per_second'] / 1e9:8.1f}"
-                f" {row['flops_per_second'] / found['peak'][name]['convolution']:8.1%}"
-                f" {row['peak_memory_mib']:7.0f} {result['speedup'] if name == 'gdzoo' else 1:7.2f}x"
+                f" {row['flops_per_second'] / peak:8.1%} {memory:>7} {row.get('speedup', 1):7.2f}x"
             )
     return "\n".join(lines)
 
