@@ -39,6 +39,7 @@ TASK = 2  # w = 1/2
 MEASURED = ("finetune", "generative_replay", "generative_distillation")
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
+TIMED = (*LOOPS, UNETS)
 
 
 class ReferenceLoop:
@@ -114,18 +115,18 @@ def make_loop(
     past = Past(Teacher(teacher, scheduler)) if strategy != "finetune" else None
     learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
     if name == UNETS:
-        return unets_alone(learner, teacher_passes(config, strategy))
+        return unets_alone(learner, teacher_calls(config, strategy))
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
 
 
-def unets_alone(learner: Learner, predictions: int) -> Callable[[int, Tensor], Tensor]:
-    """A step's forward and backward passes; no noise, no losses to weigh, no clipping, optimizer or average."""
+def unets_alone(learner: Learner, teacher_calls: int) -> Callable[[int, Tensor], Tensor]:
+    """A step's forward and backward passes: no noise, no losses to weigh, no clipping, optimizer or average."""
 
     def step(number: int, pixels: Tensor) -> Tensor:
         images = pixels.float()
         if learner.past:
             replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
-            for _ in range(predictions):
+            for _ in range(teacher_calls):
                 learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
             images = torch.cat([images, replay])
         with learner.accelerator.autocast():
@@ -146,15 +147,15 @@ def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
         yield pixels
 
 
-def teacher_passes(config: TrainConfig, strategy: str) -> int:
-    """How often a step runs the teacher on a replay batch."""
+def teacher_calls(config: TrainConfig, strategy: str) -> int:
+    """How often a step runs the teacher, each time on a replay batch."""
     steps = config.replay_steps
     return {"finetune": 0, "generative_replay": steps, "generative_distillation": steps + 1}[strategy]
 
 
 def passes(config: TrainConfig, strategy: str) -> int:
     """Images through a U-Net in a step, student and teacher."""
-    replayed = 0 if strategy == "finetune" else 1 + teacher_passes(config, strategy)
+    replayed = 0 if strategy == "finetune" else 1 + teacher_calls(config, strategy)
     return config.train_batch_size + replayed * config.replay_batch_size
 
 
@@ -190,7 +191,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator, args: argparse.Namespace) -> dict:
     """Every strategy's loops and U-Nets, `rounds` times in turn `steps` steps of each; medians of seconds a step."""
     device, batches = accelerator.device, some_batches(config, accelerator.device)
-    each = [(strategy, name) for strategy in strategies for name in (*LOOPS, UNETS)]
+    each = [(strategy, name) for strategy in strategies for name in TIMED]
     loops = {(strategy, name): make_loop(name, config, strategy, accelerator) for strategy, name in each}
     flops, times = {}, {key: [] for key in each}
     for key, step in loops.items():
@@ -207,7 +208,7 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
     found = {}
     for strategy in strategies:
         found[strategy] = {
-            name: rates(config, strategy, flops[strategy, name], times[strategy, name]) for name in (*LOOPS, UNETS)
+            name: rates(config, strategy, flops[strategy, name], times[strategy, name]) for name in TIMED
         }
         for name in ("gdzoo", UNETS):
             found[strategy][name]["speedup"] = median_ratio(times[strategy, "reference"], times[strategy, name])
@@ -271,7 +272,7 @@ def table(found: dict) -> str:
         f" {'MiB':>7} {'speedup':>8}"
     ]
     for strategy, result in found["strategies"].items():
-        for name in (*LOOPS, UNETS):
+        for name in TIMED:
             row = result[name]
             peak = found["peak"]["reference" if name == "reference" else "gdzoo"]["convolution"]
             memory = f"{row['peak_memory_mib']:.0f}" if name in LOOPS else ""

@@ -20,7 +20,7 @@ def config() -> TrainConfig:
 def test_both_loops_compute_the_same(config, strategy):
     accelerator = Accelerator()
     losses, flops = {}, {}
-    for name in (*LOOPS, UNETS):
+    for name in LOOPS:
         step, batches = make_loop(name, config, strategy, accelerator), some_batches(config, accelerator.device)
         with FlopCounterMode(display=False) as counter:
             losses[name] = [float(step(0, next(batches)))]
@@ -28,17 +28,20 @@ def test_both_loops_compute_the_same(config, strategy):
         losses[name] += [float(step(number, next(batches))) for number in range(1, 6)]
     assert losses["gdzoo"] == pytest.approx(losses["reference"], rel=1e-4)
     assert losses["gdzoo"][-1] != losses["gdzoo"][0]
-    assert flops["gdzoo"] == flops["reference"] == flops[UNETS] > 0
+    assert flops["gdzoo"] == flops["reference"] > 0
 
 
 def test_a_steps_flops_are_those_of_its_passes(config):
     """Forward 1, backward 2; the teacher's passes are forward alone."""
-    counted = {}
-    for strategy in MEASURED:
-        step, batches = make_loop("gdzoo", config, strategy, Accelerator()), some_batches(config, torch.device("cpu"))
+
+    def counted_in(name: str, strategy: str) -> int:
+        step, batches = make_loop(name, config, strategy, Accelerator()), some_batches(config, torch.device("cpu"))
         with FlopCounterMode(display=False) as counter:
             step(0, next(batches))
-        counted[strategy] = counter.get_total_flops()
+        return counter.get_total_flops()
+
+    counted = {strategy: counted_in("gdzoo", strategy) for strategy in MEASURED}
+    assert {strategy: counted_in(UNETS, strategy) for strategy in MEASURED} == counted
     forward = (counted["generative_distillation"] - counted["generative_replay"]) / config.replay_batch_size
     teacher = passes(config, "generative_replay") - 2 * config.train_batch_size
     assert counted["generative_replay"] - 2 * counted["finetune"] == pytest.approx(teacher * forward, rel=0.01)
