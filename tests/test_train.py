@@ -234,7 +234,7 @@ def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, any_precis
 
 
 @pytest.mark.parametrize("flags, precision", [([], "highest"), (["--allow_tf32"], "high")])
-def test_tf32_is_used_only_when_asked_for(flags, precision):
+def test_tf32_is_used_only_when_asked_for(cwd, flags, precision):
     train.prepare(parse_args(flags))
     assert torch.get_float32_matmul_precision() == precision
 
