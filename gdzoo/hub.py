@@ -9,8 +9,10 @@ huggingface_hub shares among all.
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
@@ -89,7 +91,7 @@ class Queue:
         self.api, self.target = api, target
         self.waiting: dict[Path, str] = {}
         self.refused: dict[Path, str] = {}
-        self.outages = 0  # in a row
+        self.outages = 0  # in a row, one a round
         self.retry_at = 0.0  # time.monotonic()
 
     @property
@@ -98,35 +100,40 @@ class Queue:
         return max(0.0, self.retry_at - time.monotonic())
 
     def push(self):
-        """Try what waits, in its order, until the Hub is found to be down."""
+        """Try what waits once, in its order.
+
+        What fails moves to the end, lest it keep the others for ever. After two in a row the Hub counts as out of
+        reach, and the others wait, too.
+        """
+        failed = 0  # in a row
+        outage = None
         for folder in list(self.waiting):
+            del self.waiting[folder]
             try:
                 say(f"{push_repo(self.api, folder, self.target)} is on the Hub")
             except Refused as error:
                 self.refused[folder] = str(error)
                 say(f"{self.target.repo_id(folder)} is not pushed: {error}")
-            except Outage as outage:
-                self._wait(outage)
-                return
-            self.outages = 0
-            del self.waiting[folder]
-
-    def _wait(self, outage: Outage):
-        pause = max(outage.retry_after, min(FIRST_PAUSE * 2**self.outages, LONGEST_PAUSE))
-        self.retry_at = time.monotonic() + pause
-        self.outages += 1
-        self.waiting = dict.fromkeys(self.waiting, str(outage))
-        say(f"the Hub is out of reach ({outage}): {len(self.waiting)} to push, the next try is in {pause:.0f} s")
+            except Outage as error:
+                self.waiting[folder] = str(error)
+                say(f"{self.target.repo_id(folder)} is not pushed yet: {error}")
+                outage, failed = error, failed + 1
+                if outage.retry_after or failed == 2:
+                    break
+                continue
+            self.outages = failed = 0
+        if outage:
+            pause = max(outage.retry_after, min(FIRST_PAUSE * 2**self.outages, LONGEST_PAUSE))
+            self.retry_at = time.monotonic() + pause
+            self.outages += 1
+            say(f"{len(self.waiting)} to push, the next try is in {pause:.0f} s")
 
     def finish(self):
         """Push the rest, with one more pause at most."""
-        paused = False
-        while self.waiting:
-            pause = self.pause
-            if pause > LONGEST_PAUSE or pause and paused:
-                return
-            paused = paused or pause > 0
-            time.sleep(pause)
+        if not self.pause:
+            self.push()
+        if self.waiting and self.pause <= LONGEST_PAUSE:
+            time.sleep(self.pause)
             self.push()
 
 
@@ -175,6 +182,13 @@ class Pusher:
         if self.process.returncode not in (0, NOT_ALL_PUSHED):
             self.left.append(f"perhaps more: the process that pushes ended with code {self.process.returncode}")
 
+    def command(self, output_dir: str) -> str:
+        """The command line that pushes what is left as this run would have."""
+        # Its folders lie in the namespace that they go to; its flags are not for what lies in another one.
+        namespace = Path(output_dir, self.target.namespace or "")
+        flags = _arguments(dataclasses.replace(self.target, namespace=None))
+        return shlex.join(["python", "-m", "gdzoo.hub", "push", str(namespace), *flags])
+
 
 def _arguments(target: Target) -> list[str]:
     given = {"hub_namespace": target.namespace, "hub_revision": target.revision}
@@ -197,21 +211,58 @@ def _read_folders(told: queue.SimpleQueue):
     told.put(None)
 
 
+def find_folders(path: Path, target: Target) -> list[Path]:
+    """What lies in a zoo, or in one namespace of it.
+
+    Raises:
+        Refused: nothing does, or two would be the same repo.
+    """
+    within = Path(os.path.abspath(path))  # "." has no name
+    folders = zoo.repos(path) or [folder for folder in zoo.repos(within.parent) if folder.parent == within]
+    if not folders:
+        raise Refused(f"{path} is no zoo, nor a namespace in one: it holds no NAMESPACE/NAME/{zoo.RESULTS}")
+    first: dict[str, Path] = {}
+    for folder in folders:
+        repo_id = target.repo_id(folder)
+        other = first.setdefault(repo_id, folder)
+        if other != folder:
+            raise Refused(f"{other} and {folder} would both be {repo_id}: push {other.parent} or {folder.parent} alone")
+    return folders
+
+
+def find_closed(api: HfApi, folders: list[Path], target: Target) -> dict[Path, str]:
+    """The folders of those namespaces that the token may not write to, with the reason.
+
+    Raises:
+        Refused: it may write to none of them.
+        Outage
+    """
+    names: dict[str, list[str]] = {}
+    for folder in folders:
+        names.setdefault(target.namespace or folder.parent.name, []).append(folder.name)
+    closed = {}
+    for namespace in names:
+        try:
+            check_rights(api, namespace, names[namespace])
+        except Refused as error:
+            closed[namespace] = error
+    if len(closed) == len(names):
+        raise next(iter(closed.values()))
+    return {folder: str(closed[folder.parent.name]) for folder in folders if folder.parent.name in closed}
+
+
 def push_command(api: HfApi, args: argparse.Namespace) -> int:
     """`push`, and its other self `follow`, which takes the folders from stdin, one a line, while a run writes them."""
     told: queue.SimpleQueue = queue.SimpleQueue()
+    pushes = Queue(api, _target(args))
     if args.command == "follow":
         threading.Thread(target=_read_folders, args=(told,), daemon=True).start()
     else:
-        folders = zoo.repos(args.zoo)
-        if not folders:
-            raise Refused(f"{args.zoo} is no zoo: it holds no folder NAMESPACE/NAME with a {zoo.RESULTS}")
-        repos = [_target(args).repo_id(folder).split("/") for folder in folders]
-        for namespace in sorted({owner for owner, _ in repos}):
-            check_rights(api, namespace, [name for owner, name in repos if owner == namespace])
+        folders = find_folders(args.zoo, pushes.target)
+        pushes.refused = find_closed(api, folders, pushes.target)
         for folder in [*folders, None]:
-            told.put(folder)
-    pushes = Queue(api, _target(args))
+            if folder not in pushes.refused:
+                told.put(folder)
     follow(pushes, told)
     left = pushes.refused | pushes.waiting
     for folder, reason in left.items():
@@ -221,8 +272,10 @@ def push_command(api: HfApi, args: argparse.Namespace) -> int:
 
 def push_space_command(api: HfApi, args: argparse.Namespace) -> int:
     """`push-space`"""
-    if not args.folder.is_dir():
-        raise Refused(f"{args.folder} is no folder")
+    if not (args.folder / zoo.CARD).is_file():
+        raise Refused(f"{args.folder} is no Space: it holds no {zoo.CARD}, which tells the Hub how to run one")
+    if "/" not in args.repo_id:
+        raise Refused(f"--repo_id {args.repo_id}: say whose it is to be, OWNER/{args.repo_id}")
     push_space(api, args.folder, args.repo_id, _target(args))
     say(f"{args.repo_id} is on the Hub")
     return 0
@@ -232,7 +285,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gdzoo.hub", description="Push a zoo, or a Space, to the Hub.")
     commands = parser.add_subparsers(dest="command", required=True)
     push = commands.add_parser("push", help="push what is not on the Hub yet; pushing twice changes nothing")
-    push.add_argument("zoo", type=Path, help="the folder that --output_dir named")
+    push.add_argument("zoo", type=Path, help="the folder that --output_dir named, or a namespace's in it")
     follow = commands.add_parser("follow", help="what a training run starts: the folders to push come by stdin")
     space = commands.add_parser("push-space", help="push a folder as a Space")
     space.add_argument("folder", type=Path)
@@ -241,7 +294,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--hub_token", help="default: HF_TOKEN, or what `hf auth login` stored")
         command.add_argument("--hub_private_repo", action="store_true", help="new repositories are private")
         command.add_argument("--hub_revision", help="a branch (default: main)")
-        command.add_argument("--overwrite_hub", action="store_true", help="replace another run's weights")
+        command.add_argument("--overwrite_hub", action="store_true", help="replace what others put there")
     for command in (push, follow):
         command.add_argument("--hub_namespace", help="default: the folder in the zoo that a repository lies in")
         command.set_defaults(run=push_command)

@@ -5,6 +5,7 @@ torch here: the process that pushes must start fast.
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCard, set_client_factory
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -22,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling, SpaceInfo
+from huggingface_hub.utils import parse_ratelimit_headers
 from huggingface_hub.utils._http import hf_request_event_hook  # HF_HUB_OFFLINE is heeded in it
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError, safe_open
@@ -31,6 +34,7 @@ from gdzoo import zoo
 TIMEOUT = 30.0  # seconds that a call may be silent
 LONGEST_PAUSE = 60.0  # seconds between two tries, unless the Hub asks for more
 DOWNLOADED = ["*.json", "*.safetensors", "*.png", zoo.CARD]  # nothing that could run code
+SPACE_COMMIT = "gdzoo.hub push-space"  # by which a Space is known as ours
 
 RepoInfo = ModelInfo | SpaceInfo
 Files = dict[str, bytes | Path]  # by path in the repo
@@ -83,7 +87,10 @@ def plain_errors() -> Iterator[None]:
 
 def _outage(error: Exception) -> Outage:
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    wanted = response.headers.get("Retry-After", "") if response is not None else ""
+    headers = {} if response is None else response.headers
+    limit, wanted = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    if limit and limit.remaining == 0:
+        return Outage(one_line(error), limit.reset_in_seconds + 1.0)  # it is rounded down
     return Outage(one_line(error), float(wanted) if wanted.isdecimal() else 0.0)
 
 
@@ -160,7 +167,8 @@ def push_repo(api: HfApi, folder: Path, target: Target) -> str:
 
     Raises:
         Outage: nothing is half done; the same call later does the rest.
-        Refused: among others, if the repo holds another run's weights and `target` does not say to overwrite them.
+        Refused: among others, if the repo, or the run's tag, which all branches share, holds other weights and `target`
+            does not say to overwrite them.
     """
     repo_id = target.repo_id(folder)
     with plain_errors():
@@ -168,17 +176,25 @@ def push_repo(api: HfApi, folder: Path, target: Target) -> str:
         if "benchmark" not in results:
             raise Refused(f"{folder / zoo.RESULTS} is none of gdzoo's: it names no benchmark")
         files = local_files(folder, repo_id.split("/")[0], results["benchmark"])
+        # A card that somebody edited on the Hub is left as it is.
+        needed = {path: content for path, content in files.items() if path != zoo.CARD}
         info = open_repo(api, repo_id, target)
         sha = info.sha
-        # A card that somebody edited on the Hub is left as it is.
-        if missing({path: content for path, content in files.items() if path != zoo.CARD}, info):
-            if not target.overwrite:
-                refuse_other_run(api, info, results.get("run"))
-                refuse_other_weights(info, files)
-            what = f"task {results['task']}, run {results['run']}" if "run" in results else "evaluator"
+        tag = f"run-{results['run']}" if "run" in results else None
+        tagged = find(api, repo_id, tag) if tag else None
+        incomplete = missing(needed, info)
+        if incomplete and not target.overwrite:
+            refuse_other_run(api, info, results.get("run"))
+            refuse_other_weights(repo_id, info, files)
+        if tagged and not target.overwrite:
+            refuse_other_weights(f"{repo_id}@{tag}", tagged, files)
+        if incomplete:
+            what = f"task {results['task']}, run {results['run']}" if tag else "evaluator"
             sha = commit(api, info, files, f"{results['benchmark']}: {what}", target)
-        if "run" in results:
-            tag_run(api, repo_id, f"run-{results['run']}", files, sha)
+        if tag and (tagged is None or missing(needed, tagged)):
+            if tagged:
+                api.delete_tag(repo_id, tag=tag)
+            api.create_tag(repo_id, tag=tag, revision=sha, exist_ok=True)
     add_to_collection(api, repo_id, results["benchmark"], target.private)
     return repo_id
 
@@ -223,14 +239,14 @@ def refuse_other_run(api: HfApi, info: RepoInfo, run: str | None):
         raise Refused(f"{info.id} on the Hub holds run {there}, not {run}: --overwrite_hub replaces it")
 
 
-def refuse_other_weights(info: RepoInfo, files: Files):
+def refuse_other_weights(name: str, info: RepoInfo, files: Files):
     """The same configuration, trained twice, need not give the same weights.
 
     Raises:
         Refused
     """
     if has_weights(info) and missing({path: files[path] for path in files if path.endswith(".safetensors")}, info):
-        raise Refused(f"{info.id} on the Hub holds other weights, trained elsewhere: --overwrite_hub replaces them")
+        raise Refused(f"{name} on the Hub holds other weights, trained elsewhere: --overwrite_hub replaces them")
 
 
 def commit(api: HfApi, info: RepoInfo, files: Files, message: str, target: Target, repo_type: str = "model") -> str:
@@ -251,16 +267,6 @@ def commit(api: HfApi, info: RepoInfo, files: Files, message: str, target: Targe
     return done.oid
 
 
-def tag_run(api: HfApi, repo_id: str, tag: str, files: Files, sha: str):
-    """Let the run's tag lead to a commit with these files: `sha`, unless it does already."""
-    tagged = find(api, repo_id, tag)
-    if tagged is not None:
-        if not missing({path: content for path, content in files.items() if path != zoo.CARD}, tagged):
-            return
-        api.delete_tag(repo_id, tag=tag)
-    api.create_tag(repo_id, tag=tag, revision=sha, exist_ok=True)
-
-
 def add_to_collection(api: HfApi, repo_id: str, benchmark: str, private: bool):
     """Show the repo in its benchmark's collection, if that can be done."""
     about = f"Diffusion models after each task of {benchmark}, and the evaluator that their metrics look through"
@@ -278,17 +284,45 @@ def add_to_collection(api: HfApi, repo_id: str, benchmark: str, private: bool):
 
 
 def push_space(api: HfApi, folder: Path, repo_id: str, target: Target):
-    """Make a Space hold exactly a folder, in one commit at most.
+    """Make a Space hold exactly a folder, but for its card, in one commit at most.
 
     Raises:
-        Outage, Refused
+        Outage
+        Refused: among others, if it holds what never came from here and `target` does not say to overwrite it.
     """
+    owner = repo_id.split("/")[0]
     with plain_errors():
-        files = local_files(folder, repo_id.split("/")[0])
+        files = local_files(folder, owner) | {zoo.CARD: space_card(folder / zoo.CARD, owner)}
         info = open_repo(api, repo_id, target, "space")
         gone = file_names(info) - {*files, ".gitattributes"}
         if gone or missing(files, info):
-            commit(api, info, files, f"Update from {folder.name}", target, "space")
+            if not target.overwrite:
+                refuse_other_space(api, info)
+            exactly = dataclasses.replace(target, overwrite=True)
+            commit(api, info, files, f"{SPACE_COMMIT} {folder.name}", exactly, "space")
+
+
+def space_card(file: Path, owner: str) -> bytes:
+    """The card with gdzoo's models named as the owner's: the Hub will not build a Space that preloads missing ones."""
+    try:
+        card = SpaceCard(file.read_text("utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise Refused(f"{file}: {one_line(error)}") from error
+    for key in ("models", "preload_from_hub"):
+        card.data[key] = [re.sub("^gdzoo/", f"{owner}/", name) for name in card.data.get(key, [])] or None
+    return str(card).encode()
+
+
+def refuse_other_space(api: HfApi, info: RepoInfo):
+    """A mistyped id must not empty somebody's Space; a new one holds what the Hub puts there.
+
+    Raises:
+        Refused
+    """
+    history = api.list_repo_commits(info.id, repo_type="space", revision=info.sha)
+    ours = any(commit.title.startswith(SPACE_COMMIT) for commit in history)
+    if not ours and file_names(info) - {zoo.CARD, ".gitattributes"}:
+        raise Refused(f"--repo_id {info.id} is a Space that was not pushed from here: --overwrite_hub replaces it")
 
 
 # And back

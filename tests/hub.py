@@ -73,6 +73,12 @@ class Fault:
         """What is answered in place of the endpoint's own answer; None where nothing is."""
         if self.kind == "html":
             return Response(503, HTML_ERROR, {"Content-Type": "text/html"})
+        if self.kind == "quota":
+            headers = {
+                "ratelimit": f'"api";r=0;t={self.retry_after}',
+                "ratelimit-policy": '"fixed window";"api";q=9;w=300',
+            }
+            return json_response({"error": "Too many requests"}, 429, headers)
         if self.kind.isdigit():
             headers = {"Retry-After": str(self.retry_after)} if self.kind == "429" else {}
             return json_response({"error": f"A fault of kind {self.kind}"}, int(self.kind), headers)
@@ -89,7 +95,7 @@ class FakeHub:
         store: accounts, repos and collections; hold `lock` to touch it while clients are at work.
     """
 
-    FAULTS = ("html", "drop", "stall", "lost")  # and any HTTP error status
+    FAULTS = ("html", "drop", "stall", "lost", "quota")  # and any HTTP error status
 
     def __init__(self, port: int = 0):
         self.store = Store()
@@ -245,6 +251,7 @@ class FakeHub:
         Args:
             match: the endpoint's kind, as in `requests` (whoami, create_repo, commit, ...), or a pattern ("lfs_*").
             kind: an HTTP error status ("429" with Retry-After, "500", "503", ...), or
+                quota: a 429 that says how long in a ratelimit header, as the Hub's own does;
                 html: an HTML error page with status 503;
                 drop: the connection is closed without an answer, and nothing is done;
                 stall: like drop, but only after `seconds`;

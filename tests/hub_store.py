@@ -189,7 +189,10 @@ class Repo:
         self.tags: dict[str, str] = {}
         self.uploaded: dict[str, bytes] = {}  # LFS objects by sha256, committed or not
         self._commits: dict[str, Commit] = {}
-        self._append("main", {".gitattributes": File.regular(GITATTRIBUTES)}, "initial commit", "", "system")
+        files = {".gitattributes": File.regular(GITATTRIBUTES)}
+        if repo_type == "space":
+            files["README.md"] = File.regular(f"---\nsdk: {sdk}\n---\n".encode())
+        self._append("main", files, "initial commit", "", "system")
 
     def at(self, revision: str) -> Commit:
         """The commit that a branch, a tag or a (shortened) sha names."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import datasets
 import numpy
 import pytest
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import HfApi, SpaceCard, constants, set_client_factory
 from huggingface_hub.utils import _http
 from PIL import Image
 from safetensors.numpy import save_file
@@ -84,9 +85,11 @@ def pauses(monkeypatch) -> list[float]:
     return found
 
 
-def make_repo(root: Path, name: str = NAME, run: str | None = RUN, weights: float = 1.0) -> Path:
+def make_repo(
+    root: Path, name: str = NAME, run: str | None = RUN, weights: float = 1.0, namespace: str = "gdzoo"
+) -> Path:
     """A folder of a zoo, as far as a push looks at it."""
-    folder = root / "zoo" / "gdzoo" / name
+    folder = root / "zoo" / namespace / name
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     save_file({"w": numpy.full(8, weights)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
     results = {"benchmark": "split-digits", "task": 2, "base_model": "gdzoo/split-digits-task1"}
@@ -191,6 +194,18 @@ def test_a_branch_holds_nothing_of_main(hub, tmp_path):
     assert len(hub.commits(REPO, revision="next")) == 2 and set(hub.tags(REPO)) == {f"run-{RUN}", "run-99999999"}
 
 
+def test_a_runs_tag_is_moved_from_another_branch_only_if_asked_for(hub, tmp_path):
+    push_repo(connect(), make_repo(tmp_path), Target())
+    same = make_repo(tmp_path / "same")
+    assert push_repo(connect(), same, Target(revision="same")) == REPO
+    tags, other = hub.tags(REPO), make_repo(tmp_path / "other", weights=2.0)  # the same configuration, other bits
+    with pytest.raises(Refused, match=f"{REPO}@run-{RUN} on the Hub holds other weights"):
+        push_repo(connect(), other, Target(revision="next"))
+    assert hub.tags(REPO) == tags and len(hub.commits(REPO, revision="next")) == 1
+    push_repo(connect(), other, Target(revision="next", overwrite=True))
+    assert hub.tags(REPO) == {f"run-{RUN}": hub.branches(REPO)["next"]}
+
+
 def test_private_stays_private(hub, tmp_path):
     folder = make_repo(tmp_path)
     push_repo(connect(), folder, Target(private=True))
@@ -218,15 +233,64 @@ def test_a_commit_from_elsewhere_is_seen_before_trying_again(hub, tmp_path):
     assert on_hub(hub) == {"model.safetensors": b"theirs"}
 
 
-def test_a_space_is_pushed_as_it_is(hub, tmp_path):
-    folder = tmp_path / "compare"
+SPACE_CARD = """---
+title: Compare
+python_version: "3.11"
+models:
+- gdzoo/split-digits-task5
+- others/gdzoo-model
+preload_from_hub:
+- gdzoo/split-digits-task5 model_index.json
+---
+
+gdzoo/split-digits-task5
+"""
+
+
+def make_space(root: Path) -> Path:
+    folder = root / "compare"
     (folder / "__pycache__").mkdir(parents=True)
     (folder / "__pycache__" / "app.pyc").write_bytes(b"")
     (folder / "app.py").write_text("print()")
-    for expected in (2, 2):
-        assert main(["push-space", str(folder), "--repo_id", "gdzoo/compare"]) == 0
-        assert len(hub.commits("gdzoo/compare", "space")) == expected
-    assert set(hub.files("gdzoo/compare", repo_type="space")) == {".gitattributes", "app.py"}
+    (folder / zoo.CARD).write_text(SPACE_CARD)
+    return folder
+
+
+def test_a_space_holds_exactly_the_folder(hub, tmp_path, capsys):
+    folder = make_space(tmp_path)
+    (folder / "old.py").write_text("print()")
+    push_it = ["push-space", str(folder), "--repo_id", "gdzoo/compare"]
+    for files, commits in (({"old.py"}, 2), ({"old.py"}, 2), ({"new.py"}, 3), ({"new.py"}, 3)):
+        if "new.py" in files and (folder / "old.py").exists():
+            (folder / "old.py").rename(folder / "new.py")
+        assert main(push_it) == 0
+        assert set(hub.files("gdzoo/compare", repo_type="space")) == {".gitattributes", "app.py", zoo.CARD} | files
+        assert len(hub.commits("gdzoo/compare", "space")) == commits
+    assert "No files have been modified" not in capsys.readouterr().err
+
+
+def test_a_strangers_space_is_not_emptied(hub, tmp_path, capsys):
+    push_it = ["push-space", str(make_space(tmp_path)), "--repo_id", "gdzoo/compare"]
+    hub.add_repo("gdzoo/compare", "space")
+    hub.commit("gdzoo/compare", {"app.py": b"theirs"}, repo_type="space")
+    assert main(push_it) == 2
+    assert "--repo_id gdzoo/compare is a Space that was not pushed from here" in capsys.readouterr().err
+    assert hub.files("gdzoo/compare", repo_type="space")["app.py"] == b"theirs"
+    assert main([*push_it, "--overwrite_hub"]) == 0
+    hub.commit("gdzoo/compare", {"app.py": b"by hand"}, repo_type="space")
+    assert main(push_it) == 0  # it is ours now
+    assert hub.files("gdzoo/compare", repo_type="space")["app.py"] == b"print()"
+
+
+def test_a_space_names_the_models_of_its_owner(hub, tmp_path):
+    folder = make_space(tmp_path)
+    for _ in range(2):
+        assert main(["push-space", str(folder), "--repo_id", "lab/compare"]) == 0
+    assert (folder / zoo.CARD).read_text() == SPACE_CARD and len(hub.commits("lab/compare", "space")) == 2
+    card = SpaceCard(hub.files("lab/compare", repo_type="space")[zoo.CARD].decode())
+    assert card.data.models == ["lab/split-digits-task5", "others/gdzoo-model"]
+    assert card.data.preload_from_hub == ["lab/split-digits-task5 model_index.json"]
+    assert card.data.python_version == "3.11" and card.text == "\ngdzoo/split-digits-task5\n"
 
 
 # ---- faults ----
@@ -301,7 +365,39 @@ def test_retry_after_is_obeyed_and_pauses_grow(hub, tmp_path, pauses):
     hub.down = False
     hub.fault("info", "429", retry_after=3600)
     pauses.clear()
-    assert list(push([folder, other]).waiting) == [folder, other] and not any(pauses)  # an hour is not waited for
+    assert set(push([folder, other]).waiting) == {folder, other} and not any(pauses)  # an hour is not waited for
+
+
+def test_the_hubs_rate_limit_is_obeyed(hub, tmp_path, pauses):
+    hub.fault("create_repo", "quota", retry_after=40)
+    assert not push([make_repo(tmp_path)]).waiting
+    assert [round(pause) for pause in pauses if pause] == [41]
+
+
+def test_repos_that_keep_failing_keep_no_other(hub, tmp_path, pauses, monkeypatch):
+    folders = [make_repo(tmp_path, f"split-digits-task{task}") for task in (1, 2, 3, 4, 5)]
+    original, bad = HfApi.create_commit, {f"gdzoo/{folder.name}" for folder in folders[:1]}
+
+    def commit(api, repo_id, *args, **kwargs):
+        if repo_id in bad:
+            raise RuntimeError(f"Error while uploading to {repo_id}")
+        return original(api, repo_id, *args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    pushes = Queue(connect(), Target())
+    pushes.waiting = dict.fromkeys(folders[:2], "not tried yet")
+    pushes.push()
+    assert list(pushes.waiting) == folders[:1] and hub.tags(f"gdzoo/{folders[1].name}")
+    assert 4 < pushes.pause < 5.1
+    bad.add(f"gdzoo/{folders[2].name}")
+    pushes.waiting |= dict.fromkeys(folders[2:], "not tried yet")
+    pushes.push()  # after two in a row the Hub counts as out of reach
+    assert list(pushes.waiting) == [*folders[3:], folders[0], folders[2]]
+    assert pushes.waiting[folders[3]] == "not tried yet" and 9 < pushes.pause < 10.1
+    bad |= {f"gdzoo/{folder.name}" for folder in folders[:4]}
+    left = push(folders).waiting
+    assert left == {folder: f"RuntimeError: Error while uploading to gdzoo/{folder.name}" for folder in left}
+    assert set(left) == {folders[0], folders[2], folders[3]} and hub.tags(f"gdzoo/{folders[4].name}")
 
 
 def test_the_queue_goes_on_while_folders_arrive(hub, tmp_path, monkeypatch):
@@ -351,6 +447,51 @@ def test_push_from_the_command_line(hub, tmp_path, capsys):
     assert main(["push", "zoo", "--overwrite_hub"]) == 0
 
 
+def test_each_namespace_of_a_zoo_is_pushed_to_its_own(hub, tmp_path, capsys):
+    for run, namespace in ((RUN, "gdzoo"), ("99999999", "lab"), ("00000000", "flags")):
+        make_repo(tmp_path, run=run, weights=float(run[0]), namespace=namespace)
+    assert main(["push", "zoo"]) == 3
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 1 and listed[0].startswith(f"flags/{NAME}: --hub_namespace flags: gdzoo may not write there")
+    assert hub.repos() == [REPO, f"lab/{NAME}"]
+    assert (hub.tags(REPO).keys(), hub.tags(f"lab/{NAME}").keys()) == ({f"run-{RUN}"}, {"run-99999999"})
+
+
+def test_two_folders_that_would_be_one_repo_are_refused(hub, tmp_path, capsys):
+    make_repo(tmp_path)
+    make_repo(tmp_path, "split-digits-task1", namespace="flags")
+    make_repo(tmp_path, run="99999999", namespace="flags")
+    for overwrite in ([], ["--overwrite_hub"]):
+        assert main(["push", "zoo", "--hub_namespace", "lab", *overwrite]) == 2
+        error = capsys.readouterr().err.strip()
+        assert f"zoo/flags/{NAME} and zoo/gdzoo/{NAME} would both be lab/{NAME}" in error and "\n" not in error
+    assert not hub.repos()
+
+
+def test_one_namespace_of_a_zoo_is_pushed(hub, tmp_path, monkeypatch):
+    make_repo(tmp_path)
+    make_repo(tmp_path, run="99999999", namespace="flags")
+    assert main(["push", "zoo/gdzoo"]) == 0
+    assert hub.repos() == [REPO]
+    monkeypatch.chdir(tmp_path / "zoo" / "flags")
+    assert main(["push", ".", "--hub_namespace", "lab"]) == 0
+    assert hub.repos() == [REPO, f"lab/{NAME}"]
+
+
+def test_the_command_for_later_pushes_as_the_run_would_have(hub, tmp_path):
+    zoo_folder = tmp_path / "my zoo"
+    make_repo(tmp_path, namespace="lab").parent.parent.rename(zoo_folder)
+    push_repo(connect(), make_repo(tmp_path / "there", weights=2.0, namespace="lab"), Target(None, True, "next"))
+    make_repo(tmp_path).parent.rename(zoo_folder / "gdzoo")
+    line = shlex.split(gdzoo.hub.Pusher(Target("lab", True, "next", True), "hf_write").command("my zoo"))
+    assert line[:3] == ["python", "-m", "gdzoo.hub"] and "hf_write" not in line
+    assert main(line[3:]) == 0
+    assert hub.repos() == [f"lab/{NAME}"]  # the run had nothing to do with the other namespace
+    assert hub.store.repos["model", f"lab/{NAME}"].private
+    assert on_hub(hub, f"lab/{NAME}", "next")[WEIGHTS] == weights(zoo_folder / "lab" / NAME)
+    assert len(hub.commits(f"lab/{NAME}")) == 1  # on main
+
+
 @pytest.mark.parametrize(
     ("arguments", "token", "reason"),
     [
@@ -360,13 +501,18 @@ def test_push_from_the_command_line(hub, tmp_path, capsys):
         (["push", "zoo"], "hf_fine", "lacks repo.write for gdzoo/split-digits-task2"),
         (["push", "zoo"], "hf_other", "other may not write there (--hub_namespace other?)"),
         (["push", "zoo", "--hub_namespace", "press"], "hf_write", "--hub_namespace press: gdzoo may not write there"),
-        (["push-space", "nowhere", "--repo_id", "gdzoo/x"], "hf_write", "nowhere is no folder"),
-        (["push-space", "empty", "--repo_id", "a b"], "hf_write", "a b"),
+        (["push-space", "nowhere", "--repo_id", "gdzoo/x"], "hf_write", "nowhere is no Space: it holds no README.md"),
+        (["push-space", "empty", "--repo_id", "gdzoo/x"], "hf_write", "empty is no Space"),
+        (["push-space", "compare", "--repo_id", "a b/c"], "hf_write", "a b/c"),
+        (["push-space", "compare", "--repo_id", "c"], "hf_write", "--repo_id c: say whose it is to be, OWNER/c"),
+        (["push-space", "torn", "--repo_id", "gdzoo/x"], "hf_write", "torn/README.md: ScannerError"),
     ],
 )
 def test_pushes_that_cannot_work(hub, tmp_path, capsys, arguments, token, reason):
     make_repo(tmp_path)
     (tmp_path / "empty").mkdir()
+    make_space(tmp_path)
+    (make_space(tmp_path / "x").rename(tmp_path / "torn") / zoo.CARD).write_text('---\ntitle: "\n---\n')
     assert main([*arguments, "--hub_token", token]) == 2
     error = capsys.readouterr().err.strip()
     assert reason in error and "\n" not in error and not hub.repos()

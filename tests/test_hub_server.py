@@ -316,13 +316,13 @@ def test_a_stall_runs_into_the_clients_time_limit(hub: FakeHub, api: HfApi):
 
 
 @pytest.mark.parametrize("endpoint", ["preupload", "lfs_batch", "lfs_put", "lfs_verify"])
-@pytest.mark.parametrize("kind", ["429", "503", "drop", "lost"])
+@pytest.mark.parametrize("kind", ["429", "quota", "503", "drop", "lost"])
 def test_the_client_repeats_an_upload(hub: FakeHub, api: HfApi, no_waiting: list[float], endpoint: str, kind: str):
     api.create_repo(REPO)
     fault = hub.fault(endpoint, kind, retry_after=5)
     push(api)
     assert (fault.hits, len(hub.commits(REPO))) == (1, 2)
-    assert no_waiting == [6.0 if kind == "429" else 1]
+    assert no_waiting == [6.0 if kind in ("429", "quota") else 1]
 
 
 def test_an_upload_that_keeps_failing(hub: FakeHub, api: HfApi, no_waiting: list[float]):
