@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def evaluate(features: Tensor, found: Tensor, reference: Reference, tasks: list[
         `metrics`: fid, kid and kid_std, precision and recall, kld and ard (gdzoo.metrics), by name;
         `histogram`: how many samples and how many real images there are of each label;
         `per_task`: see `evaluate_tasks`;
-        `evaluation`: how it was measured; `fid_reliable` is false where FID had too few samples or real images.
+        `evaluation`: how it was measured; `fingerprint` is a hash of the network that the features come from,
+        `fid_reliable` is false where FID had too few samples or real images.
     """
     real, real_labels = reference.of(sum(tasks, []))
     labels = len(reference.names)
@@ -69,7 +71,8 @@ def evaluate(features: Tensor, found: Tensor, reference: Reference, tasks: list[
         },
         "per_task": evaluate_tasks(features, found, reference, tasks),
         "evaluation": {
-            "features": reference.extractor,
+            "features": reference.extractor.name,
+            "fingerprint": reference.extractor.fingerprint[:8],  # two networks may go by one name
             "feature_dim": features.shape[1],
             "eval_samples": len(features),
             "reference_split": reference.split,
@@ -159,7 +162,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dataset_root", help="local mirror: DIR/uoft-cs/cifar10 is taken before the Hub")
     parser.add_argument("--seed", type=int, default=SAMPLE_SEED, help="of the noise (default: 0, as in training)")
-    parser.add_argument("--output", help="JSON file to write (default: NAME-BENCHMARK-taskK.json)")
+    parser.add_argument("--output", help="JSON file to write (default: OWNER-NAME-BENCHMARK-taskK[-FEATURES].json)")
     return parser.parse_args(argv)
 
 
@@ -172,8 +175,9 @@ def prepare(args: argparse.Namespace) -> Job:
     for flag, minimum in dict(eval_samples=FEWEST_SAMPLES, eval_steps=1, eval_batch_size=1, seed=0).items():
         if getattr(args, flag) < minimum:
             raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least {minimum}")
-    default_output = f"{Path(args.pipeline).resolve().name}-{args.benchmark}-task{args.task}.json"
-    args.output = Path(args.output or default_output)
+    args.output = Path(args.output or default_output(args))
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder: name the JSON file to write")
     if not args.output.parent.is_dir():
         raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
     config = benchmark_config(args.pipeline, args.benchmark)
@@ -187,8 +191,21 @@ def prepare(args: argparse.Namespace) -> Job:
     repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
     evaluator = load_evaluator(repo, data, device)
     extractor = load_extractor(args.features, device) if args.features else None
-    evaluator_repo = "/".join(Path(repo).parts[-2:])  # of a folder, too: what it is called, not where it lies
-    return Job(args, pipeline, data, tasks, evaluator, extractor, evaluator_repo)
+    return Job(args, pipeline, data, tasks, evaluator, extractor, repo_id(repo))
+
+
+def repo_id(repo_or_folder: str | Path) -> str:
+    """OWNER/NAME, of a folder, too: what it is called, not where it lies."""
+    folder = Path(os.path.abspath(repo_or_folder))
+    return zoo.repo_id(folder) if folder.is_dir() else str(repo_or_folder)
+
+
+def default_output(args: argparse.Namespace) -> str:
+    """A file name of its own for each model of each owner, and for each network behind --features."""
+    name = f"{repo_id(args.pipeline)}-{args.benchmark}-task{args.task}"
+    if args.features:
+        name += f"-{repo_id(args.features)}"
+    return name.replace("/", "-").lstrip("-") + ".json"
 
 
 def benchmark_config(repo_or_folder: str, benchmark: str) -> TrainConfig:
@@ -226,15 +243,16 @@ def published_json(repo_or_folder: str, name: str) -> dict | None:
 
 
 def find_evaluator(repo_or_folder: str, benchmark: str) -> Path | str:
-    """The benchmark's evaluator: beside the model, in the local zoo, or on the Hub, as the model's results name it."""
-    name = zoo.evaluator_name(benchmark)
-    nearby = (Path(repo_or_folder).parent / name, Path("zoo", "gdzoo", name))
-    if folder := next((folder for folder in nearby if folder.is_dir()), None):
-        return folder
+    """The evaluator that the model's results name, else gdzoo's: beside the model, in the local zoo, or on the Hub."""
+    name, recorded = f"gdzoo/{zoo.evaluator_name(benchmark)}", False
     match published_json(repo_or_folder, zoo.RESULTS):
         case {"benchmark": measured, "evaluation": {"features": str(repo)}} if measured == benchmark:
-            return repo
-    return f"gdzoo/{name}"
+            name, recorded = repo, True
+    beside = Path(os.path.abspath(repo_or_folder)).parent / Path(name).name
+    for folder in (beside, Path("zoo", name)):
+        if folder.is_dir() and (not recorded or zoo.repo_id(folder) == name):  # not another owner's
+            return folder
+    return name
 
 
 def run(job: Job) -> dict:
@@ -264,6 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are dealt with
     datasets.disable_progress_bars()
     try:
         job = prepare(args)
@@ -272,11 +291,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         result = run(job)
+        print(f"\n{evaluation_table(result)}\n")  # first, lest it be lost with a write that fails
         zoo.write_json(args.output, result)
     except (ValueError, OSError) as error:
         print(f"gdzoo: {error}", file=sys.stderr)
         return 1
-    print(f"\n{evaluation_table(result)}\n\nWritten to {args.output}")
+    print(f"Written to {args.output}")
     return 0
 
 

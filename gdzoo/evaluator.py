@@ -1,5 +1,6 @@
 """Through which eyes do the metrics look? A small image classifier, trained once on the real images of all classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageClassification,
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -41,12 +43,15 @@ class Evaluator:
         self._features = inputs[0].flatten(1)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and classes [N] of uint8 images [N, C, H, W], both on the CPU."""
+    def __call__(self, images: Tensor, among: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and classes [N], of all or `among` these, of uint8 images [N, C, H, W]; both on the CPU."""
         features, classes = [], []
         for batch in images.split(self.batch_size):
             logits = self.model(to_float(batch.to(self.model.device))).logits
             features.append(self._features.float().cpu())
+            if among is not None:
+                others = [label for label in range(logits.shape[1]) if label not in among]
+                logits[:, others] = -torch.inf
             classes.append(logits.argmax(1).cpu())
         return torch.cat(features), torch.cat(classes)
 
@@ -55,26 +60,68 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evalu
     """A classifier of the zoo or the Hub that fits the benchmark; safetensors only.
 
     Raises:
-        ValueError: it cannot be loaded, or was made for other classes.
+        ValueError: in one line, if it cannot be loaded whole, or was made for other classes or images.
     """
     try:
-        model = AutoModelForImageClassification.from_pretrained(repo_or_folder, use_safetensors=True)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            repo_or_folder, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:  # transformers raises what it pleases on whatever files there are
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"--evaluator {repo_or_folder}: no transformers image classifier ({reason})") from error
+    if missing := report["missing_keys"]:  # transformers draws them at random
+        raise ValueError(
+            f"--evaluator {repo_or_folder}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
+            f" {min(missing)} among them; name a trained classifier"
+        )
     if model.config.num_labels != len(data.names):
         raise ValueError(
             f"--evaluator {repo_or_folder} knows {model.config.num_labels} classes, the benchmark has {len(data.names)}"
+        )
+    names = [model.config.id2label.get(label) for label in range(len(data.names))]
+    if names != data.names and set(names) == set(data.names):  # other names, as LABEL_0, say nothing of the order
+        raise ValueError(
+            f"--evaluator {repo_or_folder}: its id2label has the classes in another order than the benchmark, which"
+            f" begins with {', '.join(data.names[:3])}"
         )
     if getattr(model.config, "num_channels", data.channels) != data.channels:
         raise ValueError(
             f"--evaluator {repo_or_folder} takes {model.config.num_channels} channels, not {data.channels}"
         )
+    resolution = data.benchmark.resolution
+    size = getattr(model.config, "image_size", None) or resolution
+    if size not in (resolution, [resolution, resolution], (resolution, resolution)):
+        raise ValueError(
+            f"--evaluator {repo_or_folder} was made for images of {size} pixels (image_size), the benchmark has"
+            f" {resolution}"
+        )
     if not hasattr(model, "classifier"):
         raise ValueError(
             f"--evaluator {repo_or_folder}: {type(model).__name__} has no `classifier` head to look behind"
         )
+    if not _wants_such_input(repo_or_folder, data):
+        raise ValueError(
+            f"--evaluator {repo_or_folder}: its preprocessor_config.json makes other input of an image than it gets"
+            f" here: [-1, 1] (image_mean and image_std 0.5) at {resolution}x{resolution} pixels"
+        )
     return Evaluator(model.to(device))
+
+
+def _wants_such_input(repo_or_folder: str | Path, data: ImageData) -> bool:
+    """Whether the model's own processor, if it has one, makes of plain colours what `Evaluator` feeds the model."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(repo_or_folder, backend="pil")
+    except Exception:  # there is none, or none without torchvision: nothing speaks against the input
+        return True
+    size = data.benchmark.resolution
+    colours = torch.tensor([[0, 255, 100], [255, 0, 155]], dtype=torch.uint8)[:, : data.channels]
+    images = colours[:, :, None, None].expand(-1, -1, size, size)
+    try:
+        pixels = [*images.permute(0, 2, 3, 1).numpy()]
+        made = processor(pixels, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    except Exception:  # made for another number of channels, say
+        return False
+    return made.shape == images.shape and torch.allclose(made, to_float(images), atol=1e-3)
 
 
 def create_classifier(data: ImageData) -> ConvNextForImageClassification:

@@ -78,7 +78,7 @@ def _inception(device: torch.device) -> Extractor:
     def extract(images: Tensor) -> Tensor:
         return model(_rgb(images).to(device))[0].float().cpu()
 
-    return Extractor(INCEPTION, name, extract)
+    return Extractor(INCEPTION, weights_fingerprint(model, name), extract)
 
 
 def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
@@ -86,9 +86,18 @@ def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
     try:
         # The "torchvision" processors would need torchvision, which gdzoo does without.
         processor = AutoImageProcessor.from_pretrained(repo, backend="pil")
-        model = AutoModel.from_pretrained(repo, use_safetensors=True).to(device).eval()
+        model, report = AutoModel.from_pretrained(repo, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # the client's errors share no base class
         raise ValueError(f"--features {repo}: no transformers image model ({_one_line(error)})") from error
+    missing = report["missing_keys"]  # transformers draws them at random, anew in every run
+    if not all(name.startswith("pooler.") for name in missing):
+        raise ValueError(
+            f"--features {repo}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
+            f" {min(missing)} among them; name one that has them all"
+        )
+    if missing:  # saved as a classifier, whose head does without; its tokens are averaged instead
+        model.pooler = None
+    model.to(device).eval()
     embed = model.get_image_features if hasattr(model, "get_image_features") else model
     takes_gray = getattr(model.config, "num_channels", 3) == 1
 
@@ -128,7 +137,7 @@ class Reference:
     labels: Tensor
     split: str
     names: list[str]  # of each label
-    extractor: str  # its name
+    extractor: Extractor  # that they were seen through
 
     def of(self, classes: list[int]) -> tuple[Tensor, Tensor]:
         """The features and labels of these classes alone."""
@@ -142,7 +151,7 @@ def reference_features(data: ImageData, classes: list[int], extractor: Extractor
     file = _cache_file(data, classes, split, extractor)
     with contextlib.suppress(OSError, SafetensorError, KeyError):  # not there, or not whole: compute it
         cached = load_file(file)
-        return Reference(cached["features"], cached["labels"], split, data.names, extractor.name)
+        return Reference(cached["features"], cached["labels"], split, data.names, extractor)
     total = sum(data.counts[split][label] for label in classes)
     features, labels = [], []
     with tqdm(total=total, desc="real images", unit="image", dynamic_ncols=True) as progress:
@@ -150,7 +159,7 @@ def reference_features(data: ImageData, classes: list[int], extractor: Extractor
             features.append(extractor(images))
             labels.append(image_labels)
             progress.update(len(images))
-    reference = Reference(torch.cat(features), torch.cat(labels), split, data.names, extractor.name)
+    reference = Reference(torch.cat(features), torch.cat(labels), split, data.names, extractor)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not results
         _write_whole({"features": reference.features, "labels": reference.labels}, file)
     return reference
@@ -162,6 +171,7 @@ def _cache_file(data: ImageData, classes: list[int], split: str, extractor: Extr
     key = {
         "gdzoo": gdzoo.__version__,
         "dataset": [benchmark.dataset_name, benchmark.dataset_config_name, split],
+        "content": data.content_hash,
         "columns": [benchmark.image_column, benchmark.label_column],
         "classes": [[label, data.names[label], data.counts[split][label]] for label in sorted(classes)],
         "image": [data.channels, benchmark.resolution],

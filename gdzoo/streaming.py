@@ -83,6 +83,11 @@ class ImageData:
         return f"data set {self.benchmark.dataset_name}"
 
     @property
+    def content_hash(self) -> str | None:
+        """Of the commit on the Hub, or of local files' paths and times; None for the embedded data set."""
+        return self._builder and self._builder.hash
+
+    @property
     def skipped(self) -> Counter:
         """How many rows could not be decoded so far, by split; each counts once, however often it was read."""
         skipped = Counter()

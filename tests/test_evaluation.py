@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,16 +22,29 @@ from diffusers import (
     UNet2DModel,
 )
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
-from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from gdzoo import evaluation, features, train
-from gdzoo.benchmarks import BENCHMARKS
-from gdzoo.evaluation import evaluate, main
-from gdzoo.evaluator import Evaluator, create_classifier
-from gdzoo.features import Extractor, Reference, evaluator_extractor, load_extractor, reference_features
+from gdzoo.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.evaluation import default_output, evaluate, find_evaluator, main, parse_args
+from gdzoo.evaluator import Evaluator, create_classifier, image_processor, load_evaluator
+from gdzoo.features import (
+    Extractor,
+    Reference,
+    evaluator_extractor,
+    load_extractor,
+    reference_features,
+    weights_fingerprint,
+)
 from gdzoo.models import create_scheduler, load_pipeline
 from gdzoo.pipelines import draw_any, fitted, load_any_pipeline
 from gdzoo.sampling import draw_images
@@ -89,7 +105,8 @@ def toy():
     found = np.array([0, 1] * 50 + [2, 3] * 20 + [4, 4, 5])
     samples = 1.1 * rng.standard_normal((len(found), 4)) + found[:, None] + 0.2
     as_tensor = [torch.from_numpy(each) for each in (real, labels, samples, found)]
-    reference = Reference(as_tensor[0].float(), as_tensor[1], "test", list("abcdef"), "toy")
+    extractor = Extractor("toy", "0123456789", None)
+    reference = Reference(as_tensor[0].float(), as_tensor[1], "test", list("abcdef"), extractor)
     result = evaluate(as_tensor[2].float(), as_tensor[3], reference, TASKS)
     return SimpleNamespace(real=real, labels=labels, samples=samples, found=found, reference=reference, result=result)
 
@@ -137,6 +154,11 @@ def test_fid_is_reliable_from_one_sample_more_than_features(toy, count, reliable
     )
     assert math.isfinite(result["metrics"]["fid"])
     assert (result["evaluation"]["fid_samples_needed"], result["evaluation"]["fid_reliable"]) == (5, reliable)
+
+
+def test_results_name_the_network_and_tell_apart_two_of_one_name(toy):
+    measured = toy.result["evaluation"]
+    assert (measured["features"], measured["fingerprint"]) == ("toy", "01234567")
 
 
 def test_samples_of_classes_not_yet_learned_belong_to_no_task(toy):
@@ -188,6 +210,20 @@ def test_real_features_are_computed_once(digits, cache, monkeypatch):
     assert torch.equal(load_file(file)["features"], computed.features)
 
 
+def test_real_features_of_regenerated_data_are_computed_anew(tmp_path):
+    extractor = Extractor("mean", "test_regenerated", lambda images: images.float().mean((2, 3)))
+    folder = tmp_path / "me" / "pictures"
+    folder.mkdir(parents=True)
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    for value in (10, 200):  # the same rows, labels and file names
+        images = [Image.new("L", (8, 8), value) for _ in range(4)]
+        rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 2}, features=columns)
+        rows.to_parquet(str(folder / "train.parquet"))
+        os.utime(folder / "train.parquet", (value, value))
+        data = ImageData(Benchmark("split-pictures", "me/pictures", 1, 8, tasks=2), str(tmp_path))
+        assert reference_features(data, [0, 1], extractor).features.tolist() == [[value]] * 4
+
+
 def test_features_are_known_by_their_weights(digits):
     torch.manual_seed(0)
     one, same, other = (create_classifier(digits) for _ in range(3))
@@ -196,14 +232,18 @@ def test_features_are_known_by_their_weights(digits):
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
+def vit_config(image_size=32, **kwargs) -> ViTConfig:
+    return ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=image_size,
+        patch_size=image_size // 2, **kwargs,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory) -> str:
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
-    )
     folder = tmp_path_factory.mktemp("vit")
-    ViTModel(config).eval().save_pretrained(folder)
+    ViTModel(vit_config()).eval().save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
 
@@ -219,14 +259,78 @@ def test_a_transformers_model_sees_what_its_own_processor_makes_of_the_images(vi
     torch.testing.assert_close(extractor(images.expand(-1, 3, -1, -1)), expected)
 
 
+def test_a_classifiers_tokens_are_averaged_since_it_was_saved_without_a_pooler(tmp_path):
+    ViTForImageClassification(vit_config()).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    one, again = (load_extractor(str(tmp_path), torch.device("cpu")) for _ in range(2))
+    assert one.fingerprint == again.fingerprint
+    assert torch.equal(one(images), again(images))
+    with torch.inference_mode():
+        tokens = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False)(images / 127.5 - 1).last_hidden_state
+    torch.testing.assert_close(one(images), tokens.mean(1))
+
+
+def test_features_of_weights_drawn_at_random_are_refused(vit, tmp_path):
+    shutil.copytree(vit, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["layernorm.weight"], weights["pooler.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="its checkpoint lacks 2 weights of ViTModel, layernorm.weight among them"):
+        load_extractor(str(tmp_path), torch.device("cpu"))
+
+
+# ---- the evaluator ----
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("processor", [True, False])
+def test_an_evaluator_of_the_benchmark_is_taken(channels, processor, tmp_path):
+    data = ImageData(BENCHMARKS["split-digits"])
+    data.channels = channels
+    create_classifier(data).save_pretrained(tmp_path)
+    if processor:
+        image_processor(data).save_pretrained(tmp_path)
+    load_evaluator(tmp_path, data, "cpu")
+
+
+def misfits(digits: ImageData):
+    """A name, what to save as the evaluator, and what is said of it."""
+    backbone = ViTModel(vit_config(8, num_channels=1, num_labels=10))
+    yield "headless", [backbone], "lacks 2 weights of ViTForImageClassification, classifier.bias among"
+    model = create_classifier(digits)
+    model.config.id2label = dict(enumerate(reversed(digits.names)))
+    yield "order", [model], "classes in another order than the benchmark, which begins with 0, 1, 2"
+    model = create_classifier(digits)
+    model.config.image_size = 16
+    yield "resolution", [model], r"made for images of 16 pixels \(image_size\), the benchmark has 8"
+    for name, change in dict(
+        mean={"image_mean": [0.485]},
+        std={"image_std": [0.229]},
+        size={"size": {"height": 16, "width": 16}},
+        channels={"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    ).items():
+        processor = image_processor(digits)
+        for key, value in change.items():
+            setattr(processor, key, value)
+        yield name, [create_classifier(digits), processor], r"preprocessor_config.json makes other input .* 8x8 pixels"
+
+
+@pytest.mark.parametrize("name", ["headless", "order", "resolution", "mean", "std", "size", "channels"])
+def test_an_evaluator_of_other_classes_or_images_is_refused(digits, name, tmp_path):
+    saved, reason = next(each[1:] for each in misfits(digits) if each[0] == name)
+    for each in saved:
+        each.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^--evaluator {tmp_path}.*{reason}") as caught:
+        load_evaluator(tmp_path, digits, "cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_inception_sees_rgb_bytes(monkeypatch):
     seen = []
 
-    class Network:
-        def to(self, device):
-            return self
-
-        def __call__(self, images):
+    class Network(torch.nn.Module):
+        def forward(self, images):
             seen.append(images)
             return (images.flatten(1)[:, :2].float(),)
 
@@ -299,6 +403,8 @@ def test_it_finds_what_training_found(zoo, tmp_path, capsys):
     assert found["histogram"] == trained["histogram"]
     assert [row["kid"] for row in found["per_task"]] == pytest.approx([row["kid"] for row in trained["per_task"]])
     assert trained["evaluation"].items() <= found["evaluation"].items()
+    evaluator = AutoModelForImageClassification.from_pretrained(zoo / "split-digits-evaluator")
+    assert trained["evaluation"]["fingerprint"] == weights_fingerprint(evaluator)[:8]
     assert trained["history"][1]["per_task"] == trained["per_task"]
     printed = capsys.readouterr().out
     assert "need 65 of each; go by KID" in printed
@@ -322,7 +428,7 @@ def test_a_model_of_the_hub_is_measured_as_its_folder_is(zoo, tmp_path, owner):
         run = subprocess.run(command, **where, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     local = json.loads((tmp_path / "local.json").read_text())
-    remote = json.loads((tmp_path / "home/split-digits-task2-split-digits-task2.json").read_text())
+    remote = json.loads((tmp_path / f"home/{owner}-split-digits-task2-split-digits-task2.json").read_text())
     assert (local.pop("pipeline"), remote.pop("pipeline")) == (str(model), f"{owner}/{model.name}")
     assert remote == local
 
@@ -333,10 +439,55 @@ def test_a_stranger_is_looked_at_through_other_features(zoo, vit, tmp_path, caps
     arguments = ["--benchmark", "split-digits", "--task", "1", "--eval_samples", "20", "--eval_steps", "2"]
     evaluator = str(zoo / "split-digits-evaluator")
     assert main([folder, *arguments, "--features", vit, "--evaluator", evaluator]) == 0
-    found = json.loads((tmp_path / "stranger-split-digits-task1.json").read_text())
+    output = f"{tmp_path.name}-stranger-split-digits-task1-{Path(vit).parent.name}-{Path(vit).name}.json"
+    found = json.loads((tmp_path / output).read_text())
     assert found["evaluation"]["features"] == vit and found["evaluation"]["feature_dim"] == 16
     assert found["evaluation"]["fid_reliable"] and found["evaluation"]["evaluator"] == "gdzoo/split-digits-evaluator"
     assert len(found["per_task"]) == 1 and sum(found["histogram"]["samples"]) == 20
+
+
+def test_a_result_that_cannot_be_written_is_shown(zoo, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device", "a.json")
+
+    monkeypatch.setattr(evaluation.zoo, "write_json", full)
+    arguments = ["--benchmark", "split-digits", "--task", "1", "--eval_samples", "20", "--eval_steps", "2"]
+    assert main([str(zoo / "split-digits-task1"), *arguments, "--output", str(tmp_path / "a.json")]) == 1
+    printed = capsys.readouterr()
+    assert "20 samples of 2 steps" in printed.out and "Written" not in printed.out
+    assert "No space left on device: 'a.json'" in printed.err
+
+
+def test_models_owners_and_features_write_files_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "flags" / "it").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "flags")
+    for arguments, expected in {
+        ("gdzoo/it",): "gdzoo-it-toys-task2.json",
+        ("it",): "flags-it-toys-task2.json",
+        (str(tmp_path / "flags" / "it"),): "flags-it-toys-task2.json",
+        ("gdzoo/it", "--features", "inception"): "gdzoo-it-toys-task2-inception.json",
+        ("gdzoo/it", "--features", "lab/eyes"): "gdzoo-it-toys-task2-lab-eyes.json",
+    }.items():
+        assert default_output(parse_args([*arguments, "--benchmark", "toys", "--task", "2"])) == expected
+
+
+def test_the_evaluator_is_the_one_that_the_models_results_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "split-digits-evaluator"
+    model, other, gdzoos = (Path(each) for each in ("alice/split-digits-task5", f"bob/{name}", f"zoo/gdzoo/{name}"))
+    for folder in (model, other, gdzoos):
+        folder.mkdir(parents=True)
+    assert find_evaluator(str(model), "split-digits") == gdzoos  # nothing recorded
+    recorded = {"benchmark": "split-digits", "evaluation": {"features": f"alice/{name}"}}
+    (model / "results.json").write_text(json.dumps(recorded))
+    assert find_evaluator(str(model), "split-digits") == f"alice/{name}"
+    shutil.copytree(model, "bob/split-digits-task5")  # beside an evaluator that is not its own
+    assert find_evaluator("bob/split-digits-task5", "split-digits") == f"alice/{name}"
+    Path("zoo/alice", name).mkdir(parents=True)
+    assert find_evaluator("bob/split-digits-task5", "split-digits") == Path("zoo/alice", name)
+    Path("alice", name).mkdir()
+    monkeypatch.chdir("alice")
+    assert find_evaluator("split-digits-task5", "split-digits") == tmp_path / "alice" / name
 
 
 REFUSED = {
@@ -345,6 +496,7 @@ REFUSED = {
     "steps that do not divide": (["--eval_steps", "7"], "--eval_steps: 7 DDIM steps do not divide the 1000"),
     "an unknown benchmark": (["--benchmark", "split-cats"], "--benchmark split-cats: choose from split-digits, "),
     "no output folder": (["--output", "nowhere/a.json"], "--output nowhere/a.json: there is no folder nowhere"),
+    "a folder as output": (["--output", "."], "--output . is a folder: name the JSON file to write"),
     "features without a model": (["--features", "."], "--features .: no transformers image model"),
     "no inception": (["--features", "inception"], 'pip install "gdzoo[inception]"'),
     "no evaluator": (["--evaluator", "."], "--evaluator .: no transformers image classifier"),
