@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import fmean, mean, stdev
 from typing import NamedTuple
 
 from gdzoo import zoo
@@ -21,17 +21,36 @@ ORDER = (
     "finetune",
 )
 DOWNSTREAM = "downstream.json"  # what python -m gdzoo.downstream leaves in the zoo
-NEEDED = {"benchmark": str, "strategy": str, "seed": int, "tasks": list, "history": list}
+NEEDED_OF_CHAIN = {"benchmark": str, "strategy": str, "seed": int, "run": str}
+NEEDED = NEEDED_OF_CHAIN | {"tasks": list, "history": list}
 NEEDED_OF_TASK = {"task": int, "metrics": dict, "cost": dict}  # in every entry of the history, too
+# Chains of downstream.json with the same recipe can be averaged.
+RECIPE = {"steps": int, "replay_samples": int, "eval_steps": int, "test_split": str}
+NEEDED_DOWNSTREAM = NEEDED_OF_CHAIN | {"namespace": str, "accuracy": list} | RECIPE
+# Settings of train_config.json that say which real images there are, and in which tasks.
+DATA_SETTINGS = (
+    "dataset_name",
+    "dataset_config_name",
+    "image_column",
+    "label_column",
+    "tasks",
+    "class_order",
+    "resolution",
+)
 
 
 class Condition(NamedTuple):
-    """What must be equal for two results to stand in one table; None throughout where nothing was evaluated."""
+    """What must be equal for two results to stand in one table; `features` and on are None where nothing was evaluated.
+
+    With --class_order seed each seed has other classes in its tasks; as in the paper that is averaged, too.
+    """
 
     namespace: str
     benchmark: str
     tasks: int  # how many the benchmark has
+    data: str  # the DATA_SETTINGS that are not None, e.g. "--class_order dataset --resolution 8"
     features: str | None
+    fingerprint: str | None  # of the evaluator's weights, for another may have its name; None in older results
     feature_dim: int | None
     eval_samples: int | None
     eval_steps: int | None
@@ -108,10 +127,9 @@ class Comparison:
         return estimate([value for value in values if value == value])  # NaN is not equal to itself
 
     def cost(self, strategy: str, name: str) -> Estimate | None:
-        """Of the whole chain: the sum over its tasks, the most for peak_memory_mib, the mean for images_per_second."""
-        over_tasks = {"peak_memory_mib": max, "images_per_second": mean}.get(name, sum)
-        values = [[model["cost"].get(name) for model in chain] for chain in self.chains(strategy)]
-        return estimate([over_tasks(chain) for chain in values if None not in chain])
+        """Of the whole chain: the sum over its tasks, the most for peak_memory_mib, all images over all seconds."""
+        values = [_cost_of_chain([model["cost"] for model in chain], name) for chain in self.chains(strategy)]
+        return estimate([value for value in values if value is not None])
 
     def passes(self, strategy: str) -> Estimate | None:
         """Images through a U-Net, the student's and the teacher's, in the whole chain."""
@@ -130,6 +148,16 @@ class Comparison:
             for name, found in sorted(values.items())
             if len(found) > 1 and name not in ("strategy", "seed")
         ]
+
+
+def _cost_of_chain(costs: list[dict], name: str) -> float | None:
+    values = [cost.get(name) for cost in costs]
+    if None in values:
+        return None
+    if name == "images_per_second":
+        seconds = [cost.get("seconds") or 0 for cost in costs]
+        return fmean(values, seconds) if all(seconds) else None
+    return max(values) if name == "peak_memory_mib" else sum(values)
 
 
 @dataclass
@@ -198,20 +226,42 @@ def read_folder(folder: Path) -> dict:
     return results | {"folder": folder, "config": config}
 
 
+def read_downstream(root: Path) -> list[dict]:
+    """The chains of a zoo's downstream.json, each with its "hardware"; none where there is no such file.
+
+    Raises:
+        ValueError: it is torn, edited or of a version that noted less.
+    """
+    file = root / DOWNSTREAM
+    if not file.is_file():
+        return []
+    try:
+        content = zoo.read_json(file)
+        _check_types(content, {"chains": list, "hardware": str}, file)
+        for chain in content["chains"]:
+            _check_types(chain, NEEDED_DOWNSTREAM, file)
+            if not all(isinstance(accuracy, (int, float)) for accuracy in chain["accuracy"]):
+                raise ValueError(f"{file} has an accuracy that is no number")
+    except ValueError as error:
+        raise ValueError(f"{error}; python -m gdzoo.downstream {root} writes it anew") from error
+    return [chain | {"hardware": content["hardware"]} for chain in content["chains"]]
+
+
 def _is_of_task(row) -> bool:
     return isinstance(row, dict) and row.keys() >= {"fid", "kid", "share"}
 
 
-def _check_types(content: dict, needed: dict[str, type]):
+def _check_types(content: dict, needed: dict[str, type], file: Path | str = zoo.RESULTS):
     for key, kind in needed.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise ValueError(f"{zoo.RESULTS} has no {key}")
+            raise ValueError(f"{file} has no {key}")
 
 
 def _condition(namespace: str, results: dict) -> Condition:
-    evaluation = results.get("evaluation") or {}
-    facts = (evaluation.get(name) for name in Condition._fields[3:-1])
-    return Condition(namespace, results["benchmark"], len(results["tasks"]), *facts, evaluation.get("seed"))
+    evaluation, config = results.get("evaluation") or {}, results["config"]
+    data = " ".join(f"--{name} {config[name]}" for name in DATA_SETTINGS if config.get(name) is not None)
+    facts = (evaluation.get(name) for name in Condition._fields[4:-1])
+    return Condition(namespace, results["benchmark"], len(results["tasks"]), data, *facts, evaluation.get("seed"))
 
 
 def _fill_from_history(comparisons):
@@ -222,5 +272,5 @@ def _fill_from_history(comparisons):
             for entry in results.get("history", []):
                 key = (strategy, seed, entry["task"])
                 if (comparison.condition[:2], key) not in there:
-                    facts = {name: results.get(name) for name in ("versions", "hardware", "tasks")}
+                    facts = {name: results.get(name) for name in ("run", "versions", "hardware", "tasks")}
                     comparison.models[key] = facts | entry

@@ -133,13 +133,16 @@ def _accuracy(classifier: nn.Module, tasks: list[TaskData]) -> float:
 # ---- the command line ----
 
 
-def whole_chains(root: Path) -> dict[tuple[str, str, str, int], list[dict]]:
-    """results.json of every task in order, by (namespace, benchmark, strategy, seed), of chains that have all tasks."""
+CHAIN = ("namespace", "benchmark", "strategy", "seed", "run")
+
+
+def whole_chains(root: Path) -> dict[tuple[str, str, str, int, str], list[dict]]:
+    """results.json of every task in order, by CHAIN, of chains that have all tasks, and all of one run."""
     chains = defaultdict(dict)
     for comparison in read_zoo(root).comparisons:
         for (strategy, seed, task), model in comparison.models.items():
             if "folder" in model:
-                chains[(*comparison.condition[:2], strategy, seed)][task] = model
+                chains[(*comparison.condition[:2], strategy, seed, model["run"])][task] = model
     return {
         key: [models[task] for task in sorted(models)]
         for key, models in sorted(chains.items())
@@ -153,24 +156,24 @@ def recipe_of(config: TrainConfig, tasks: int, args: argparse.Namespace) -> Reci
     return Recipe(steps, args.replay_samples or config.eval_samples, config.eval_steps)
 
 
-def run(chains: dict, args: argparse.Namespace) -> list[dict]:
-    """What downstream.json says of every chain."""
-    device, opened, found = PartialState().default_device, {}, []
-    for (namespace, benchmark, strategy, seed), models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
+def run(root: Path, chains: dict, args: argparse.Namespace):
+    """Write downstream.json into the zoo `root`, after each chain, so that no later one that fails loses it."""
+    device, data, found = PartialState().default_device, None, []
+    for key, models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
         config = published_config(models[0]["config"])
-        if benchmark not in opened:
-            opened[benchmark] = ImageData(config.get_benchmark(), args.dataset_root)
-        data = opened[benchmark]
+        if data is None or data.benchmark != config.get_benchmark():
+            data = ImageData(config.get_benchmark(), args.dataset_root)
         tasks = [task["classes"] for task in models[0]["tasks"]]
         recipe = recipe_of(config, len(tasks), args)
-        accuracy = replay_accuracies(
-            [model["folder"] for model in models], data, read_tasks(data, tasks, device), recipe, seed
+        chain = dict(zip(CHAIN, key, strict=True))
+        chain["accuracy"] = replay_accuracies(
+            [model["folder"] for model in models], data, read_tasks(data, tasks, device), recipe, chain["seed"]
         )
-        tqdm.write(f"{benchmark} {strategy} seed {seed}: {', '.join(f'{each:.1%}' for each in accuracy)}")
-        chain = {"namespace": namespace, "benchmark": benchmark, "strategy": strategy, "seed": seed}
+        accuracies = ", ".join(f"{each:.1%}" for each in chain["accuracy"])
+        tqdm.write(f"{chain['benchmark']} {chain['strategy']} seed {chain['seed']}: {accuracies}")
         split = data.test_split or f"train, every {HOLD_OUT}th image held out"
-        found.append(chain | {"accuracy": accuracy, "test_split": split} | asdict(recipe))
-    return found
+        found.append(chain | {"test_split": split} | asdict(recipe))
+        zoo.write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": found} | made_with())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -194,11 +197,10 @@ def main(argv: list[str] | None = None) -> int:
         chains = whole_chains(root) if root.is_dir() else {}
         if not chains:
             raise ValueError(f"{root} holds no chain of models that has all its tasks")
-        found = run(chains, args)
+        run(root, chains, args)
     except (ValueError, OSError) as error:
         print(f"gdzoo: {error}", file=sys.stderr)
         return 2
-    zoo.write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": found} | made_with())
     print(f"Written to {root / DOWNSTREAM}; python -m gdzoo.report {root} puts it into a table")
     return 0
 

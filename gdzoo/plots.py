@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 from gdzoo import zoo
-from gdzoo.collection import Comparison
+from gdzoo.collection import Comparison, Estimate
 from gdzoo.tables import METRICS, MISSING, UNKNOWN, title
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; one colour and marker a strategy, everywhere.
@@ -30,10 +30,6 @@ OTHER_STYLES = (("#7F7F7F", "*"), ("#8C564B", "p"), ("#4B0082", "h"))
 LOG_FROM = 20  # times the smallest value: from there a linear axis would hide the small ones
 SHOWN = 4  # images a side that the sample grid shows of samples.png
 GRID, GAP = 8, 2  # of samples.png: images a side, and white pixels between them
-NOTES = {
-    "matrix": f"; {UNKNOWN}: the evaluator sees too few samples of the task",
-    "samples": f"; shown: the first {SHOWN**2} of the first seed",
-}
 SETTINGS = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -54,9 +50,9 @@ def draw_all(comparison: Comparison, caption: str, folder: Path, stem: str) -> d
     """
     files = {}
     with matplotlib.rc_context(SETTINGS):
-        for name, figure in _figures(comparison):
+        for name, figure, note in _figures(comparison):
             # Some 3.4 points a letter of this size.
-            lines = textwrap.fill(caption + NOTES.get(name, ""), width=int(figure.get_figwidth() * 72 / 3.4))
+            lines = textwrap.fill(caption + note, width=int(figure.get_figwidth() * 72 / 3.4))
             figure.text(0, -0.02, lines, fontsize=6.5, color="#555555", va="top", linespacing=1.4)
             files[name] = f"{stem}-{name}.png"
             figure.savefig(folder / files[name], dpi=200)
@@ -64,16 +60,20 @@ def draw_all(comparison: Comparison, caption: str, folder: Path, stem: str) -> d
     return files
 
 
-def _figures(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+def _figures(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
+    """What each shows, the figure, and what its caption says besides."""
     for name, (label, better) in METRICS.items():
         if _any_metric(comparison, name):
-            yield name, metric_over_tasks(comparison, name, f"{label}, {better}")
+            yield name, metric_over_tasks(comparison, name, f"{label}, {better}"), ""
     if any(model.get("per_task") for model in comparison.models.values()):
-        yield "matrix", matrix(comparison)
-    if any("folder" in model for model in comparison.models.values()):
-        yield "samples", samples(comparison)
+        yield "matrix", matrix(comparison), f"; {UNKNOWN}: the evaluator sees too few samples of the task"
+    for seed in comparison.seeds:
+        pictures = {(s, task): corner(model) for (s, of, task), model in comparison.models.items() if of == seed}
+        if any(pictures.values()):  # the first seed that has any
+            yield "samples", samples(comparison, pictures), f"; shown: the first {SHOWN**2} of seed {seed}"
+            break
     if any(comparison.passes(strategy) for strategy in comparison.strategies) and _any_metric(comparison, "fid"):
-        yield "cost", quality_against_cost(comparison)
+        yield "cost", quality_against_cost(comparison), ""
 
 
 def _any_metric(comparison: Comparison, name: str) -> bool:
@@ -82,11 +82,20 @@ def _any_metric(comparison: Comparison, name: str) -> bool:
 
 def style(comparison: Comparison, strategy: str) -> tuple[str, str]:
     """The colour and marker of a strategy."""
+    if strategy in STYLES:
+        return STYLES[strategy]
     others = [name for name in comparison.strategies if name not in STYLES]
-    return STYLES.get(strategy) or OTHER_STYLES[others.index(strategy) % len(OTHER_STYLES)]
+    turn, place = divmod(others.index(strategy), len(OTHER_STYLES))  # in each turn another marker goes with a colour
+    return OTHER_STYLES[place][0], OTHER_STYLES[(place + turn) % len(OTHER_STYLES)][1]
 
 
-def metric_over_tasks(comparison: Comparison, name: str, label: str) -> Figure:
+def fewer_seeds(comparison: Comparison, *values: Estimate) -> str:
+    """Says so where a mean is of fewer seeds than the caption tells of: it would look the more certain for it."""
+    fewest, seeds = min(value.count for value in values), len(comparison.seeds)
+    return f" ({fewest} of {seeds} seeds)" if fewest < seeds else ""
+
+
+def metric_over_tasks(comparison: Comparison, name: str, axis: str) -> Figure:
     """A line a strategy, the mean over seeds, within one standard deviation."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
@@ -100,9 +109,11 @@ def metric_over_tasks(comparison: Comparison, name: str, label: str) -> Figure:
         axes.plot(tasks, means, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
         low, high = ([value.mean + side * (value.std or 0) for _, value in known] for side in (-1, 1))
         axes.fill_between(tasks, low, high, color=colour, alpha=0.15, linewidth=0)
-        ends[strategy] = (tasks[-1], means[-1])
+        then = f", then {MISSING}" if tasks[-1] < comparison.condition.tasks else ""
+        label = title(strategy) + fewer_seeds(comparison, *(value for _, value in known)) + then
+        ends[strategy] = (tasks[-1], means[-1], label)
     axes.set_xlabel("after task")
-    axes.set_ylabel(label)
+    axes.set_ylabel(axis)
     axes.set_xticks(list(comparison.tasks))
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -124,17 +135,17 @@ def _plain_log_ticks(axis: Axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _label_ends(axes: Axes, comparison: Comparison, ends: dict[str, tuple[float, float]]):
+def _label_ends(axes: Axes, comparison: Comparison, ends: dict[str, tuple[float, float, str]]):
     """Name each line at its right end, the names pushed apart where the lines meet."""
     axes.margins(x=0.02)
     axes.figure.draw_without_rendering()  # lays the axes out, so that data can be told in points
     height = 11 * axes.figure.dpi / 72  # pixels of a line of text
     to_pixels, from_pixels = axes.transData, axes.transAxes.inverted()
-    targets = sorted((to_pixels.transform(end)[1], strategy) for strategy, end in ends.items())
+    targets = sorted((to_pixels.transform(end[:2])[1], strategy) for strategy, end in ends.items())
     for place, (_, strategy) in zip(spread([y for y, _ in targets], height), targets, strict=True):
-        last_task, value = ends[strategy]
+        last_task, value, label = ends[strategy]
         axes.annotate(
-            title(strategy) + (f", then {MISSING}" if last_task < comparison.condition.tasks else ""),
+            label,
             xy=(last_task, value),
             xytext=(1.06, from_pixels.transform((0, place))[1]),
             textcoords="axes fraction",
@@ -222,8 +233,8 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def samples(comparison: Comparison) -> Figure:
-    """strategy x task: the corner of each samples.png, drawn from the same noise, of the first seed that has it."""
+def samples(comparison: Comparison, pictures: dict[tuple[str, int], Image.Image | None]) -> Figure:
+    """strategy x task: the corner of each samples.png of one seed, all drawn from the same noise."""
     strategies, tasks = comparison.strategies, list(comparison.tasks)
     figure = Figure(figsize=(1.25 * len(tasks) + 1.3, 1.25 * len(strategies) + 0.3), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
@@ -232,7 +243,7 @@ def samples(comparison: Comparison) -> Figure:
         for axes, task in zip(row, tasks, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            picture = _corner(comparison, strategy, task)
+            picture = pictures.get((strategy, task))
             if picture is None:
                 axes.set_facecolor("#EEEEEE")
                 axes.text(0.5, 0.5, MISSING, ha="center", va="center", color="#777777", transform=axes.transAxes)
@@ -251,16 +262,14 @@ def samples(comparison: Comparison) -> Figure:
     return figure
 
 
-def _corner(comparison: Comparison, strategy: str, task: int) -> Image.Image | None:
-    """The first images of samples.png; None where no seed has a readable one."""
-    for model in comparison.known(strategy, task):
-        try:
-            with Image.open(model["folder"] / zoo.SAMPLES) as picture:
-                side = SHOWN * ((picture.width - GAP) // GRID)
-                return picture.crop((GAP, GAP, side, side)).convert("L" if picture.mode == "L" else "RGB")
-        except (KeyError, OSError):  # its folder is gone, or its picture
-            continue
-    return None
+def corner(model: dict) -> Image.Image | None:
+    """The first images of samples.png; None where its folder is gone, or its picture."""
+    try:
+        with Image.open(model["folder"] / zoo.SAMPLES) as picture:
+            side = SHOWN * ((picture.width - GAP) // GRID)
+            return picture.crop((GAP, GAP, side, side)).convert("L" if picture.mode == "L" else "RGB")
+    except (KeyError, OSError):
+        return None
 
 
 def quality_against_cost(comparison: Comparison) -> Figure:
@@ -286,15 +295,22 @@ def quality_against_cost(comparison: Comparison) -> Figure:
                 elinewidth=0.8,
                 linestyle="none",
             )
-            points.append((x.mean, y.mean, strategy))
+            points.append(y.mean)
         axes.set_xlabel(label)
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
-        _log_if_wide(axes, [[y for _, y, _ in points]])
+        _log_if_wide(axes, [points])
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     panels[0].set_ylabel(f"FID after task {comparison.condition.tasks}, lower is better")
     looks = [style(comparison, s) for s in comparison.strategies]
     handles = [matplotlib.lines.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in looks]
-    names = [title(s) + ("" if comparison.chains(s) else f", {MISSING}") for s in comparison.strategies]
+    names = []
+    for strategy in comparison.strategies:
+        values = [
+            comparison.metric(strategy, comparison.condition.tasks, "fid"),
+            *(of(strategy) for of in costs.values()),
+        ]
+        gap = UNKNOWN if comparison.chains(strategy) else MISSING
+        names.append(title(strategy) + (fewer_seeds(comparison, *values) if all(values) else f", {gap}"))
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
     return figure

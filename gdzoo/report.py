@@ -5,8 +5,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from gdzoo import zoo
-from gdzoo.collection import DOWNSTREAM, Collection, Comparison, estimate, read_zoo
+from gdzoo.collection import RECIPE, Collection, Comparison, estimate, read_downstream, read_zoo
 from gdzoo.plots import draw_all
 from gdzoo.tables import (
     METRICS,
@@ -25,7 +24,7 @@ def make_report(root: Path, output: Path) -> Collection:
     """Write report.md, results.csv and the figures about the zoo `root` into `output`.
 
     Raises:
-        ValueError: there is no zoo, or no model in it; names what was left out.
+        ValueError: there is no zoo, or no model in it (names what was left out), or its downstream.json is malformed.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder")
@@ -35,7 +34,7 @@ def make_report(root: Path, output: Path) -> Collection:
         raise ValueError(
             f"{root} holds no model of gdzoo, in {root}/NAMESPACE/REPO{f' ({left_out})' if left_out else ''}"
         )
-    downstream = zoo.read_json(root / DOWNSTREAM) if (root / DOWNSTREAM).is_file() else None
+    downstream = read_downstream(root)
     output.mkdir(parents=True, exist_ok=True)
     stems = Counter()
     parts = ["# Report on a gdzoo zoo", overview(collection)]
@@ -58,18 +57,19 @@ def overview(collection: Collection) -> str:
     return (
         f"{models} models, {missing} missing, {len(collection.left_out)} folders left out. Numbers are the mean ± the"
         " sample standard deviation over seeds; *(2 of 3)* says that only 2 of 3 seeds have the number, *missing* that"
-        " there is no such model, *n/a* that there is one without this number. Results with other samples, features or"
-        " real images are in tables of their own, for they cannot be compared. All of it is in"
-        " [results.csv](results.csv); each figure is there as SVG, too."
+        " there is no such model, *n/a* that there is one without this number. Results on other data, of other samples"
+        " or through another evaluator are in tables of their own, for they cannot be compared. The numbers of each"
+        " model are in [results.csv](results.csv); each figure is there as SVG, too."
     )
 
 
 def section(
-    comparison: Comparison, collection: Collection, downstream: dict | None, output: Path, stem: str
+    comparison: Comparison, collection: Collection, downstream: list[dict], output: Path, stem: str
 ) -> list[str]:
     """Everything about one comparison."""
     pictures = {
-        name: f"![{name}]({file})" for name, file in draw_all(comparison, caption(comparison), output, stem).items()
+        name: f"![{name}](<{file}>)"  # the namespace's folder may have spaces in its name
+        for name, file in draw_all(comparison, caption(comparison), output, stem).items()
     }
     parts = [f"## {heading(comparison)}", how_measured(comparison, collection)]
     if "samples" in pictures:
@@ -88,14 +88,17 @@ def section(
 
 COST_NOTE = (
     "Passes count images through a U-Net (the teacher's: drawing replay images and predicting on them); all strategies"
-    " of a run share the model of task 1. Seconds depend on what else the machine did."
+    " of a run share the model of task 1. Seconds depend on what else the machine did. Peak memory is, on a CPU, the"
+    " most that the process held while a task trained."
 )
-SAMPLES_NOTE = "The first 16 samples of each model, all from the same noise, of the first seed that there is."
+SAMPLES_NOTE = "The first 16 samples of each model, all from the same noise and of one seed, which the caption names."
 MATRIX_NOTE = (
     "Row k, column j: the samples of the model after task k in which the evaluator sees a class of task j, against the"
     " real images of task j. *Average final* is the mean of the last row; *average incremental* the mean over rows of"
     " the mean of the row; *forgetting* the mean over earlier tasks of last row less diagonal (gdzoo/summaries.py has"
-    " the sources). A task that too few samples were of has no number, and then a summary has none, either."
+    " the sources). FID comes out the higher the fewer samples a task has, and each has fewer as tasks are added, so"
+    " that forgetting by FID is too high; KID has no such bias. A task that too few samples were of has no number, and"
+    " then a summary has none, either."
 )
 
 
@@ -108,12 +111,21 @@ def matrix_section(comparison: Comparison) -> list[str]:
     return parts
 
 
-def downstream_section(comparison: Comparison, downstream: dict | None) -> list[str]:
-    """What python -m gdzoo.downstream found with these models."""
-    chains = (downstream or {}).get("chains", [])
-    chains = [each for each in chains if (each["namespace"], each["benchmark"]) == comparison.condition[:2]]
-    if not chains:
-        return []
+def downstream_section(comparison: Comparison, downstream: list[dict]) -> list[str]:
+    """What python -m gdzoo.downstream found with these models; a table for each recipe."""
+    compared = {(strategy, seed, model["run"]) for (strategy, seed, _), model in comparison.models.items()}
+    recipes = defaultdict(list)
+    for chain in downstream:
+        of_benchmark = (chain["namespace"], chain["benchmark"]) == comparison.condition[:2]
+        of_run = (chain["strategy"], chain["seed"], chain["run"]) in compared
+        if of_benchmark and of_run and len(chain["accuracy"]) == len(comparison.tasks):
+            recipes[tuple(chain[name] for name in RECIPE)].append(chain)
+    parts = [part for chains in recipes.values() for part in downstream_table(comparison, chains)]
+    return ["### Downstream: a classifier that learns on replay from these models", *parts] if parts else []
+
+
+def downstream_table(comparison: Comparison, chains: list[dict]) -> tuple[str, str]:
+    """How the classifiers of these chains learned, which is the same for all, and how accurate they were."""
     accuracies = defaultdict(list)  # of each strategy: a list over tasks for each seed
     for chain in chains:
         accuracies[chain["strategy"]].append(chain["accuracy"])
@@ -136,9 +148,9 @@ def downstream_section(comparison: Comparison, downstream: dict | None) -> list[
         f"Accuracy on real test images ({how['test_split']}) of all classes seen, of a classifier that learns task"
         f" after task from the real images of the task and {how['replay_samples']} images from the model after the task"
         f" before ({how['eval_steps']} DDIM steps), labelled by its former self; {how['steps']} steps a task;"
-        f" {downstream['hardware']}."
+        f" {how['hardware']}."
     )
-    return ["### Downstream: a classifier that learns on replay from these models", note, table]
+    return note, table
 
 
 def missing_list(comparison: Comparison) -> str:
@@ -158,21 +170,23 @@ def heading(comparison: Comparison) -> str:
 
 
 def caption(comparison: Comparison) -> str:
-    """How many samples, which features, which versions, which hardware: one line for under a figure."""
+    """How many samples, which features, data, versions and hardware: one line for under a figure."""
     condition = comparison.condition
     seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
     if condition.features is None:
         measured = "not evaluated"
     else:
+        weights = f" ({condition.fingerprint})" if condition.fingerprint else ""
         measured = (
             f"{condition.eval_samples} samples of {condition.eval_steps} DDIM steps, {condition.feature_dim} features"
-            f" of {condition.features}, real images: {condition.reference_split}"
+            f" of {condition.features}{weights}, real images: {condition.reference_split}"
         )
     wanted = ("torch", "diffusers", "transformers")
     found = (model.get("versions") or {} for model in comparison.models.values())
     versions = sorted({", ".join(f"{name} {each[name]}" for name in wanted if name in each) for each in found})
     hardware = sorted({model["hardware"] for model in comparison.models.values() if model.get("hardware")})
-    return "; ".join([measured, seeds, " / ".join(filter(None, versions)), " / ".join(hardware)])
+    parts = [measured, condition.data, seeds, " / ".join(filter(None, versions)), " / ".join(hardware)]
+    return "; ".join(filter(None, parts))
 
 
 def how_measured(comparison: Comparison, collection: Collection) -> str:

@@ -84,8 +84,8 @@ def by_task(comparison: Comparison, value: Callable[[str, int], Estimate | None]
 
 
 def summary_table(comparison: Comparison) -> str:
-    """Average final quality, average incremental quality and forgetting, of FID and of KID per task."""
-    columns = [(metric, name) for metric in ("fid", "kid") for name in SUMMARIES]
+    """Average final quality, average incremental quality and forgetting: of KID, which has no bias, before FID."""
+    columns = [(metric, name) for metric in ("kid", "fid") for name in SUMMARIES]
     return markdown_table(
         ["strategy", *(f"{metric.upper()}, {name}" for metric, name in columns)],
         (
@@ -146,7 +146,9 @@ def write_csv(collection: Collection, file: Path):
             model = comparison.models.get((strategy, seed, task))
             row = condition | {"strategy": strategy, "seed": seed, "task": task, "state": "there" if model else MISSING}
             if model:
-                row |= {name: model["metrics"].get(name) for name in (*METRICS, "kid_std")}
+                row |= {"run": model["run"]} | {name: model["metrics"].get(name) for name in (*METRICS, "kid_std")}
+                evaluation = model.get("evaluation") or {}
+                row |= {name: evaluation.get(name) for name in ("fid_reliable", "reference_images")}
                 row |= {name: model["cost"].get(name) for name in COSTS}
                 row |= {"hardware": model.get("hardware"), **(model.get("versions") or {})}
                 for each in model.get("per_task") or []:

@@ -1,5 +1,6 @@
 """The downstream check: what the classifier learns from, and the command line on a small zoo."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ from diffusers import DDIMPipeline
 
 from gdzoo import downstream
 from gdzoo.benchmarks import BENCHMARKS
+from gdzoo.collection import read_downstream
 from gdzoo.config import TrainConfig
-from gdzoo.downstream import Recipe, main, read_tasks, replay_accuracies
+from gdzoo.downstream import Recipe, main, read_tasks, replay_accuracies, run, whole_chains
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.randomness import StepRandom
 from gdzoo.streaming import ImageData
@@ -46,7 +48,8 @@ def zoo(tmp_path_factory) -> Path:
         config = TrainConfig(strategy=[strategy], eval_samples=50, eval_steps=2, evaluator_steps=9, tasks="0,1;2,3")
         pipeline.save_pretrained(root / "gdzoo" / name)
         write_json(root / "gdzoo" / name / "train_config.json", config.resolve().to_dict())
-        results = dict(benchmark="split-digits", strategy=strategy, seed=42, task=task, metrics={}, cost={}, history=[])
+        results = dict(benchmark="split-digits", strategy=strategy, seed=42, run=config.run_id(), task=task)
+        results |= dict(metrics={}, cost={}, history=[])
         results["tasks"] = [{"task": number, "classes": classes} for number, classes in enumerate(TASKS, start=1)]
         write_json(root / "gdzoo" / name / "results.json", results)
     return root
@@ -119,9 +122,58 @@ def test_the_command_line(zoo, tmp_path, capsys):
     found = json.loads((copies[0] / "downstream.json").read_text())
     (chain,) = found["chains"]  # the chain that lacks a task is left out
     assert (chain["namespace"], chain["benchmark"], chain["seed"]) == ("gdzoo", "split-digits", 42)
+    assert chain["run"] == json.loads((zoo / "gdzoo" / "split-digits-task1" / "results.json").read_text())["run"]
     assert (chain["steps"], chain["replay_samples"], chain["eval_steps"]) == (4, 50, 2)
+    assert len(read_downstream(copies[0])) == 1
     assert len(chain["accuracy"]) == 2 and all(0 <= accuracy <= 1 for accuracy in chain["accuracy"])
     assert (copies[0] / "downstream.json").read_bytes() == (copies[1] / "downstream.json").read_bytes()
+
+
+def test_a_chain_is_of_one_run(zoo, tmp_path):
+    shutil.copytree(zoo, tmp_path / "zoo")
+    assert len(whole_chains(tmp_path / "zoo")) == 1
+    file = tmp_path / "zoo" / "gdzoo" / "split-digits-task2" / "results.json"
+    write_json(file, json.loads(file.read_text()) | {"run": "another"})
+    assert not whole_chains(tmp_path / "zoo")
+
+
+def chains_of(**settings) -> dict:
+    """A chain for each value of a setting, of one benchmark, strategy and seed; without folders."""
+    ((name, values),) = settings.items()
+    configs = [TrainConfig(**{name: value}).resolve() for value in values]
+    tasks = [{"task": number, "classes": classes} for number, classes in enumerate(TASKS, start=1)]
+    model = {"folder": Path("nowhere"), "tasks": tasks}
+    return {
+        ("gdzoo", "split-digits", "lwf", 42, config.run_id()): [model | {"config": config.to_dict()}] * 2
+        for config in configs
+    }
+
+
+ARGUMENTS = argparse.Namespace(max_train_steps=1, replay_samples=1, dataset_root=None)
+
+
+def test_each_chain_has_the_real_images_of_its_own_settings(tmp_path, monkeypatch):
+    seen = []
+
+    def accuracies(folders, data, tasks, recipe, seed):
+        seen.append(tasks[0].train[0].shape[-1])
+        return [1.0, 1.0]
+
+    monkeypatch.setattr(downstream, "replay_accuracies", accuracies)
+    run(tmp_path, chains_of(resolution=[8, 16]), ARGUMENTS)
+    assert seen == [8, 16]
+
+
+def test_what_is_done_is_kept_when_a_later_chain_fails(tmp_path, monkeypatch):
+    def accuracies(folders, data, tasks, recipe, seed):
+        if (tmp_path / "downstream.json").exists():
+            raise ValueError("nowhere is no whole pipeline")
+        return [1.0, 0.5]
+
+    monkeypatch.setattr(downstream, "replay_accuracies", accuracies)
+    with pytest.raises(ValueError, match="no whole pipeline"):
+        run(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]), ARGUMENTS)
+    assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from PIL import Image
 
 from gdzoo.collection import Comparison, Condition, Estimate, estimate, read_zoo
 from gdzoo.plots import STYLES, spread, style
-from gdzoo.report import main
+from gdzoo.report import caption, main
 from gdzoo.summaries import forgetting
 from gdzoo.tables import cell
 from gdzoo.zoo import repo_name
@@ -57,6 +59,7 @@ def results(strategy: str, seed: int, task: int, samples: int = 1000) -> dict:
         "benchmark": "split-digits",
         "strategy": strategy,
         "seed": seed,
+        "run": f"{strategy}-{seed}",
         "tasks": [{"task": k, "classes": [k], "names": [str(k)], "images": 10} for k in range(1, TASKS + 1)],
         **entry(task),
         "evaluation": {
@@ -65,6 +68,7 @@ def results(strategy: str, seed: int, task: int, samples: int = 1000) -> dict:
             "eval_samples": samples,
             "eval_steps": 20,
             "reference_split": "test",
+            "reference_images": 300,
             "seed": 0,
             "fid_samples_needed": 65,
             "fid_reliable": samples >= 65,
@@ -73,6 +77,13 @@ def results(strategy: str, seed: int, task: int, samples: int = 1000) -> dict:
         "versions": {"python": "3.11.7", "torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0"},
         "hardware": "2 x Some CPU",
     }
+
+
+def chain(seed: int, accuracy: list, **changes) -> dict:
+    """Of generative distillation, in downstream.json."""
+    of = {"namespace": "gdzoo", "benchmark": "split-digits", "strategy": "generative_distillation", "seed": seed}
+    how = {"steps": 120, "replay_samples": 1000, "eval_steps": 20, "test_split": "test"}
+    return of | how | {"run": f"generative_distillation-{seed}", "accuracy": accuracy} | changes
 
 
 def write(folder: Path, content: dict, config: dict | None = None) -> Path:
@@ -102,12 +113,7 @@ def zoo(tmp_path_factory) -> Path:
     (models / "somebody-elses-model").mkdir()
     (write(models / "split-digits-joint-task1", {}) / "results.json").write_text('{"benchmark": "split-dig')
     (root / ".training" / "cursor").mkdir(parents=True)
-    chain = {"namespace": "gdzoo", "benchmark": "split-digits", "strategy": "generative_distillation"}
-    how = {"steps": 120, "replay_samples": 1000, "eval_steps": 20, "test_split": "test"}
-    chains = [
-        chain | how | {"seed": 42, "accuracy": [1.0, 0.9, 0.8]},
-        chain | how | {"seed": 69, "accuracy": [1, 0.8, 0.7]},
-    ]
+    chains = [chain(42, [1.0, 0.9, 0.8]), chain(69, [1, 0.8, 0.7])]
     (root / "downstream.json").write_text(json.dumps({"chains": chains, "hardware": "2 x Some CPU"}))
     return root
 
@@ -152,11 +158,13 @@ def test_the_matrix(markdown):
 
 def test_the_summaries_of_whole_chains(markdown):
     table = table_under(markdown, "*Average final*")
-    average_final, average_incremental, forgetting = table["generative distillation"][:3]
+    assert table["strategy"][2::3] == ["KID, forgetting", "FID, forgetting"]  # the one without a bias comes first
+    average_final, average_incremental, forgetting = table["generative distillation"][3:]
     assert average_final == "6.500 ± 0.707"  # (7 + 6 + 5) / 3 and one more
     assert average_incremental == "6.000 ± 0.707"  # (5 + 5.5 + 6) / 3 and one more
     assert forgetting == "1.500 ± 0.000"  # (2 + 1) / 2
-    assert table["generative replay"][2] == "6.000 (1 of 2)"
+    assert table["generative replay"][5] == "6.000 (1 of 2)"
+    assert "forgetting by FID is too high" in markdown
 
 
 def test_cost_is_that_of_the_whole_chain(markdown):
@@ -168,6 +176,16 @@ def test_cost_is_that_of_the_whole_chain(markdown):
         "6,000.0 ± 0.0",
         "503.0 ± 0.0",
     ]
+
+
+def test_images_per_second_are_all_images_over_all_seconds(tmp_path):
+    content = results("lwf", 42, 3)
+    for entry, seconds, rate in zip(content["history"], (10, 30, 60), (200, 100, 50), strict=True):
+        entry["cost"] |= {"seconds": seconds, "images_per_second": rate}
+    content["cost"] = content["history"][-1]["cost"]
+    write(tmp_path / "gdzoo" / "split-digits-lwf-task3", content)
+    (comparison,) = read_zoo(tmp_path).comparisons
+    assert comparison.cost("lwf", "images_per_second").mean == (2000 + 3000 + 3000) / 100
 
 
 def test_downstream_accuracy(markdown):
@@ -184,6 +202,7 @@ def test_the_csv_has_every_model_and_every_gap(report):
     row = there["generative_distillation", "69", "2"]
     assert (float(row["fid"]), float(row["fid_task1"]), row["fid_task3"]) == (14, 7, "")
     assert row["hardware"] == "2 x Some CPU" and row["torch"] == "2.13.0"
+    assert (row["run"], row["reference_images"], row["fid_reliable"]) == ("generative_distillation-69", "300", "True")
     assert sum(row["state"] == "missing" for row in rows) == 4
 
 
@@ -218,9 +237,75 @@ def test_results_of_other_sample_counts_are_kept_apart(markdown):
         "gdzoo/split-digits, 64 samples, gdzoo/split-digits-evaluator",
         "Left out",
     ]
-    assert "lwf" not in sections[0] and "replay" not in sections[1].split("### Missing")[0].split("### Downstream")[0]
+    assert "lwf" not in sections[0] and "generative" not in sections[1]
     assert "**FID is not reliable here**: 64 features need 65 samples" in sections[1]
     assert "not reliable" not in sections[0]
+
+
+@pytest.mark.parametrize("change", [{"tasks": "3;4;5"}, {"class_order": "2,1,0"}, {"resolution": 16}])
+def test_results_on_other_data_are_kept_apart(change, tmp_path):
+    config = {"tasks": "0;1;2", "class_order": "dataset", "resolution": 8, "learning_rate": 1e-3}
+    write(tmp_path / "gdzoo" / "split-digits-task1", results("generative_distillation", 42, 1), config)
+    write(tmp_path / "gdzoo" / "split-digits-lwf-task1", results("lwf", 42, 1), config | {"learning_rate": 1e-4})
+    write(tmp_path / "gdzoo" / "split-digits-seed69-task1", results("generative_distillation", 69, 1), config | change)
+    first, second = sorted(read_zoo(tmp_path).comparisons, key=lambda each: -len(each.models))
+    assert first.strategies == ["generative_distillation", "lwf"] and first.seeds == [42] and second.seeds == [69]
+    name, value = next(iter(change.items()))
+    assert f"--{name} {value}" in caption(second) and f"--{name} {value}" not in caption(first)
+
+
+def test_results_through_another_evaluator_of_the_same_name_are_kept_apart(tmp_path):
+    for seed, fingerprint in ((42, None), (69, "0a1b2c3d")):
+        content = results("lwf", seed, 1)
+        content["evaluation"] |= {"fingerprint": fingerprint} if fingerprint else {}  # older results lack it
+        write(tmp_path / "gdzoo" / repo_name("split-digits", "lwf", seed, 1), content)
+    captions = [caption(comparison) for comparison in read_zoo(tmp_path).comparisons]
+    assert ["split-digits-evaluator (0a1b2c3d), real" in each for each in captions] == [True, False]
+
+
+def downstream_of(zoo: Path, tmp_path: Path, content) -> tuple[int, str]:
+    """The report's exit code and text, with this in downstream.json."""
+    shutil.copytree(zoo, tmp_path / "zoo")
+    (tmp_path / "zoo" / "downstream.json").write_text(json.dumps(content))
+    code = main([str(tmp_path / "zoo"), "--output", str(tmp_path / "report")])
+    return code, (tmp_path / "report" / "report.md").read_text() if code == 0 else ""
+
+
+def test_downstream_is_of_the_models_compared_and_of_one_recipe(zoo, tmp_path):
+    """Not of models trained since, nor of those of another table; a table for each recipe."""
+    chains = [
+        chain(42, [1.0, 0.9, 0.8]),
+        chain(69, [0.6, 0.5, 0.4], replay_samples=2000),
+        chain(69, [0.3, 0.2, 0.1], run="before"),
+        chain(69, [0.3, 0.2]),
+        chain(42, [0.3, 0.2], strategy="lwf", run="of two tasks"),
+    ]
+    code, text = downstream_of(zoo, tmp_path, {"chains": chains, "hardware": "2 x Some CPU"})
+    assert code == 0 and text.count("### Downstream") == 1
+    first = table_under(text, "and 1000 images from the model")
+    assert first["generative distillation"] == ["1.000 (1 of 2)", "0.900 (1 of 2)", "0.800 (1 of 2)"]
+    second = table_under(text, "and 2000 images from the model")
+    assert second["generative distillation"] == ["0.600 (1 of 2)", "0.500 (1 of 2)", "0.400 (1 of 2)"]
+
+
+without_run = {name: value for name, value in chain(42, [1.0, 0.9, 0.8]).items() if name != "run"}
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ([], "holds no JSON object"),
+        ({"chains": []}, "has no hardware"),
+        ({"chains": [without_run], "hardware": "2 x Some CPU"}, "has no run"),
+        ({"chains": [7], "hardware": "2 x Some CPU"}, "has no benchmark"),
+        ({"chains": [chain(42, [1.0, "good", 0.8])], "hardware": "2 x Some CPU"}, "has an accuracy that is no number"),
+    ],
+)
+def test_a_malformed_downstream_json_is_named(content, reason, zoo, tmp_path, capsys):
+    code, _ = downstream_of(zoo, tmp_path, content)
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1
+    assert f"{tmp_path / 'zoo' / 'downstream.json'} {reason}; python -m gdzoo.downstream" in error
 
 
 def test_missing_models_are_named(markdown):
@@ -329,7 +414,7 @@ def test_every_figure_is_there_as_png_and_svg(report, markdown):
     assert {f"{stem}-{name}" for name in (*metrics, "matrix", "samples", "cost")} <= names
     assert names == {file.stem for file in report.glob("*.svg")}
     for name in names:
-        assert f"({name}.png)" in markdown
+        assert f"(<{name}.png>)" in markdown
         svg = (report / f"{name}.svg").read_text()
         assert "2 x Some CPU" in svg and "samples of 20 DDIM steps" in svg
         picture = Image.open(report / f"{name}.png")
@@ -342,9 +427,33 @@ def test_every_figure_is_there_as_png_and_svg(report, markdown):
 
 def test_missing_models_are_marked_in_the_figures(report):
     samples = (report / "gdzoo-split-digits-1000-samples.svg").read_text()
-    assert "missing" not in samples  # the other seed has them
+    assert "missing" not in samples and "the first 16 of seed 42" in samples  # which has them all
     assert (report / "gdzoo-split-digits-64-samples.svg").read_text().count(">missing<") == 2
     assert (report / "gdzoo-split-digits-64-matrix.svg").read_text().count(">missing<") == 5
+
+
+def test_the_samples_are_of_one_seed(zoo, tmp_path):
+    """The first that has pictures; what it lacks is not filled in from another."""
+    shutil.copytree(zoo, tmp_path / "zoo")
+    for picture in (tmp_path / "zoo" / "gdzoo").glob("*/samples.png"):
+        if "seed69" not in picture.parent.name:
+            picture.unlink()
+    assert main([str(tmp_path / "zoo"), "--output", str(tmp_path / "report")]) == 0
+    samples = (tmp_path / "report" / "gdzoo-split-digits-1000-samples.svg").read_text()
+    assert samples.count(">missing<") == 2 and "the first 16 of seed 69" in samples
+
+
+def test_a_mean_of_fewer_seeds_says_so_in_the_figures(report):
+    for name in ("fid", "kid", "cost"):
+        svg = (report / f"gdzoo-split-digits-1000-{name}.svg").read_text()
+        assert svg.count("generative replay (1 of 2 seeds)") == svg.count("seeds)") == 1
+
+
+def test_a_namespace_may_have_spaces_and_brackets(tmp_path):
+    write(tmp_path / "zoo" / "old run (v1)" / "split-digits-lwf-task1", results("lwf", 42, 1))
+    assert main([str(tmp_path / "zoo"), "--output", str(tmp_path / "report")]) == 0
+    links = re.findall(r"!\[\w+\]\(<(.+)>\)", (tmp_path / "report" / "report.md").read_text())
+    assert {*links} == {file.name for file in (tmp_path / "report").glob("*.png")} and len(links) >= 8
 
 
 def test_the_same_zoo_gives_the_same_bytes(zoo, report, tmp_path):
@@ -355,8 +464,8 @@ def test_the_same_zoo_gives_the_same_bytes(zoo, report, tmp_path):
 
 
 def test_strategies_of_others_have_their_own_colours():
-    condition = Condition("gdzoo", "toys", 1, *[None] * 6)
-    names = [*STYLES, "me.Mine", "me.Yours"]
+    condition = Condition("gdzoo", "toys", 1, "", *[None] * 7)
+    names = [*STYLES, *(f"me.My{number}" for number in range(9))]
     comparison = Comparison(condition, {(name, 42, 1): {} for name in names})
     assert comparison.strategies == names
     assert len({style(comparison, name) for name in names}) == len(names)
