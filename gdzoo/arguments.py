@@ -50,7 +50,7 @@ def _yaml_arguments(file: str) -> list[str]:
     """A settings file as command-line arguments, so that both are read and checked alike."""
     try:
         settings = yaml.safe_load(Path(file).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
         raise ConfigError(f"--config {file}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {file}: it holds lines such as `seed: 42`")

@@ -117,10 +117,11 @@ def parse_labels(text: str, names: Sequence[str]) -> list[int]:
     for token in text.split(","):
         bounds = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", token)
         if bounds and token.strip() not in names:
-            first, last = (_label(bound, names) for bound in bounds.groups())
+            first, last = map(int, bounds.groups())
             if last < first:
                 raise ValueError(f"the range {token.strip()!r} runs backwards")
-            labels += range(first, last + 1)
+            _label(str(last), names)  # before millions are counted
+            labels += [_label(str(number), names) for number in range(first, last + 1)]
         else:
             labels.append(_label(token, names))
     return labels

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from gdzoo.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.checkpoint import is_checkpoint
 from gdzoo.models import MODELS, TRAIN_TIMESTEPS, smallest_resolution
-from gdzoo.strategies import strategy_class
+from gdzoo.strategies import create_strategy
 from gdzoo.zoo import repo_name, strategy_slug
 
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
@@ -84,7 +84,7 @@ class TrainConfig:
     resolution: int | None = option(None, DATA, "images are resized to this many pixels square", minimum=1)
     random_flip: bool | None = option(None, DATA, "mirror half of the real images")
     cache_limit_gb: float = option(
-        4.0, DATA, "a task with more GB of uint8 pixels is streamed in every epoch", minimum=0, result=False
+        4.0, DATA, "a task with more GB of uint8 pixels is streamed in every epoch, in another order", minimum=0
     )
     dataloader_num_workers: int = option(0, DATA, "threads that decode images ahead", minimum=0, result=False)
 
@@ -207,6 +207,11 @@ class TrainConfig:
         config = dataclasses.replace(self, **checked | {"benchmark": benchmark} | values)
         config._check_together()
         config.replay_batch_size = config.replay_batch_size or config.train_batch_size
+        for name in config.strategy:
+            try:
+                create_strategy(name, config)
+            except ValueError as error:
+                raise ConfigError(f"--strategy {error}") from error
         return config
 
     def _check_together(self):
@@ -229,11 +234,6 @@ class TrainConfig:
             raise ConfigError("--replay_pool_balanced needs an evaluator that sees the classes, not --evaluator none")
         if not self.learning_rate:
             raise ConfigError("--learning_rate 0: it is more than 0")
-        for name in self.strategy:
-            try:
-                strategy_class(name)
-            except ValueError as error:
-                raise ConfigError(f"--strategy {error}") from error
         if not self.strategy or len({strategy_slug(name) for name in self.strategy}) < len(self.strategy):
             raise ConfigError("--strategy names each strategy once, and at least one (my.LwF would be saved as lwf is)")
         if len(set(self.seeds)) < len(self.seeds):
@@ -308,7 +308,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command line that trains one chain again, on any machine: what the benchmark's recipe does not imply."""
-        given = ("dataset_name", "tasks", "resolution") if self.dataset_name else ()
+        given = ("dataset_name", "tasks", "resolution", "model") if self.dataset_name else ()
         plain = TrainConfig(benchmark=self.benchmark, **{name: getattr(self, name) for name in given}).resolve()
         implied = {name: value for name, value in plain.results_dict().items() if name not in (*given, "strategy")}
         flags = ["--benchmark", self.benchmark]

@@ -143,15 +143,26 @@ def strategy_class(name: str) -> type:
         raise ValueError(f"{name!r} is none of {', '.join(STRATEGIES)}, nor a dotted path to a class")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a relative name, .my_module.MyStrategy
+        hint = "; for a module of this folder set PYTHONPATH=." if isinstance(error, ModuleNotFoundError) else ""
+        raise ValueError(f"{name!r} cannot be imported: {error}{hint}") from error
 
 
 def create_strategy(name: str, settings) -> Callable[[Batch, Past, StepRandom], Batch | None]:
-    """A strategy whose fields are the attributes of `settings` of the same name, or keep their defaults."""
+    """A strategy whose fields are the attributes of `settings` of the same name, or keep their defaults.
+
+    Raises:
+        ValueError: in one line that names it.
+    """
     method = strategy_class(name)
-    fields = [field.name for field in dataclasses.fields(method) if hasattr(settings, field.name)]
-    return method(**{field: getattr(settings, field) for field in fields})
+    try:
+        fields = [field.name for field in dataclasses.fields(method) if hasattr(settings, field.name)]
+        strategy = method(**{field: getattr(settings, field) for field in fields})
+    except TypeError as error:
+        raise ValueError(f"{name!r} is no dataclass whose fields are settings or have defaults: {error}") from error
+    if not callable(strategy):
+        raise ValueError(f"{name!r} has no __call__(real, past, random) that returns a Batch or None")
+    return strategy
 
 
 def continual_loss(

@@ -1,6 +1,7 @@
 """Settings: where their values come from, which are refused, and what is published of them."""
 
 import json
+import shlex
 import sys
 from dataclasses import fields, replace
 
@@ -147,6 +148,7 @@ def test_the_settings_of_the_small_cifar_can_be_used():
         ("strategy: []", "--strategy"),
         ("- seed", "seed: 42"),
         ("seed: [", "line 1"),
+        ("dataset_config_name: 2020-13-45", "month"),
         (None, "No such file"),
     ],
 )
@@ -267,6 +269,44 @@ def test_tracker_that_is_not_installed(monkeypatch):
     assert refusal(report_to="trackio") == '--report_to trackio is not installed: pip install "gdzoo[trackio]"'
 
 
+MINE = """
+import dataclasses
+
+class Plain:
+    def __call__(self, real, past, random):
+        return None
+
+@dataclasses.dataclass
+class Asks:
+    temperature: float
+    def __call__(self, real, past, random):
+        return None
+
+@dataclasses.dataclass
+class Silent:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("my_wrong.Plain", "'my_wrong.Plain' is no dataclass whose fields are settings or have defaults"),
+        ("my_wrong.Asks", "'my_wrong.Asks' is no dataclass whose fields are .* 'temperature'"),
+        ("my_wrong.Silent", r"'my_wrong.Silent' has no __call__\(real, past, random\)"),
+        (".my_wrong.Plain", "'.my_wrong.Plain' cannot be imported"),
+        ("./my_wrong.Plain", "'./my_wrong.Plain' cannot be imported"),
+        ("elsewhere.Mine", "'elsewhere.Mine' cannot be imported: .*; for a module of this folder set PYTHONPATH=."),
+    ],
+)
+def test_a_strategy_that_cannot_work_is_said_before_work(tmp_path, monkeypatch, name, message):
+    (tmp_path / "my_wrong.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"--strategy {message}") as error:
+        TrainConfig(strategy=[name]).resolve()
+    assert "\n" not in str(error.value)
+
+
 def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_methods.py").write_text("from gdzoo.strategies import Finetune as Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -328,6 +368,7 @@ CHANGED = dict(
     model="fashion",
     benchmark="split-cifar",
     prediction_type="sample",
+    cache_limit_gb=0.1,
 )
 IRRELEVANT = dict(
     output_dir="elsewhere",
@@ -335,7 +376,6 @@ IRRELEVANT = dict(
     dataset_root="mirror",
     dataloader_num_workers=3,
     eval_batch_size=3,
-    cache_limit_gb=0.1,
     hub_namespace="me",
     report_to="tensorboard",
 )
@@ -366,6 +406,14 @@ def test_published_config_names_nothing_of_this_machine(tmp_path):
     assert replace(config, evaluator="gdzoo/split-cifar-evaluator").to_dict()["evaluator"] == (
         "gdzoo/split-cifar-evaluator"
     )
+
+
+def test_the_command_of_a_small_model_at_a_size_that_only_it_can_have():
+    config = TrainConfig(dataset_name="org/pets", tasks="0,1;2,3", resolution=28, model="tiny").resolve()
+    command = config.command()
+    assert "--resolution 28" in command and "--model tiny" in command
+    again = parse_args(shlex.split(command)[3:]).resolve()
+    assert again.chain("joint").run_id() == config.chain("joint").run_id()
 
 
 def test_chain_is_one_strategy():
