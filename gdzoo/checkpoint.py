@@ -3,7 +3,7 @@
 Little has to be kept: a task starts from the folder that the task before published, and the data and random numbers of
 a step follow from (seed, task, step). A checkpoint holds what changes from step to step:
 
-    {output_dir}/.training/{repo}/checkpoint-{step}/
+    {output_dir}/.training/{namespace}--{repo}/checkpoint-{step}/
         state.safetensors   every tensor: model, its average, Adam's moments, generators
         state.json          everything else, and which run and task it belongs to
         manifest.json       the SHA-256 of both
@@ -11,6 +11,7 @@ a step follow from (seed, task, step). A checkpoint holds what changes from step
 accelerator.save_state would write optimizer, schedule and generators as pickles, and who loads a pickle runs its code.
 """
 
+import contextlib
 import hashlib
 import random
 import shutil
@@ -120,12 +121,25 @@ class Checkpoints:
             there = where and is_checkpoint(where) and Path(where).exists()
             found = there and read_state(Path(where))["origin"] == self.origin
             return self._load(Path(where)) if found else Progress()
-        for _, folder in sorted(self._by_step().items(), reverse=True):
+        folders = [folder for _, folder in sorted(self._by_step().items())]
+        while folders:
             try:
-                return self._load(folder)
+                return self._load(folders.pop())
             except CheckpointError as error:
-                tqdm.write(f"{error}: taking the one before")
+                tqdm.write(f"{error}: {'taking the one before' if folders else 'beginning the task anew'}")
         return Progress()
+
+    def refuse_other_run(self):
+        """
+        Raises:
+            CheckpointError: there are checkpoints, and all are another run's; going on here would lose them.
+        """
+        origins = {}
+        for folder in self._by_step().values():
+            with contextlib.suppress(ValueError):  # a damaged one is named when it is its turn
+                origins[folder] = zoo.read_json(folder / STATE).get("origin", {})
+        if origins and self.origin not in origins.values():
+            raise other_run(*origins.popitem(), self.origin)
 
     def _by_step(self) -> dict[int, Path]:
         names = {folder.name.removeprefix(PREFIX): folder for folder in self.folder.glob(f"{PREFIX}*")}
@@ -133,9 +147,8 @@ class Checkpoints:
 
     def _load(self, folder: Path) -> Progress:
         content = read_state(folder)
-        for name, value in self.origin.items():
-            if content["origin"].get(name) != value:
-                raise CheckpointError(f"{folder} is of another run ({name} {content['origin'].get(name)}, not {value})")
+        if content["origin"] != self.origin:
+            raise other_run(folder, content["origin"], self.origin)
         tensors = load_file(folder / TENSORS)
         for name, part in self.parts.items():
             state = _with_tensors(content["state"][name], tensors)
@@ -147,6 +160,15 @@ class Checkpoints:
                 }
             part.load_state_dict(shard_like(state, part.state_dict()))
         return Progress(**content["progress"])
+
+
+def other_run(folder: Path, origin: dict, expected: dict) -> CheckpointError:
+    """What is wrong with a checkpoint of another origin."""
+    name = next(name for name in expected if origin.get(name) != expected[name])
+    return CheckpointError(
+        f"{folder} is of another run ({name} {origin.get(name)}, not {expected[name]}); give the settings of that run,"
+        " or leave out --resume_from_checkpoint to begin anew"
+    )
 
 
 def is_checkpoint(where: str) -> bool:

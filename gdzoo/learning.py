@@ -116,7 +116,9 @@ class Learner:
         """What is published: the student, its weights averaged with --use_ema. All processes must call, at the end."""
         if self.ema:
             self.ema.copy_to(self.unet.parameters())
-        return DDIMPipeline(whole_unet(self.unet).eval(), self.scheduler)
+        # accelerate's autocast goes: it is to be measured as whoever loads it will see it, in float32.
+        unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=False)
+        return DDIMPipeline(whole_unet(unet).eval(), self.scheduler)
 
 
 def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:

@@ -18,7 +18,7 @@ import gdzoo
 from gdzoo import terminal, zoo
 from gdzoo.benchmarks import split_classes
 from gdzoo.cards import pipeline_card
-from gdzoo.checkpoint import LATEST, CheckpointError, Checkpoints, GlobalRandom, is_checkpoint, read_state
+from gdzoo.checkpoint import LATEST, CheckpointError, Checkpoints, GlobalRandom, is_checkpoint, other_run, read_state
 from gdzoo.collection import read_folder
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation import FEWEST_SAMPLES
@@ -26,7 +26,7 @@ from gdzoo.evaluator import Evaluator, load_evaluator, train_evaluator
 from gdzoo.features import Reference, evaluator_extractor, reference_features
 from gdzoo.hub import Pusher
 from gdzoo.publish import publish_evaluator
-from gdzoo.resume import consult_hub, hub_target, with_namespace
+from gdzoo.resume import chains, consult_hub, hub_target, with_namespace
 from gdzoo.streaming import ImageData
 
 
@@ -78,7 +78,8 @@ class Run:
             "task": task,
             "images a step": self.micro_batches * self.config.train_batch_size,
         }
-        folder = Path(self.config.output_dir, zoo.TRAINING, self.folder(strategy, task).name)
+        repo = f"{self.config.namespace}--{self.folder(strategy, task).name}"
+        folder = Path(self.config.output_dir, zoo.TRAINING, repo)
         used = {name: part for name, part in (parts or {}).items() if part is not None}
         used["random"] = GlobalRandom(self.accelerator.device)
         limit, writes = self.config.checkpoints_total_limit, self.accelerator.is_main_process
@@ -109,7 +110,6 @@ class Run:
 def prepare(config: TrainConfig) -> Run:
     """Check everything that can be checked before work; nothing is written but what the run goes on from."""
     config = config.resolve()
-    check_checkpoint(config)
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -122,6 +122,9 @@ def prepare(config: TrainConfig) -> Run:
     except ValueError as error:  # another precision than an earlier run had in this process, say a notebook's
         raise ConfigError(f"--mixed_precision {config.mixed_precision}: {error}") from error
     check_fsdp(accelerator)
+    # What `accelerate config` decided counts, too: None is float32, on any machine.
+    used = accelerator.mixed_precision
+    config = dataclasses.replace(config, mixed_precision=None if used == "no" else used)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -133,19 +136,29 @@ def prepare(config: TrainConfig) -> Run:
         run.pusher = Pusher(hub_target(run.config), config.hub_token) if accelerator.is_main_process else None
     for each in run.of_each_seed():
         check_output(each)
+    check_checkpoint(run)
     consult_hub(run)
     check_evaluator(run)
     return run
 
 
-def check_checkpoint(config: TrainConfig):
-    """Refuse one checkpoint that was asked for by its folder and cannot be read."""
-    where = config.resume_from_checkpoint
-    if where and is_checkpoint(where) and where != LATEST:
-        try:
-            read_state(Path(where))
-        except CheckpointError as error:
-            raise ConfigError(f"--resume_from_checkpoint: {error}") from error
+def check_checkpoint(run: Run):
+    """Refuse a checkpoint that was asked for by its folder and cannot be read, and those of another run."""
+    where = run.config.resume_from_checkpoint
+    if not where or not is_checkpoint(where):
+        return
+    own = [each.checkpoints(strategy, task) for each, strategy in chains(run) for task in run.task_numbers]
+    try:
+        if where == LATEST:
+            for checkpoints in own:
+                checkpoints.refuse_other_run()
+        else:
+            origin = read_state(Path(where))["origin"]
+            alike = [each.origin for each in own if all(each.origin[k] == origin.get(k) for k in ("strategy", "task"))]
+            if origin not in alike:
+                raise other_run(Path(where), origin, (alike or [own[0].origin])[0])
+    except CheckpointError as error:
+        raise ConfigError(f"--resume_from_checkpoint: {error}") from error
 
 
 def check_fsdp(accelerator: Accelerator):
@@ -180,6 +193,21 @@ def hold_output(run: Run) -> AbstractContextManager:
         if not folder.is_symlink():  # it may lead out of the zoo
             zoo.sweep(folder)
     return lock
+
+
+def clear_output(run: Run):
+    """Delete what --overwrite_output_dir replaces, checkpoints and tasks beyond this run's last, too.
+
+    Before the first chain: a later one's old task 1 must not be taken for the one that all strategies share.
+    """
+    if not run.accelerator.is_main_process:
+        return
+    for each, strategy in chains(run):
+        for first in (each.folder(strategy, 1), each.checkpoints(strategy, 1).folder):
+            stem = first.name.removesuffix("1")
+            for folder in first.parent.glob(f"{stem}*"):
+                if folder.name.removeprefix(stem).isdecimal():
+                    zoo.remove(folder)
 
 
 def split_tasks(data: ImageData, config: TrainConfig) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """What does a published folder hold? Weights, pictures, results, configuration and card, written all at once."""
 
 import platform
+import re
 import resource
 from importlib.metadata import version
 from pathlib import Path
@@ -62,11 +63,22 @@ def made_with() -> dict:
     return {"versions": versions, "hardware": hardware()}
 
 
+def reset_peak_memory(device: torch.device):
+    """What this process has held until now is not part of its peak any more; on a CPU only Linux can do so."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mib(device: torch.device) -> int:
-    """The most that this process has held so far: of the accelerator's memory, or of the CPU's."""
+    """The most that this process has held since the reset: of the accelerator's memory, or of the CPU's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # Linux counts in KiB
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage's, this peak can be reset
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) // 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
 def hardware() -> str:

@@ -1,6 +1,11 @@
 """What does the person at the terminal see when a task, the whole run, or an evaluation is done?"""
 
+import importlib.util
+import shlex
+
 from tqdm.auto import tqdm
+
+from gdzoo.config import TrainConfig
 
 
 def progress_bar(title: str, step: int, total: int, shown: bool) -> tqdm:
@@ -77,7 +82,23 @@ def evaluation_table(result: dict) -> str:
     return "\n".join([*lines, *([f"\n{caution}"] if caution else [])])
 
 
-def not_pushed(lines: list[str], output_dir: str) -> str:
-    """What is not on the Hub yet, and how it gets there."""
+def how_to_go_on(config: TrainConfig) -> str:
+    """What to type after a run that had to stop; with --overwrite_output_dir it would begin anew."""
+    instead = " instead of --overwrite_output_dir" if config.overwrite_output_dir else ""
+    return (
+        f"every folder in {config.output_dir} is whole, the same command with --resume_from_checkpoint latest{instead}"
+        " goes on"
+    )
+
+
+def space_command(config: TrainConfig) -> str:
+    """What shows the zoo in a browser."""
+    install = "" if importlib.util.find_spec("gradio") else 'pip install -c constraints.txt -e ".[space]" && '
+    namespace = ["--namespace", config.namespace] if config.hub_namespace else []
+    return install + shlex.join(["python", "spaces/compare/app.py", "--zoo", config.output_dir, *namespace])
+
+
+def not_pushed(lines: list[str], command: str) -> str:
+    """What is not on the Hub yet, and the command that brings it there."""
     listed = "\n".join(f"    {line}" for line in lines)
-    return f"\nNot on the Hub yet:\n\n{listed}\n\nLater:\n\n    python -m gdzoo.hub push {output_dir}"
+    return f"\nNot on the Hub yet:\n\n{listed}\n\nLater:\n\n    {command}"

@@ -27,13 +27,14 @@ from gdzoo.interruption import Interrupted, noted_signals, raised_signals
 from gdzoo.learning import Learner
 from gdzoo.models import create_scheduler, create_unet, load_pipeline
 from gdzoo.pool import ReplayPool
-from gdzoo.preparation import Run, hold_output, prepare, prepare_evaluator
+from gdzoo.preparation import Run, clear_output, hold_output, prepare, prepare_evaluator
+from gdzoo.publish import reset_peak_memory
 from gdzoo.randomness import seed_from
 from gdzoo.results import cost_of, images_per_second, publish_task
 from gdzoo.sampling import Teacher, to_float
 from gdzoo.strategies import Past, create_strategy, strategy_class
 from gdzoo.streaming import DataError
-from gdzoo.terminal import final_table, not_pushed, progress_bar, task_line
+from gdzoo.terminal import final_table, how_to_go_on, not_pushed, progress_bar, space_command, task_line
 
 READ_LOSS_EVERY = 10  # steps; reading it makes an accelerator wait
 
@@ -66,6 +67,8 @@ def train_all(run: Run) -> list[dict]:
         run.accelerator.init_trackers("gdzoo", config=settings)
     try:
         with hold_output(run):
+            if run.config.overwrite_output_dir:
+                clear_output(run)
             prepare_evaluator(run)
             results = [
                 result
@@ -84,9 +87,6 @@ def train_all(run: Run) -> list[dict]:
 def train_chain(run: Run, strategy: str) -> list[dict]:
     """One strategy on all tasks, one after another."""
     accelerator = run.accelerator
-    if run.config.overwrite_output_dir and accelerator.is_main_process:
-        for task in run.task_numbers:
-            zoo.remove(run.folder(strategy, task))
     accelerator.wait_for_everyone()
     results = run.published(strategy)
     for result in results:
@@ -125,6 +125,7 @@ def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
         The pipeline to publish (its weights averaged with --use_ema), and what it cost.
     """
     config, accelerator = run.config, run.accelerator
+    reset_peak_memory(accelerator.device)
     set_seed(seed_from(config.seed, task) % 2**32)  # for what a strategy from outside may draw
     scheduler, unet, past = start_of_task(run, strategy, task)
     learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), task, past)
@@ -149,7 +150,8 @@ def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
             if progress.step % READ_LOSS_EVERY == 0 or progress.step == config.max_train_steps:
                 report_loss(run, strategy, task, progress, losses, bar)
                 losses.clear()
-            due = progress.step % config.checkpointing_steps == 0
+            # The last step, too: evaluation may take long.
+            due = progress.step % config.checkpointing_steps == 0 or progress.step == config.max_train_steps
             save_or_stop(run, checkpoints, progress, signals, due, agree=progress.step % READ_LOSS_EVERY == 0)
     pipeline = learner.pipeline()
     accelerator.free_memory()
@@ -175,8 +177,8 @@ def start_of_task(run: Run, strategy: str, task: int) -> tuple[DDIMScheduler, UN
 
 
 def replay_pool(run: Run, teacher: Teacher, task: int) -> ReplayPool:
-    """The task's pool, empty yet."""
-    config = run.config
+    """The task's pool, empty yet; its images are of classes that the teacher has seen, whatever they look like."""
+    config, seen = run.config, run.seen(task - 1)
     return ReplayPool(
         teacher,
         run.accelerator,
@@ -185,7 +187,7 @@ def replay_pool(run: Run, teacher: Teacher, task: int) -> ReplayPool:
         eta=config.replay_eta,
         refresh=config.replay_pool_refresh,
         key=(config.seed, task),
-        classify=(lambda images: run.evaluator(images)[1]) if config.replay_pool_balanced else None,
+        classify=(lambda images: run.evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None,
     )
 
 
@@ -269,7 +271,12 @@ def report_loss(run: Run, strategy: str, task: int, progress: Progress, losses: 
         )
     bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images_per_second(run, progress):.0f}"})
     if config.report_to:
-        accelerator.log({f"{run.title(strategy)}/loss": loss}, step=(task - 1) * config.max_train_steps + progress.step)
+        step = (task - 1) * config.max_train_steps + progress.step
+        values = {f"{run.title(strategy)}/loss": loss}
+        if config.report_to == "wandb":  # it drops what comes at an earlier step than the last, as the next chain's do
+            accelerator.log(values | {f"{run.title(strategy)}/step": step})
+        else:
+            accelerator.log(values, step=step)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -285,11 +292,7 @@ def main(argv: list[str] | None = None) -> int:
             return run_config(config)
     except Interrupted as error:
         if PartialState().is_main_process:
-            print(
-                f"gdzoo: {error}; every folder in {config.output_dir} is whole, the same command with"
-                " --resume_from_checkpoint latest goes on",
-                file=sys.stderr,
-            )
+            print(f"gdzoo: {error}; {how_to_go_on(config)}", file=sys.stderr)
         return error.exit_code
 
 
@@ -302,6 +305,7 @@ def run_config(config: TrainConfig) -> int:
     # Each loads many small files; their bars would drown the run's own.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are refused
     datasets.disable_progress_bars()
     try:
         run = prepare(config)
@@ -314,16 +318,14 @@ def run_config(config: TrainConfig) -> int:
         print(f"gdzoo: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except (OSError, SafetensorError) as error:
-        print(
-            f"gdzoo: {error}; every folder in {config.output_dir} is whole, the same command goes on", file=sys.stderr
-        )
+        print(f"gdzoo: {error}; {how_to_go_on(config)}", file=sys.stderr)
         return 1
     if run.accelerator.is_main_process:
         last = run.of_each_seed()[-1].folder(run.config.strategy[-1], len(run.tasks))
         print(f"\n{final_table(results)}\n\nThe last model is in {last}. Next:\n")
-        print(f"    python spaces/compare/app.py --zoo {config.output_dir}")
+        print(f"    {space_command(run.config)}")
     if run.pusher and run.pusher.left:
-        print(not_pushed(run.pusher.left, config.output_dir))
+        print(not_pushed(run.pusher.left, run.pusher.command(config.output_dir)))
         return NOT_ALL_PUSHED if config.require_push else 0
     return 0
 

@@ -16,7 +16,9 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from gdzoo import checkpoint, train, zoo
+from gdzoo.arguments import parse_args
 from gdzoo.checkpoint import CheckpointError, Checkpoints, GlobalRandom, Progress
+from gdzoo.preparation import clear_output, hold_output, prepare
 from tests.forked import launch, outcome
 from tests.kills import RESUME, TINY, DieAt, kill_until_done
 
@@ -92,12 +94,13 @@ def test_a_hundred_kills(tmp_path, uninterrupted):
 
 
 def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninterrupted):
-    run = launch(TINY, tmp_path, DieAt("gdzoo.results", "evaluate_task"))
+    rare = [*TINY, "--checkpointing_steps", "1000"]  # the last step is kept all the same
+    run = launch(rare, tmp_path, DieAt("gdzoo.results", "evaluate_task"))
     assert run.wait() == -signal.SIGKILL
     [last] = (tmp_path / "zoo/.training").glob("*task1/checkpoint-12")
     last.rename(last.with_name(".replaced-checkpoint-12-0a1b2c3d"))
     (tmp_path / "zoo/.training/.removed-split-digits-task9-0a1b2c3d").mkdir()
-    again = launch([*TINY, *RESUME], tmp_path)
+    again = launch([*rare, *RESUME], tmp_path)
     assert again.wait() == 0, again.text
     assert re.search(r"task 1/3.* 12/12 ", again.text) and not re.search(r"task 1/3.* [1-9]/12 ", again.text)
     assert outcome(tmp_path) == uninterrupted
@@ -106,7 +109,7 @@ def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninte
 def test_a_run_goes_on_from_one_checkpoint_through_the_tasks_after_it(tmp_path, uninterrupted):
     run = launch(TINY, tmp_path, DieAt("gdzoo.train", "publish_task", nth=2))
     assert run.wait() == -signal.SIGKILL
-    checkpoint = next((tmp_path / "zoo/.training").glob("split-digits-task2/checkpoint-9"))
+    checkpoint = next((tmp_path / "zoo/.training").glob("gdzoo--split-digits-task2/checkpoint-9"))
     again = launch([*TINY, "--resume_from_checkpoint", str(checkpoint)], tmp_path)
     assert again.wait() == 0, again.text
     assert "9/12" in again.text
@@ -118,6 +121,43 @@ def test_a_checkpoint_that_is_not_there_is_said_before_work(tmp_path):
     assert run.wait() == 2
     assert run.last_line.startswith("gdzoo: --resume_from_checkpoint: zoo/checkpoint-9")
     assert not (tmp_path / "zoo").exists()
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> Path:
+    """A checkpoint at step 4 of finetune's first task."""
+    monkeypatch.chdir(tmp_path)
+    config = parse_args([*TINY, *NO_METRICS, "--strategy", "finetune"])
+    checkpoints = prepare(config).checkpoints("finetune", 1)
+    checkpoints.save(Progress(4))
+    return checkpoints.folder / "checkpoint-4"
+
+
+def test_another_runs_checkpoint_is_refused_and_stays(stopped, capsys):
+    arguments = [*TINY, *NO_METRICS, "--strategy", "finetune", "--learning_rate", "0.5"]
+    for where in ("latest", str(stopped)):
+        assert train.main([*arguments, "--resume_from_checkpoint", where]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("gdzoo: --resume_from_checkpoint: ") and "\n" not in error
+        assert f"{stopped} is of another run (run " in error or f"{stopped.relative_to(Path.cwd())} is of" in error
+    checkpoint.read_state(stopped)
+
+
+def test_namespaces_in_one_zoo_keep_their_checkpoints_apart(stopped):
+    arguments = [*TINY, *NO_METRICS, "--strategy", "finetune", "--tasks", "0,1", "--hub_namespace", "other"]
+    assert train.main([*arguments, *RESUME]) == 0
+    checkpoint.read_state(stopped)
+
+
+def test_overwriting_deletes_checkpoints_and_later_tasks_too(stopped):
+    later, kept = (stopped.parents[2] / "gdzoo" / f"split-digits-finetune{name}" for name in ("-task12", "-tasks"))
+    later.mkdir(parents=True)
+    kept.mkdir()
+    config = parse_args([*TINY, *NO_METRICS, "--strategy", "finetune", "--overwrite_output_dir"])
+    run = prepare(config)
+    with hold_output(run):
+        clear_output(run)
+    assert kept.exists() and not later.exists() and not stopped.parent.exists()
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -249,9 +289,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(saved, capsys
     assert again.checkpoints.restore("latest").step == 3
     told = capsys.readouterr().out.strip()
     assert "checkpoint-4" in told and told.endswith(": taking the one before") and "\n" not in told
+    damage(folder / "checkpoint-3" / name)
+    assert again.checkpoints.restore("latest") == Progress()
+    told = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "checkpoint-3" in told and told.endswith(": beginning the task anew")
     with pytest.raises(CheckpointError, match="checkpoint-4"):
         again.checkpoints.restore(str(folder / "checkpoint-4"))
-    assert again.checkpoints.restore(str(folder / "checkpoint-3")).step == 3
 
 
 def test_another_runs_checkpoint_is_not_used(saved, capsys):
@@ -302,7 +345,9 @@ def test_on_a_full_disk_the_last_whole_checkpoint_survives(tmp_path, disk, unint
     arguments = [*TINY, "--output_dir", str(disk.folder / "zoo")]
     run = launch(arguments, tmp_path / "logs")
     assert run.wait() == 1, run.text
-    assert "No space left on device" in run.last_line and run.last_line.endswith("the same command goes on")
+    assert "No space left on device" in run.last_line and run.last_line.endswith(
+        "with --resume_from_checkpoint latest goes on"
+    )
     assert "Traceback" not in run.text
     kept = next((disk.folder / "zoo/.training").glob("*task1/checkpoint-*"))
     checkpoint.read_state(kept)

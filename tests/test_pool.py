@@ -3,14 +3,16 @@
 import os
 import random
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from gdzoo import pool as pool_module
-from gdzoo import zoo
+from gdzoo import train, zoo
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.evaluator import Evaluator
 from gdzoo.models import create_scheduler, create_unet
 from gdzoo.pool import BLOCK, ReplayPool
 from gdzoo.randomness import StepRandom
@@ -105,6 +107,29 @@ def test_classes_are_taken_equally_often(teacher):
     for group in (counts[:1], counts[1:4], counts[4:]):
         assert group.sum() == pytest.approx(2000, abs=150)  # four standard deviations
         assert group == pytest.approx(group.mean().expand(len(group)), abs=4 * group.mean().sqrt().item())
+
+
+def test_balancing_knows_only_classes_that_the_teacher_has_seen(teacher):
+    """Its worst images look like a class that it never saw, and would otherwise be taken the most."""
+    scores = torch.tensor([[9.0, 0, 0, 1], [0, 9, 1, 0], [0, 0, 2, 9]]).repeat(10, 1)  # the last: most like class 3
+
+    class Classifier(torch.nn.Module):
+        device, classifier = torch.device("cpu"), torch.nn.Identity()
+
+        def forward(self, images):
+            return SimpleNamespace(logits=self.classifier(scores[: len(images)].clone()))
+
+    run = SimpleNamespace(
+        config=TrainConfig(replay_pool=30, replay_pool_balanced=True, replay_pool_steps=2).resolve(),
+        accelerator=Accelerator(),
+        evaluator=Evaluator(Classifier()),
+        seen=lambda task: [0, 1, 2][: task + 1],
+    )
+    for task, expected in ((2, [0, 1, 0]), (3, [0, 1, 2])):
+        pool = train.replay_pool(run, teacher, task)
+        list(pool.fill(0))
+        assert pool.classify(pool.images)[:3].tolist() == expected
+    assert run.evaluator(pool.images)[1][:3].tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The real command line, tiny: what it writes, says, repeats and refuses."""
 
 import dataclasses
+import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from gdzoo import learning, preparation, train
+from gdzoo import learning, preparation, publish, terminal, train
 from gdzoo.arguments import parse_args
+from gdzoo.checkpoint import Progress
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.strategies import Batch
 from gdzoo.zoo import repo_name
@@ -83,6 +86,7 @@ def test_nothing_of_this_machine_is_published(tiny_zoo):
 def test_the_first_task_is_trained_once_for_all_strategies(tiny_zoo):
     first = tiny_zoo.zoo / repos()[0]
     assert all(same(first, tiny_zoo.zoo / repos(strategy)[0]) for strategy in STRATEGIES)
+    assert len(set(re.findall(r"task 1/3 (\w+)", tiny_zoo.run.stderr))) == 1
     seconds = {repos(strategy)[1]: weights(tiny_zoo.zoo / repos(strategy)[1]) for strategy in STRATEGIES}
     sums = {float(sum(tensor.double().sum() for tensor in tensors.values())) for tensors in seconds.values()}
     assert len(sums) == len(STRATEGIES)
@@ -246,7 +250,49 @@ def test_another_precision_in_the_same_process_is_refused(cwd, capsys):
     assert not (cwd / "zoo").exists()
 
 
+def test_the_precision_of_the_launcher_is_recorded(cwd, monkeypatch, any_precision):
+    plain = TrainConfig().resolve().run_id()
+    assert preparation.prepare(TrainConfig(mixed_precision="no")).config.run_id() == plain
+    AcceleratorState._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16` does
+    config = preparation.prepare(TrainConfig()).config
+    assert config.mixed_precision == "bf16" and config.run_id() != plain
+
+
+def test_a_model_is_measured_as_whoever_loads_it_will_see_it(cwd, any_precision):
+    """One chain's first model comes from training in bf16, the other's from the zoo."""
+    arguments = [*SMALL, "--tasks", "0,1", "--strategy", "finetune", "lwf", "--mixed_precision", "bf16"]
+    assert train.main(arguments) == 0
+    trained, loaded = (cwd / "zoo/gdzoo" / repos(strategy)[0] for strategy in ("finetune", "lwf"))
+    for file in ("samples.png", "unet/diffusion_pytorch_model.safetensors"):
+        assert (trained / file).read_bytes() == (loaded / file).read_bytes()
+
+
+def test_the_peak_of_memory_is_the_tasks_own():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux can reset it")
+    device = torch.device("cpu")
+    publish.reset_peak_memory(device)
+    before = publish.peak_memory_mib(device)
+    filled = torch.ones(300 * 2**18)
+    assert publish.peak_memory_mib(device) > before + 250
+    del filled
+    publish.reset_peak_memory(device)
+    assert publish.peak_memory_mib(device) < before + 50
+
+
 # ---- trackers, bad input, bad luck ----
+
+
+def test_wandb_gets_the_step_as_a_value(cwd, monkeypatch):
+    """It drops what comes at an earlier step than the last, and the next chain begins at 0."""
+    logged, run = [], preparation.prepare(TrainConfig(max_train_steps=50))
+    monkeypatch.setattr(run.accelerator, "log", lambda values, **settings: logged.append((values, settings)))
+    for tracker in ("tensorboard", "wandb"):
+        run.config = dataclasses.replace(run.config, report_to=tracker)
+        bar = terminal.progress_bar("", 0, 50, shown=False)
+        train.report_loss(run, "lwf", 2, Progress(10, seconds=1.0), [torch.tensor(0.5)], bar)
+    assert logged == [({"lwf/loss": 0.5}, {"step": 60}), ({"lwf/loss": 0.5, "lwf/step": 60}, {})]
 
 
 def test_tensorboard_gets_the_loss(cwd):
@@ -292,6 +338,41 @@ def test_another_configurations_folder_is_refused_and_can_be_replaced(cwd, capsy
     assert train.main([*one_task, "--max_train_steps", "3", "--overwrite_output_dir"]) == 0
     config = json.loads((cwd / "zoo/gdzoo" / repos("finetune")[0] / "train_config.json").read_text())
     assert config["max_train_steps"] == 3
+
+
+def test_overwriting_two_strategies_takes_nothing_of_the_run_before(cwd):
+    def both(*settings):
+        arguments = ["--tasks", "0,1", "--strategy", "finetune", "lwf", "--evaluator", "none", "--eval_steps", "1"]
+        assert train.main([*SMALL, *arguments, *settings]) == 0
+        results = [
+            json.loads((cwd / "zoo/gdzoo" / repos(s)[0] / "results.json").read_text()) for s in ("finetune", "lwf")
+        ]
+        return [result["cost"]["student_passes"] for result in results]
+
+    assert both("--max_train_steps", "2") == [2 * 8, 2 * 8]
+    assert both("--max_train_steps", "3", "--overwrite_output_dir") == [3 * 8, 3 * 8]
+
+
+def test_what_to_type_after_a_stop_does_not_overwrite():
+    assert "--overwrite_output_dir" not in terminal.how_to_go_on(TrainConfig())
+    told = terminal.how_to_go_on(TrainConfig(overwrite_output_dir=True))
+    assert told.endswith("--resume_from_checkpoint latest instead of --overwrite_output_dir goes on")
+
+
+def test_what_to_type_next_works_as_printed(monkeypatch):
+    plain, other = TrainConfig(output_dir="my zoo"), TrainConfig(hub_namespace="me")
+    assert terminal.space_command(plain) == "python spaces/compare/app.py --zoo 'my zoo'"
+    assert terminal.space_command(other).endswith("--zoo zoo --namespace me")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert terminal.space_command(plain).startswith('pip install -c constraints.txt -e ".[space]" && python ')
+
+
+def test_a_torn_folder_of_another_strategy_costs_no_model(cwd):
+    torn = cwd / "zoo/gdzoo" / repos("lwf")[0]
+    torn.mkdir(parents=True)
+    (torn / "results.json").write_text('{"benchmark": "split-di')
+    assert train.main([*TWO_TASKS, "--tasks", "0,1", "--strategy", "finetune"]) == 0
+    assert (cwd / "zoo/gdzoo" / repos("finetune")[0] / "README.md").exists()
 
 
 @dataclasses.dataclass(frozen=True)
