@@ -44,6 +44,7 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
 ]
 BENCHMARK, HALF_TRAINED = "split-digits", "split-half"
+INSTALL = 'pip install -c constraints.txt -e ".[space]"'  # gdzoo itself, its libraries and Gradio
 DRAW_SECONDS = 60  # the first drawing imports torch, diffusers and transformers
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium found")
@@ -118,11 +119,14 @@ def zoo(tiny_zoo, tmp_path_factory) -> Path:
 
 
 def add_half_trained_benchmark(root: Path) -> None:
-    """Four tasks, of which one is trained, and an evaluator that must not be loaded."""
+    """Four tasks, of which one is trained, by replay with another seed only; an evaluator that must not be loaded."""
     model = root / "gdzoo" / f"{HALF_TRAINED}-task1"
     shutil.copytree(root / "gdzoo" / f"{BENCHMARK}-task1", model)
     tasks = [{"task": k, "classes": [k], "names": [f"class {k}"]} for k in range(1, 5)]
     edit(model / "results.json", benchmark=HALF_TRAINED, tasks=tasks, metrics={}, histogram=None, history=[])
+    replay = root / "gdzoo" / f"{HALF_TRAINED}-replay-seed7-task1"
+    shutil.copytree(model, replay)
+    edit(replay / "results.json", strategy="generative_replay", seed=7)
     evaluator = root / "gdzoo" / f"{HALF_TRAINED}-evaluator"
     shutil.copytree(root / "gdzoo" / f"{BENCHMARK}-evaluator", evaluator)
     (evaluator / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -262,8 +266,7 @@ def test_strategy_picker(page):
 
 def test_benchmark_picker_brings_its_own_tasks_and_strategies(page):
     expect_drawn(page, task=3)
-    page.get_by_label("Benchmark", exact=True).click()
-    page.get_by_role("option", name=HALF_TRAINED).click()
+    pick_benchmark(page, HALF_TRAINED)
     expect_drawn(page, task=1, sides=("right",))
     expect(panel(page, "right")).to_contain_text(f"gdzoo/{HALF_TRAINED}-task1")
     expect(page.locator("#classes [role=alert]")).to_contain_text(f"{HALF_TRAINED}-evaluator holds pickled weights")
@@ -296,6 +299,106 @@ def test_play_stops_when_the_slider_is_moved(page):
     expect_drawn(page, task=int(stopped_at))
     page.wait_for_timeout(2000)
     expect(slider(page)).to_have_value(stopped_at)
+
+
+# While the server draws
+
+
+def be_busy(app: App, noise_seed: int) -> None:
+    """Have the server draw for some seconds; what is asked for next must wait."""
+    call = dict(left="finetune", right="joint", noise_seed=noise_seed, samples=64, steps=100)
+    Client(app.url, verbose=False).submit(BENCHMARK, **call, api_name="/compare")
+
+
+def wait_for_late_drawings(page: Page, app: App) -> None:
+    """The server draws one after another: when it gets to these, it is done with all that was asked for before."""
+    compared(app, samples=1)
+    page.wait_for_timeout(500)  # on their way to the page
+
+
+def drawing_begins(page: Page):
+    """A context at whose end the page has asked for a drawing."""
+    return page.expect_request("**/queue/join**")
+
+
+def pick_benchmark(page: Page, name: str) -> None:
+    page.get_by_label("Benchmark", exact=True).click()
+    page.get_by_role("option", name=name).click()
+
+
+def expect_benchmark(page: Page, name: str) -> None:
+    """Everything on the page is about one benchmark."""
+    expect(panel(page, "right").locator("code")).to_contain_text(f"gdzoo/{name}-task", timeout=DRAW_SECONDS * 1000)
+    expect(page.locator("a.download")).to_have_attribute("download", f"{name}-seed42.csv")
+    expect(page.locator(".origins .right pre").first).to_contain_text(f"--benchmark {name} ")
+    expect(page.get_by_label("Benchmark", exact=True)).to_have_value(name)
+
+
+def test_pause_while_a_task_is_drawn(browser, app):
+    with opened(browser, f"{app.url}?task=3&noise_seed=21&samples=2") as page:
+        expect_drawn(page, task=3)
+        page.get_by_role("button", name="Play").click()
+        expect_drawn(page, task=1)
+        with drawing_begins(page):
+            be_busy(app, noise_seed=21)
+        stopped_at = slider(page).input_value()
+        page.get_by_role("button", name="Pause").click()
+        expect(page.get_by_role("button", name="Play")).to_be_visible()
+        wait_for_late_drawings(page, app)
+        expect(slider(page)).to_have_value(stopped_at)
+        expect_drawn(page, task=int(stopped_at))
+        expect(page.get_by_role("button", name="Play")).to_be_visible()
+
+
+def test_benchmark_picked_while_another_is_drawn(browser, app):
+    with opened(browser, f"{app.url}?noise_seed=22&samples=2") as page:
+        expect_drawn(page, task=3)
+        be_busy(app, noise_seed=22)
+        with drawing_begins(page):
+            pick_benchmark(page, HALF_TRAINED)
+        pick_benchmark(page, BENCHMARK)
+        wait_for_late_drawings(page, app)
+        expect_drawn(page, task=3)
+        expect_benchmark(page, BENCHMARK)
+
+
+def play_the_last_task(page: Page) -> None:
+    page.get_by_role("button", name="Play").click()
+
+
+def move_the_slider(page: Page) -> None:
+    slider(page).focus()
+    page.keyboard.press("ArrowLeft")
+
+
+@pytest.mark.parametrize("noise_seed, act", [(23, play_the_last_task), (24, move_the_slider), (25, Page.reload)])
+def test_an_older_drawing_does_not_replace_the_benchmark_that_was_picked(browser, app, noise_seed, act):
+    with opened(browser, f"{app.url}?task=2&noise_seed={noise_seed}&samples=2") as page:
+        expect_drawn(page, task=2)
+        be_busy(app, noise_seed)
+        with drawing_begins(page):
+            act(page)
+        pick_benchmark(page, HALF_TRAINED)
+        expect_drawn(page, task=1, sides=("right",))
+        wait_for_late_drawings(page, app)
+        expect_benchmark(page, HALF_TRAINED)
+        expect(panel(page, "left")).to_have_attribute("data-state", "missing")
+        expect(slider(page)).to_have_value("1")
+
+
+def test_another_benchmark_stops_the_playing(browser, app):
+    with opened(browser, f"{app.url}?samples=2") as page:
+        expect_drawn(page, task=3)
+        page.get_by_role("button", name="Play").click()
+        expect(page.get_by_role("button", name="Pause")).to_be_visible(timeout=DRAW_SECONDS * 1000)
+        pick_benchmark(page, HALF_TRAINED)
+        expect(page.get_by_role("button", name="Play")).to_be_visible()
+        page.wait_for_timeout(2000)
+        expect_benchmark(page, HALF_TRAINED)
+        expect(slider(page)).to_have_value("1")
+
+
+# Views and results
 
 
 def test_the_url_opens_the_same_view_again(browser, app):
@@ -474,7 +577,7 @@ def test_empty_zoo_says_what_to_run_and_fills_up_on_reload(browser, tmp_path, zo
     with running_app(tmp_path / "log.txt", GDZOO_ZOO=str(tmp_path / "zoo")) as app:
         page = browser.new_page()
         page.goto(app.url)
-        expect(page.locator(".notice")).to_contain_text("accelerate launch gdzoo/train.py")
+        expect(page.locator(".notice")).to_contain_text(f"{INSTALL}\naccelerate launch gdzoo/train.py")
         expect(panel(page, "left")).to_be_hidden()
         (tmp_path / "zoo").rmdir()
         shutil.copytree(zoo, tmp_path / "zoo", symlinks=True)
@@ -495,6 +598,75 @@ def test_reads_the_zoo_from_the_hub(browser, tmp_path, zoo):
             expect(panel(page, "left")).to_contain_text(f"somebody/{BENCHMARK}-replay-task2")
             answer = compared(app, left="pickled", right="coded", task=1, samples=1)
             assert "pickled weights" in answer["left"]["error"] and "holds code" in answer["right"]["error"]
+
+
+def test_a_silent_hub_is_asked_again(tmp_path):
+    script = """
+import sources
+sources.HUB_TIMEOUT = 0.5
+hub = sources.HubSource("somebody")
+revisions = hub.revisions()
+print(revisions, hub.file_names("somebody/split-digits-task1", revisions["somebody/split-digits-task1"]))
+"""
+    with FakeHub() as hub:
+        hub.add_repo("somebody/split-digits-task1")
+        for call in ("list", "tree"):
+            hub.fault(call, "stall", seconds=3600)
+        env = hub.env(home=tmp_path) | {"PYTHONPATH": str(SPACE)}
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and ".gitattributes" in done.stdout, done.stderr
+
+
+def test_a_hub_out_of_reach_is_named_with_the_reason(browser, tmp_path):
+    with running_app(tmp_path / "log.txt", HF_HUB_OFFLINE="1", GDZOO_NAMESPACE="somebody") as app:
+        page = browser.new_page()
+        page.goto(app.url)
+        notice = page.locator(".notice")
+        expect(notice.get_by_role("heading")).to_have_text("https://huggingface.co/somebody could not be read")
+        expect(notice.locator("p")).to_be_visible()
+        expect(notice.locator("p")).to_contain_text("OfflineModeIsEnabled: ")
+        expect(notice).not_to_contain_text("Train some")
+        page.close()
+
+
+@pytest.mark.parametrize(
+    "env, namespace",
+    [
+        ({}, "gdzoo"),
+        ({"SPACE_AUTHOR_NAME": "me"}, "me"),
+        ({"SPACE_AUTHOR_NAME": "me", "GDZOO_NAMESPACE": "lab"}, "lab"),
+        ({"SPACE_AUTHOR_NAME": "", "GDZOO_NAMESPACE": ""}, "gdzoo"),
+    ],
+)
+def test_whose_models_are_shown(monkeypatch, env, namespace):
+    monkeypatch.syspath_prepend(SPACE)
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    for name in ("SPACE_AUTHOR_NAME", "GDZOO_NAMESPACE", "GDZOO_ZOO"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    from app import parse_args
+
+    assert parse_args().namespace == namespace
+
+
+def test_the_largest_seed_of_a_training_is_shown(monkeypatch, tmp_path, tiny_zoo):
+    monkeypatch.syspath_prepend(SPACE)
+    from sources import FolderSource
+    from view import bounded_view
+    from zoo import Zoo
+
+    repo = tmp_path / "gdzoo" / f"{BENCHMARK}-seed{2**32 - 1}-task1"
+    shutil.copytree(tiny_zoo.zoo / f"{BENCHMARK}-task1", repo)
+    edit(repo / "results.json", seed=2**32 - 1)
+    zoo = Zoo(FolderSource(tmp_path, "gdzoo"))
+    zoo.refresh()
+    assert bounded_view(zoo, {}).model(zoo, "right").repo_id == f"gdzoo/{repo.name}"
+
+
+def test_the_readme_installs_what_its_commands_need():
+    commands = (SPACE / "README.md").read_text().partition("## Run it")[2]
+    assert commands.index(INSTALL) < commands.index("accelerate launch gdzoo/train.py")
 
 
 @pytest.mark.parametrize("args", [["--zoo", "no-such-folder"], ["--namespace", "../gdzoo"]])

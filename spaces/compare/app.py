@@ -1,7 +1,7 @@
 """Compare what two continual-learning strategies still draw, task by task, from the same noise. A Gradio app.
 
 python spaces/compare/app.py --zoo zoo/     a local zoo (or GDZOO_ZOO=zoo/)
-python spaces/compare/app.py                the models of GDZOO_NAMESPACE on the Hub (default: gdzoo)
+python spaces/compare/app.py                the models on the Hub of GDZOO_NAMESPACE, a Space's owner, or gdzoo
 """
 
 from __future__ import annotations
@@ -83,32 +83,30 @@ def build(zoo: Zoo) -> gr.Blocks:
 def connect(page: Page, blocks: gr.Blocks, status, controls, drawn, described, play, timer) -> None:
     """Which event changes what. Curves and text come at once, samples when they are drawn."""
     quiet = dict(api_visibility="private", show_progress="hidden")
+    # What comes while such an event runs is not dropped, as `then` does by default: the last of it runs next.
+    latest = quiet | dict(trigger_mode="always_last")
     benchmark, _, _, task, *_ = controls
 
     opened = blocks.load(page.open, outputs=[*status, *controls, *drawn, *described], queue=False, **quiet)
     drawn_first = opened.then(page.draw, controls, drawn, **quiet)
-    switched = benchmark.input(page.switch_benchmark, controls, controls, queue=False, **quiet)
-    switched.then(page.describe, controls, described, queue=False, **quiet)
-    drawn_switched = switched.then(page.draw, controls, drawn, **quiet)
+    switched = benchmark.input(page.switch_benchmark, controls, controls, queue=False, **latest)
+    switched.then(page.describe, controls, described, queue=False, **latest)
+    drawn_switched = switched.then(page.draw, controls, drawn, **latest)
 
     played = [task, play, timer, *drawn, *described]
     ticked = timer.tick(page.tick, controls, played, trigger_mode="once", **quiet)
-    clicked = play.click(page.play_or_pause, [play, *controls], played, trigger_mode="once", **quiet)
+    clicked = play.click(page.play_or_pause, [play, *controls], played, trigger_mode="once", cancels=[ticked], **quiet)
     task.input(page.pause, outputs=[play, timer], queue=False, **quiet)
 
     # Not `change`, which programs' changes cause too, nor `release`, which the arrow keys do not.
     by_hand = [control.input for control in controls if control is not benchmark]
-    gr.on(by_hand, page.describe, controls, described, queue=False, trigger_mode="always_last", **quiet)
-    gr.on(
-        by_hand,
-        page.draw,
-        controls,
-        drawn,
-        trigger_mode="always_last",
-        # An older drawing that comes late would stand in place of this one.
-        cancels=[drawn_first, drawn_switched, ticked, clicked],
-        **quiet,
-    )
+    # An older drawing that came late would stand in place of a newer one. Not in the event that draws: Gradio cancels
+    # when an event's own function is done.
+    older = [drawn_first, ticked, clicked]
+    gr.on(by_hand, None, cancels=[*older, drawn_switched])
+    gr.on(by_hand, page.describe, controls, described, queue=False, **latest)
+    drawn_by_hand = gr.on(by_hand, page.draw, controls, drawn, **latest)
+    benchmark.input(page.pause, outputs=[play, timer], queue=False, cancels=[*older, drawn_by_hand], **quiet)
     gr.on([control.change for control in controls], None, controls, js="showInUrl", **quiet)
 
 
@@ -136,8 +134,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--namespace",
-        default=os.environ.get("GDZOO_NAMESPACE", "gdzoo"),
-        help="user or organisation whose models are shown (default: $GDZOO_NAMESPACE, or gdzoo)",
+        # The Hub tells a Space who owns it.
+        default=os.environ.get("GDZOO_NAMESPACE") or os.environ.get("SPACE_AUTHOR_NAME") or "gdzoo",
+        help="user or organisation whose models are shown (default: $GDZOO_NAMESPACE, or a Space's owner, or gdzoo)",
     )
     args = parser.parse_args()
     if not NAMESPACE.fullmatch(args.namespace):

@@ -42,7 +42,7 @@ class Page:
     # The parts of the page
 
     def notice(self) -> str:
-        return panels.notice(self.zoo.problems, not self.zoo.models, self.zoo.source.description)
+        return panels.notice(self.zoo.failure, self.zoo.problems, not self.zoo.models, self.zoo.source.description)
 
     def settings(self, view: View) -> dict[str, dict[str, Any]]:
         """The controls' values and choices. What is not in the zoo stays a choice: its panel says it is missing."""
@@ -157,17 +157,18 @@ class Page:
         if label == PAUSE:
             return [gr.skip(), *self.pause(), *[gr.skip()] * 6]
         view = self.view(values)
-        return self.play(view, 1 if view.task == self.zoo.last_task(view.benchmark) else view.task + 1)
+        task = 1 if view.task == self.zoo.last_task(view.benchmark) else view.task + 1
+        return self.play(view, task, [PAUSE, gr.Timer(active=True)])
 
     def tick(self, *values: Any) -> list:
         view = self.view(values)
-        return self.play(view, min(view.task + 1, self.zoo.last_task(view.benchmark)))
+        # Left as it is, not set to go on: it may have been paused in the meantime.
+        return self.play(view, min(view.task + 1, self.zoo.last_task(view.benchmark)), [gr.skip(), gr.skip()])
 
-    def play(self, view: View, task: int) -> list:
-        """Show a task, and go on playing unless it is the last."""
+    def play(self, view: View, task: int, playing: list) -> list:
+        """Show a task. `playing` are the button and the timer, unless it is the last."""
         view = dataclasses.replace(view, task=task)
-        goes_on = task < self.zoo.last_task(view.benchmark)
-        state = [PAUSE, gr.Timer(active=True)] if goes_on else self.pause()
+        state = playing if task < self.zoo.last_task(view.benchmark) else self.pause()
         return [task, *state, *self.drawn(view), *self.described(view)]
 
     def pause(self) -> list:

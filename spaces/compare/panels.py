@@ -12,18 +12,21 @@ from results import Model
 from view import View
 
 FILL_THE_ZOO = """\
+pip install -c constraints.txt -e ".[space]"
 accelerate launch gdzoo/train.py
 python spaces/compare/app.py --zoo zoo/
 """
 
 
-def notice(problems: Sequence[str], is_empty: bool, where: str) -> str:
-    """An empty zoo and how to fill it; repositories that were left out. Nothing where all is well."""
+def notice(failure: str | None, problems: Sequence[str], is_empty: bool, where: str) -> str:
+    """Why there is no reading the zoo, or how to fill an empty one; what was left out. Nothing where all is well."""
     parts = []
-    if is_empty:
+    if failure:
+        parts.append(f"<h2>{escape(where)} could not be read</h2><p>{escape(failure)}</p>")
+    elif is_empty:
         parts.append(
             f"<h2>There is no model in {escape(where)} yet</h2>"
-            "<p>Train some (the digits take minutes on a CPU and need no download), then reload the page:</p>"
+            "<p>In a clone of gdzoo, train some (for the digits, minutes on a CPU), then reload the page:</p>"
             + copyable(FILL_THE_ZOO, "Commands that fill the zoo")
         )
     if problems:

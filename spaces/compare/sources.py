@@ -6,15 +6,13 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from safety import RepoRefused
 
 NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-HUB_TIMEOUT = 30  # seconds without an answer
+HUB_TIMEOUT = 10  # seconds without an answer; the Hub's client tries six times
 HUB_RESCAN_SECONDS = 60
 
 
@@ -67,17 +65,16 @@ class HubSource:
     """Repositories of a user or an organisation on the Hub (or on HF_ENDPOINT)."""
 
     def __init__(self, namespace: str):
-        from huggingface_hub import HfApi
-
-        self.api = HfApi()
+        self.api = hub_client()
         self.namespace = namespace
         self.description = f"{self.api.endpoint}/{namespace}"
+        # The Hub is for one thread at a time: its client is shared, and closed when a connection fails in any thread.
         self.lock = threading.Lock()
         self.scanned_at = -math.inf
         self.known: dict[str, str] = {}
 
     def revisions(self) -> dict[str, str]:
-        with self._session():
+        with self.lock:
             if time.monotonic() - self.scanned_at > HUB_RESCAN_SECONDS:
                 models = self.api.list_models(author=self.namespace, full=True)
                 self.known = {model.id: model.sha for model in models}
@@ -85,24 +82,30 @@ class HubSource:
             return dict(self.known)
 
     def file_names(self, repo_id: str, revision: str) -> list[str]:
-        with self._session():
+        with self.lock:
             return self.api.list_repo_files(repo_id, revision=revision)
 
     def file(self, repo_id: str, revision: str, name: str) -> Path:
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
-        with self._session():
+        with self.lock:
             try:
                 # With a commit's hash as the revision, what is in the cache is taken without a request.
                 return Path(self.api.hf_hub_download(repo_id, name, revision=revision))
             except RemoteEntryNotFoundError as error:
                 raise FileNotFoundError(f"{repo_id} has no {name}") from error
 
-    @contextmanager
-    def _session(self) -> Iterator[None]:
-        """The Hub for one thread at a time: its client is shared, and closed when a connection fails in any thread."""
-        from huggingface_hub import get_session
 
-        with self.lock:
-            get_session().timeout = HUB_TIMEOUT  # there is none by default: a silent server would hold us for ever
-            yield
+def hub_client():
+    """The Hub's client, an HfApi, with a limit to its waiting: a silent server would hold all visitors for ever."""
+    import httpx2
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils._http import hf_request_event_hook  # HF_HUB_OFFLINE is heeded in it
+
+    def limit(request):
+        # A timeout of the client's own would not do: its lists are fetched page by page with timeout=None.
+        request.extensions["timeout"] = httpx2.Timeout(HUB_TIMEOUT).as_dict()
+
+    hooks = {"request": [hf_request_event_hook, limit]}
+    set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True))
+    return HfApi()

@@ -11,7 +11,8 @@ from zoo import Zoo
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)  # DDIM's timesteps are exact where the steps divide the 1000 of the training
 MAX_SAMPLES = 64
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1  # of the noise
+MAX_TRAINING_SEED = 2**32 - 1  # as --seed has it
 DEFAULT_LEFT, DEFAULT_RIGHT = "generative_replay", "generative_distillation"
 DEFAULT_SEED, DEFAULT_NOISE_SEED, DEFAULT_SAMPLES, DEFAULT_STEPS = 42, 0, 16, 20
 
@@ -54,7 +55,7 @@ def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
     right = str(wanted.get("right") or default_right)[:80]
     seeds = zoo.seeds(benchmark)
     default_seed = DEFAULT_SEED if DEFAULT_SEED in seeds or not seeds else seeds[0]
-    seed = bounded_int(wanted.get("seed"), 0, MAX_SEED, default_seed)
+    seed = bounded_int(wanted.get("seed"), 0, MAX_TRAINING_SEED, default_seed)
     numbers = {task for side in (left, right) for task in zoo.task_numbers(benchmark, side, seed)}
     last = zoo.last_task(benchmark)
     steps = bounded_int(wanted.get("steps"), min(STEPS), max(STEPS), DEFAULT_STEPS)

@@ -31,16 +31,20 @@ class Zoo:
         self.source = source
         self.models: dict[tuple[str, str, int, int], Model] = {}
         self.evaluators: dict[str, Evaluator] = {}
+        self.failure: str | None = None
         self.problems: list[str] = []
         self._read = lru_cache(maxsize=4096)(self._read_results)
 
     def refresh(self) -> None:
-        """Read what is there now. What fails to be read is told in `problems`, the rest is kept usable."""
+        """Read what is there now. What fails to be read is told in `problems`, the rest is kept usable.
+
+        Where the source itself fails, `failure` tells why, and what was read before is kept.
+        """
         models, evaluators, problems = {}, {}, []
         try:
             revisions = self.source.revisions()
         except Exception as error:  # The Hub's client raises at least five unrelated kinds; the page must still open.
-            self.problems = [f"{self.source.description} could not be read: {first_line(error)}"]
+            self.failure = first_line(error)
             return
         for repo_id, revision in revisions.items():
             name = repo_id.split("/")[-1]
@@ -55,7 +59,7 @@ class Zoo:
                 problems.append(str(error))
             except Exception as error:  # as above
                 problems.append(f"{repo_id} could not be read: {first_line(error)}")
-        self.models, self.evaluators, self.problems = models, evaluators, problems
+        self.models, self.evaluators, self.failure, self.problems = models, evaluators, None, problems
 
     def _read_results(self, repo_id: str, revision: str) -> dict:
         return self.read_json(repo_id, revision, "results.json")
