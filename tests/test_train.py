@@ -427,19 +427,15 @@ def test_cifar_with_the_papers_unet(cwd):
 
 @pytest.mark.parametrize("schedule, last", [("constant_with_warmup", 1.0), ("linear", 0.0)])
 def test_the_learning_rate_warms_up_over_the_steps_asked_for(cwd, monkeypatch, schedule, last):
-    rates = []
-    original = learning.get_scheduler
+    rates, learners, original = [], [], learning.Learner.learn
 
-    def spy(*args, **kwargs):
-        scheduler = original(*args, **kwargs)
-        step = scheduler.step
-        scheduler.step = lambda: (rates.append(scheduler.get_last_lr()[0]), step())
-        made.append(scheduler)
-        return scheduler
+    def spy(learner, step, batches):
+        learners.append(learner)
+        rates.append(learner.lr_scheduler.get_last_lr()[0])
+        return original(learner, step, batches)
 
-    made = []
-    monkeypatch.setattr(learning, "get_scheduler", spy)
+    monkeypatch.setattr(learning.Learner, "learn", spy)
     flags = ["--lr_scheduler", schedule, "--lr_warmup_steps", "4", "--learning_rate", "0.001"]
     assert train.main([*TWO_TASKS, "--strategy", "finetune", *flags]) == 0
     assert rates[:5] == pytest.approx([0, 0.00025, 0.0005, 0.00075, 0.001])
-    assert made[-1].get_last_lr()[0] == pytest.approx(last * 0.001)
+    assert learners[-1].lr_scheduler.get_last_lr()[0] == pytest.approx(last * 0.001)
