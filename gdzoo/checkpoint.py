@@ -164,10 +164,10 @@ class Checkpoints:
 
 def other_run(folder: Path, origin: dict, expected: dict) -> CheckpointError:
     """What is wrong with a checkpoint of another origin."""
-    name = next(name for name in expected if origin.get(name) != expected[name])
+    name = next(name for name in expected | origin if origin.get(name) != expected.get(name))
     return CheckpointError(
-        f"{folder} is of another run ({name} {origin.get(name)}, not {expected[name]}); give the settings of that run,"
-        " or leave out --resume_from_checkpoint to begin anew"
+        f"{folder} is of another run ({name} {origin.get(name)}, not {expected.get(name)}); give the settings of that"
+        " run, or leave out --resume_from_checkpoint to begin anew"
     )
 
 

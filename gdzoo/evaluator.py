@@ -74,37 +74,34 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evalu
             f"--evaluator {repo_or_folder}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
             f" {min(missing)} among them; name a trained classifier"
         )
-    if model.config.num_labels != len(data.names):
-        raise ValueError(
-            f"--evaluator {repo_or_folder} knows {model.config.num_labels} classes, the benchmark has {len(data.names)}"
-        )
-    names = [model.config.id2label.get(label) for label in range(len(data.names))]
-    if names != data.names and set(names) == set(data.names):  # other names, as LABEL_0, say nothing of the order
-        raise ValueError(
-            f"--evaluator {repo_or_folder}: its id2label has the classes in another order than the benchmark, which"
-            f" begins with {', '.join(data.names[:3])}"
-        )
-    if getattr(model.config, "num_channels", data.channels) != data.channels:
-        raise ValueError(
-            f"--evaluator {repo_or_folder} takes {model.config.num_channels} channels, not {data.channels}"
-        )
-    resolution = data.benchmark.resolution
-    size = getattr(model.config, "image_size", None) or resolution
-    if size not in (resolution, [resolution, resolution], (resolution, resolution)):
-        raise ValueError(
-            f"--evaluator {repo_or_folder} was made for images of {size} pixels (image_size), the benchmark has"
-            f" {resolution}"
-        )
-    if not hasattr(model, "classifier"):
-        raise ValueError(
-            f"--evaluator {repo_or_folder}: {type(model).__name__} has no `classifier` head to look behind"
-        )
+    if misfit := _misfit(model, data):
+        raise ValueError(f"--evaluator {repo_or_folder}{misfit}")
     if not _wants_such_input(repo_or_folder, data):
+        size = data.benchmark.resolution
         raise ValueError(
             f"--evaluator {repo_or_folder}: its preprocessor_config.json makes other input of an image than it gets"
-            f" here: [-1, 1] (image_mean and image_std 0.5) at {resolution}x{resolution} pixels"
+            f" here: [-1, 1] (image_mean and image_std 0.5) at {size}x{size} pixels"
         )
     return Evaluator(model.to(device))
+
+
+def _misfit(model: PreTrainedModel, data: ImageData) -> str:
+    """What its configuration says against a classifier, to follow its name; empty if nothing does."""
+    config, resolution = model.config, data.benchmark.resolution
+    if config.num_labels != len(data.names):
+        return f" knows {config.num_labels} classes, the benchmark has {len(data.names)}"
+    names = [config.id2label.get(label) for label in range(len(data.names))]
+    if names != data.names and set(names) == set(data.names):  # other names, as LABEL_0, say nothing of the order
+        begins = ", ".join(data.names[:3])
+        return f": its id2label has the classes in another order than the benchmark, which begins with {begins}"
+    if getattr(config, "num_channels", data.channels) != data.channels:
+        return f" takes {config.num_channels} channels, not {data.channels}"
+    size = getattr(config, "image_size", None) or resolution
+    if size not in (resolution, [resolution, resolution], (resolution, resolution)):
+        return f" was made for images of {size} pixels (image_size), the benchmark has {resolution}"
+    if not hasattr(model, "classifier"):
+        return f": {type(model).__name__} has no `classifier` head to look behind"
+    return ""
 
 
 def _wants_such_input(repo_or_folder: str | Path, data: ImageData) -> bool:
