@@ -40,9 +40,11 @@ def create_unet(model: str, channels: int, resolution: int) -> UNet2DModel:
 
 def compile_unet(unet: nn.Module) -> nn.Module:
     """A U-Net whose first batch of each shape waits for torch.compile."""
-    # With its own choice of memory layouts inductor gives the gradient 0 to all weights before a nearest-neighbour
-    # upsampling, without an error (torch 2.13, on a CPU; tests/test_models.py sees it).
-    return torch.compile(unet, dynamic=False, options={"layout_optimization": False})
+    # On a GPU inductor lays tensors out as channels_last where that is faster. On a CPU it must not: its C++ backend
+    # then forgets, while it fuses loops, that the gradient of a nearest-neighbour upsampling is yet to be added up, and
+    # all weights before it get the gradient 0, without an error (torch 2.13; tests/test_models.py sees it).
+    on_cpu = next(unet.parameters()).device.type == "cpu"
+    return torch.compile(unet, dynamic=False, options={"layout_optimization": not on_cpu})
 
 
 def smallest_resolution(model: str) -> int:
