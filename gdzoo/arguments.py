@@ -21,7 +21,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line, a flag for each field, grouped."""
     parser = _Parser(
         prog="accelerate launch gdzoo/train.py",
-        description="Train a diffusion model on one task after another, with one or more strategies.",
+        description="Train a diffusion model on one task after another, with one or more strategies. Where no default"
+        " is shown, the benchmark's recipe decides (gdzoo/benchmarks.py).",
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; the command line wins")
     groups = {}

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from gdzoo.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.checkpoint import is_checkpoint
 from gdzoo.models import MODELS, TRAIN_TIMESTEPS, smallest_resolution
-from gdzoo.strategies import create_strategy
+from gdzoo.strategies import STRATEGIES, create_strategy
 from gdzoo.zoo import repo_name, strategy_slug
 
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
@@ -89,7 +89,9 @@ class TrainConfig:
     dataloader_num_workers: int = option(0, DATA, "threads that decode images ahead", minimum=0, result=False)
 
     strategy: list[str] = option(
-        ["generative_replay", "generative_distillation"], METHOD, "one or more of the seven, or my_package.MyStrategy"
+        ["generative_replay", "generative_distillation"],
+        METHOD,
+        f"one or more of {', '.join(STRATEGIES)}; or my_package.MyStrategy",
     )
     replay_steps: int = option(2, METHOD, "DDIM steps of a replay image", minimum=1)
     replay_eta: float = option(0.0, METHOD, "DDIM eta of a replay image: 0 deterministic, 1 DDPM", minimum=0, maximum=1)

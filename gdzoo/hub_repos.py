@@ -292,7 +292,7 @@ def push_space(api: HfApi, folder: Path, repo_id: str, target: Target):
     """
     owner = repo_id.split("/")[0]
     with plain_errors():
-        files = local_files(folder, owner) | {zoo.CARD: space_card(folder / zoo.CARD, owner)}
+        files = local_files(folder, owner) | {zoo.CARD: space_card(api, folder / zoo.CARD, owner)}
         info = open_repo(api, repo_id, target, "space")
         gone = file_names(info) - {*files, ".gitattributes"}
         if gone or missing(files, info):
@@ -302,14 +302,16 @@ def push_space(api: HfApi, folder: Path, repo_id: str, target: Target):
             commit(api, info, files, f"{SPACE_COMMIT} {folder.name}", exactly, "space")
 
 
-def space_card(file: Path, owner: str) -> bytes:
-    """The card with gdzoo's models named as the owner's: the Hub will not build a Space that preloads missing ones."""
+def space_card(api: HfApi, file: Path, owner: str) -> bytes:
+    """The card with gdzoo's models named as the owner's, if the Hub has them: it builds no Space that preloads more."""
     try:
         card = SpaceCard(file.read_text("utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise Refused(f"{file}: {one_line(error)}") from error
     for key in ("models", "preload_from_hub"):
-        card.data[key] = [re.sub("^gdzoo/", f"{owner}/", name) for name in card.data.get(key, [])] or None
+        named = [re.sub("^gdzoo/", f"{owner}/", name) for name in card.data.get(key, [])]
+        # What is preloaded may name files of the repo after its id.
+        card.data[key] = [name for name in named if api.repo_exists(name.split()[0])] or None
     return str(card).encode()
 
 

@@ -121,6 +121,20 @@ def test_the_first_task_and_an_unevaluated_one():
     assert "model-index" not in front_matter(text) and "--evaluator none" in text
 
 
+@pytest.mark.parametrize(
+    ("strategy", "kept"),
+    [
+        ("joint", "and ever since"),
+        ("experience_replay", "and a buffer of 100 of them afterwards"),
+        ("generative_replay", "and never again"),
+    ],
+)
+def test_it_says_what_a_strategy_sees_of_earlier_tasks(strategy, kept):
+    text = card(results(strategy=strategy))
+    assert f"that task lasted, {kept}." in text
+    assert ("Earlier tasks' classes may fade" in text) == (strategy != "joint")
+
+
 def test_numpy_numbers_become_plain_ones():
     found = results(metrics={name: numpy.float32(value) for name, value in METRICS.items()})
     metrics = front_matter(card(found))["model-index"][0]["results"][0]["metrics"]

@@ -282,11 +282,16 @@ def test_a_strangers_space_is_not_emptied(hub, tmp_path, capsys):
     assert hub.files("gdzoo/compare", repo_type="space")["app.py"] == b"print()"
 
 
-def test_a_space_names_the_models_of_its_owner(hub, tmp_path):
-    folder = make_space(tmp_path)
+def test_a_space_names_the_models_of_its_owner_that_are_there(hub, tmp_path):
+    folder, push_it = make_space(tmp_path), ["push-space", str(tmp_path / "compare"), "--repo_id", "lab/compare"]
+    assert main(push_it) == 0
+    card = SpaceCard(hub.files("lab/compare", repo_type="space")[zoo.CARD].decode())
+    assert not card.data.get("models") and not card.data.get("preload_from_hub")
+    for repo_id in ("lab/split-digits-task5", "others/gdzoo-model"):
+        hub.add_repo(repo_id)
     for _ in range(2):
-        assert main(["push-space", str(folder), "--repo_id", "lab/compare"]) == 0
-    assert (folder / zoo.CARD).read_text() == SPACE_CARD and len(hub.commits("lab/compare", "space")) == 2
+        assert main(push_it) == 0
+    assert (folder / zoo.CARD).read_text() == SPACE_CARD and len(hub.commits("lab/compare", "space")) == 3
     card = SpaceCard(hub.files("lab/compare", repo_type="space")[zoo.CARD].decode())
     assert card.data.models == ["lab/split-digits-task5", "others/gdzoo-model"]
     assert card.data.preload_from_hub == ["lab/split-digits-task5 model_index.json"]

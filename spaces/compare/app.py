@@ -26,8 +26,9 @@ PICKERS = {"benchmark": "Benchmark", "seed": "Training seed", "left": "Left", "r
 INTRODUCTION = """\
 # What does it still draw?
 
-A diffusion model learns one **task** after another and never sees the earlier data again. Move the slider: both models
-draw from the *same noise*, so what changes from task to task is what was learned, or forgotten.
+A diffusion model learns one **task** after another, each a few new classes, and must keep the ones before without their
+images ([generative distillation](https://arxiv.org/abs/2311.14028)). Move the slider: both models draw from the *same
+noise*, so what changes from task to task is what was learned, or forgotten.
 """
 
 html = partial(gr.HTML, apply_default_css=False)  # style.css says it all

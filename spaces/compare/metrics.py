@@ -13,8 +13,14 @@ from markup import SIDES, data_url, message, number, title
 from view import View
 
 PAPER_METRICS = ("fid", "kld")  # these come first
-LOWER_IS_BETTER = {"fid", "kid", "kld", "ard", "forgetting"}
-HIGHER_IS_BETTER = {"precision", "recall", "accuracy"}
+MEANINGS = {
+    "fid": "how far the samples are from real images; lower is better",
+    "kid": "as FID, but fair to few samples; lower is better",
+    "kld": "how unevenly the classes are drawn; lower is better",
+    "ard": "surplus of classes drawn too often; lower is better",
+    "precision": "share of samples that look real; higher is better",
+    "recall": "share of real images matched; higher is better",
+}
 
 # Of a chart, in its own units: as wide as a phone is in pixels, so that its letters have their size there.
 WIDTH, HEIGHT = 380, 220
@@ -97,10 +103,10 @@ def chart(
         path = " ".join(f"{x_k:.1f},{y_k:.1f}" for _, x_k, y_k, _ in points)
         parts.append(f'<g class="line {colors[strategy]}"><polyline points="{path}"/>{dots}</g>')
 
-    better = "lower is better" if name in LOWER_IS_BETTER else "higher is better" if name in HIGHER_IS_BETTER else ""
     spoken = ", ".join(f"{title(strategy)} {number(line[task])}" for strategy, line in lines.items() if task in line)
+    caption = f"<b>{escape(title(name))}</b><small>{MEANINGS.get(name, '')}</small>"
     return (
-        f'<figure class="chart"><figcaption><b>{escape(title(name))}</b><small>{better}</small></figcaption>'
+        f'<figure class="chart"><figcaption>{caption}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(f"{title(name)} after task {task}: {spoken}")}">{"".join(parts)}</svg></figure>'
     )

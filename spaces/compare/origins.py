@@ -15,6 +15,18 @@ from view import View
 # These say how fast, not what; the first three stand at the head of the command.
 NOT_REPEATED = {"benchmark", "strategy", "seed", "cache_limit_gb", "dataloader_num_workers", "eval_batch_size"}
 
+STRATEGIES = {
+    "finetune": "It trains on the new images alone, and forgets: the lower bound.",
+    "joint": "It trains on the real images of all tasks so far: the upper bound.",
+    "experience_replay": "It trains on the new images and on a few real ones of earlier tasks.",
+    "generative_replay": "It trains on the new images and on images that the model of the task before draws.",
+    "generative_distillation": "It trains on the new images, and imitates how the model of the task before denoises"
+    " images of its own.",
+    "gaussian_distillation": "It trains on the new images, and imitates what the model of the task before makes of pure"
+    " noise.",
+    "lwf": "It trains on the new images, and imitates how the model of the task before denoises them.",
+}
+
 
 def origin(view: View, side: str, model: Model | None, train_config: Mapping[str, Any] | None, hub: str) -> str:
     """One side. `hub` is the address of the Hub."""
@@ -27,7 +39,7 @@ def origin(view: View, side: str, model: Model | None, train_config: Mapping[str
     else:
         command = copyable(training_command(model, train_config), f"Training command of {model.repo_id}")
     return (
-        f'<section class="origin {side}">{heading}'
+        f'<section class="origin {side}">{heading}<p>{STRATEGIES.get(model.strategy, "")}</p>'
         f"<p><code>{escape(model.repo_id)}</code> {link(url, 'Model card')} {link(f'{url}/tree/main', 'Files')}</p>"
         f'<p class="facts">{escape(" · ".join(facts(model)))}</p>'
         f"<h4>Train it again</h4>{command}"
