@@ -50,7 +50,7 @@ def _argument(spec: dataclasses.Field) -> dict:
 def _yaml_arguments(file: str) -> list[str]:
     """A settings file as command-line arguments, so that both are read and checked alike."""
     try:
-        settings = yaml.safe_load(Path(file).read_text()) or {}
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
         raise ConfigError(f"--config {file}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
@@ -65,8 +65,12 @@ def _yaml_arguments(file: str) -> list[str]:
         if plain_type(known[name].type) is bool and isinstance(value, bool):
             arguments.append(f"--{'' if value else 'no-'}{name}")
         elif isinstance(value, list):
+            if typing.get_origin(known[name].type) is not list:
+                raise ConfigError(f"--config {file}: {name} takes one value, not a list")
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
+            if plain_type(known[name].type) is bool:
+                raise ConfigError(f"--config {file}: {name} takes true or false, not {value!r}")
             arguments.append(f"--{name}={value}")
     return arguments
 

@@ -34,6 +34,8 @@ class TaskImages:
             pixels[count : count + len(images)] = images
             labels.append(image_labels)
             count += len(images)
+        if not count:
+            raise DataError(f"data set {self.data.benchmark.dataset_name}: no image of a task can be decoded")
         return pixels[:count], torch.cat(labels).to(self.device)
 
     def batches(

@@ -102,12 +102,14 @@ def _label(token: str, names: Sequence[str]) -> int:
     token = token.strip()
     if token in names:
         return names.index(token)
-    if token.isdecimal() and int(token) < len(names):
+    # Where the names themselves are numbers, a position would be taken for a name, or the other way round.
+    if token.isdecimal() and int(token) < len(names) and not all(map(str.isdecimal, names)):
         return int(token)
-    raise ValueError(f"{token!r} is none of the {len(names)} labels ({_shortened(names)})")
+    raise ValueError(f"{token!r} is none of the {len(names)} labels ({shortened(names)})")
 
 
-def _shortened(names: Sequence[str], most: int = 12) -> str:
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """Names for an error's one line."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -143,7 +145,7 @@ def order_classes(class_order: str, names: Sequence[str], seed: int) -> list[int
         raise ValueError(f"--class_order is dataset, seed or a list of all labels: {error}") from error
     missing = [name for label, name in enumerate(names) if label not in order]
     if missing:
-        raise ValueError(f"--class_order leaves out {_shortened(missing)}: name every class once")
+        raise ValueError(f"--class_order leaves out {shortened(missing)}: name every class once")
     _refuse_repeats(order, names, "--class_order")
     return order
 
@@ -175,4 +177,4 @@ def split_classes(tasks: int | str, class_order: str, names: Sequence[str], seed
 def _refuse_repeats(labels: list[int], names: Sequence[str], flag: str):
     repeated = [names[label] for label, count in Counter(labels).items() if count > 1]
     if repeated:
-        raise ValueError(f"{flag} names {_shortened(repeated)} more than once: a class belongs to one task")
+        raise ValueError(f"{flag} names {shortened(repeated)} more than once: a class belongs to one task")

@@ -185,6 +185,9 @@ class TrainConfig:
             ConfigError: before any work, in one line that names the flag.
         """
         checked = {spec.name: _checked(spec, getattr(self, spec.name)) for spec in dataclasses.fields(self)}
+        for name in ("dataset_root", "output_dir"):  # a shell leaves --output_dir=~/zoo as it is
+            if checked[name]:
+                checked[name] = str(Path(checked[name]).expanduser())
         benchmark = self.benchmark or (None if self.dataset_name else "split-digits")
         if self.dataset_name:
             if benchmark in BENCHMARKS:
@@ -197,7 +200,7 @@ class TrainConfig:
                 )
             name = self.dataset_name.split("/")[-1].lower()
             benchmark = benchmark or f"split-{re.sub('[^a-z0-9]+', '-', name).strip('-')}"
-            if self.tasks is None:
+            if not self.tasks:
                 raise ConfigError("--dataset_name needs --tasks, e.g. --tasks '0,1;2,3;4-9'")
         elif benchmark not in BENCHMARKS:
             raise ConfigError(f"--benchmark {benchmark}: choose from {', '.join(BENCHMARKS)}, or give --dataset_name")

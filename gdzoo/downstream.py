@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import gdzoo
 from gdzoo import zoo
-from gdzoo.collection import DOWNSTREAM, read_zoo
+from gdzoo.collection import DOWNSTREAM, read_downstream, read_zoo
 from gdzoo.config import TrainConfig
 from gdzoo.evaluation import published_config
 from gdzoo.evaluator import BATCH_SIZE, HOLD_OUT, LEARNING_RATE, create_classifier
@@ -156,9 +156,18 @@ def recipe_of(config: TrainConfig, tasks: int, args: argparse.Namespace) -> Reci
     return Recipe(steps, args.replay_samples or config.eval_samples, config.eval_steps)
 
 
+def earlier(root: Path) -> dict[tuple, dict]:
+    """What downstream.json says already, by CHAIN; nothing if it is torn, since it is written anew."""
+    try:
+        return {tuple(chain[key] for key in CHAIN): chain for chain in read_downstream(root)}
+    except ValueError:
+        return {}
+
+
 def run(root: Path, chains: dict, args: argparse.Namespace):
-    """Write downstream.json into the zoo `root`, after each chain, so that no later one that fails loses it."""
-    device, data, found = PartialState().default_device, None, []
+    """Write downstream.json into the zoo `root`, after each chain, so that one that fails loses none."""
+    device, data = PartialState().default_device, None
+    found = {key: chain for key, chain in earlier(root).items() if key in chains}
     for key, models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
         config = published_config(models[0]["config"])
         if data is None or data.benchmark != config.get_benchmark():
@@ -172,8 +181,8 @@ def run(root: Path, chains: dict, args: argparse.Namespace):
         accuracies = ", ".join(f"{each:.1%}" for each in chain["accuracy"])
         tqdm.write(f"{chain['benchmark']} {chain['strategy']} seed {chain['seed']}: {accuracies}")
         split = data.test_split or f"train, every {HOLD_OUT}th image held out"
-        found.append(chain | {"test_split": split} | asdict(recipe))
-        zoo.write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": found} | made_with())
+        found[key] = chain | {"test_split": split} | asdict(recipe)
+        zoo.write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": [*found.values()]} | made_with())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -187,7 +187,12 @@ def prepare(args: argparse.Namespace) -> Job:
         raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
     device = PartialState().default_device
     pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
-    fitted(next(draw_any(pipeline, 1, 1, args.seed, 1)), data, args.pipeline)  # the first image tells its size
+    try:
+        first = next(draw_any(pipeline, 1, 1, args.seed, 1))
+    except Exception as error:  # a stranger's pipeline raises what it pleases
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
+    fitted(first, data, args.pipeline)  # it tells the size
     repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
     evaluator = load_evaluator(repo, data, device)
     extractor = load_extractor(args.features, device) if args.features else None

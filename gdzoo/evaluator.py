@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from gdzoo.batches import TaskImages
+from gdzoo.benchmarks import shortened
 from gdzoo.randomness import StepRandom
 from gdzoo.sampling import to_float
 from gdzoo.streaming import ImageData
@@ -83,6 +84,18 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evalu
             f" here: [-1, 1] (image_mean and image_std 0.5) at {size}x{size} pixels"
         )
     return Evaluator(model.to(device))
+
+
+def other_training(results: dict, data: ImageData, steps: int) -> str:
+    """How a published evaluator's results.json differs from one of this benchmark; empty if it does not."""
+    if results.get("steps") != steps:
+        return f"was trained for {results.get('steps')} steps, not --evaluator_steps {steps}"
+    name = data.benchmark.dataset_name
+    if results.get("dataset_name", name) != name:
+        return f"was trained on the data set {results['dataset_name']}, not {name}"
+    if results.get("names") != data.names:
+        return f"knows other classes than {name} has ({shortened(data.names)})"
+    return ""
 
 
 def _misfit(model: PreTrainedModel, data: ImageData) -> str:

@@ -32,10 +32,10 @@ def real_grid(data: ImageData, columns: int = 10) -> tuple[Image.Image, int]:
     rows = []
     for label in range(len(data.names)):
         read = data.read([label])
-        images, _ = next(read, (torch.empty(0), None))
+        row = torch.full((columns, data.channels, *[data.benchmark.resolution] * 2), 255, dtype=torch.uint8)
+        images, _ = next(read, (row, None))  # a class without an image has a blank row
         read.close()  # an unfinished parquet stream can abort the interpreter at exit
-        blank = torch.full((columns, data.channels, *[data.benchmark.resolution] * 2), 255, dtype=torch.uint8)
-        blank[: len(images)] = images[:columns]
-        rows.append(blank)
+        row[: len(images)] = images[:columns]
+        rows.append(row)
     grid = image_grid(torch.cat(rows), columns, gap=0)
     return grid, grid.width // columns

@@ -16,17 +16,17 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 import gdzoo
 from gdzoo import terminal, zoo
-from gdzoo.benchmarks import split_classes
+from gdzoo.benchmarks import shortened, split_classes
 from gdzoo.cards import pipeline_card
 from gdzoo.checkpoint import LATEST, CheckpointError, Checkpoints, GlobalRandom, is_checkpoint, other_run, read_state
 from gdzoo.collection import read_folder
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation import FEWEST_SAMPLES
-from gdzoo.evaluator import Evaluator, load_evaluator, train_evaluator
+from gdzoo.evaluator import Evaluator, load_evaluator, other_training, train_evaluator
 from gdzoo.features import Reference, evaluator_extractor, reference_features
 from gdzoo.hub import Pusher
 from gdzoo.publish import publish_evaluator
-from gdzoo.resume import chains, consult_hub, hub_target, with_namespace
+from gdzoo.resume import chains, consult_hub, hub_target, other_classes, with_namespace
 from gdzoo.streaming import ImageData
 
 
@@ -125,6 +125,8 @@ def prepare(config: TrainConfig) -> Run:
     # What `accelerate config` decided counts, too: None is float32, on any machine.
     used = accelerator.mixed_precision
     config = dataclasses.replace(config, mixed_precision=None if used == "no" else used)
+    if used == "fp16" and accelerator.device.type == "cpu":  # the student would be float32, its teacher not
+        raise ConfigError("--mixed_precision fp16 needs a GPU: on a CPU say bf16 or no")
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -216,10 +218,15 @@ def split_tasks(data: ImageData, config: TrainConfig) -> list[list[int]]:
         tasks = split_classes(data.benchmark.tasks, config.class_order, data.names, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    needed = ["train"] if config.evaluator == "none" or data.test_split is None else ["train", data.test_split]
     for task, labels in enumerate(tasks, start=1):
-        if not any(data.counts["train"][label] for label in labels):
-            names = ", ".join(data.names[label] for label in labels)
-            raise ConfigError(f"--tasks: task {task} ({names}) has no image in {data.benchmark.dataset_name}")
+        for split in needed:
+            empty = [data.names[label] for label in labels if not data.counts[split][label]]
+            if empty:
+                raise ConfigError(
+                    f"--tasks: task {task} has {shortened(empty)}, of which the split {split} of"
+                    f" {data.benchmark.dataset_name} has no image; name the classes that have some"
+                )
     split = data.test_split or "train"
     count = sum(data.counts[split][label] for label in tasks[0])
     if config.evaluator != "none" and count < FEWEST_SAMPLES:
@@ -246,8 +253,8 @@ def check_output(run: Run):
             folder = run.folder(strategy, task)
             if not folder.exists() or config.overwrite_output_dir:
                 continue
-            there = read_published(run, strategy, folder)["config"]
-            other = config.chain(strategy).difference(there)
+            there = read_published(run, strategy, folder)
+            other = config.chain(strategy).difference(there["config"]) or other_classes(run, there)
             if other:
                 raise ConfigError(
                     f"--output_dir {config.output_dir} holds another run: {folder.name} was trained with {other};"
@@ -288,10 +295,10 @@ def check_evaluator(run: Run):
             there = zoo.read_json(folder / zoo.RESULTS)
         except ValueError as error:
             raise ConfigError(f"--output_dir: {error}; move {folder.name} away") from error
-        if there.get("steps") != config.evaluator_steps or there.get("names") != run.data.names:
+        if other := other_training(there, run.data, config.evaluator_steps):
             raise ConfigError(
-                f"--evaluator_steps {config.evaluator_steps}: {folder} was trained for {there.get('steps')} steps, and"
-                " the metrics in this zoo look through it; say the same, or choose another --output_dir"
+                f"{folder} {other}, and the metrics in this zoo look through it: choose another --output_dir or"
+                " --hub_namespace, or train as it was"
             )
     if config.evaluator != "train" or folder.exists():
         found = folder if config.evaluator == "train" else config.evaluator

@@ -43,6 +43,7 @@ def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, rep
     results = {
         "gdzoo": gdzoo.__version__,
         "benchmark": data.benchmark.name,
+        "dataset_name": data.benchmark.dataset_name,
         "names": data.names,
         **report,
         "seed": EVALUATOR_SEED,

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from gdzoo import zoo
 from gdzoo.config import ConfigError, TrainConfig
-from gdzoo.evaluator import load_evaluator
+from gdzoo.evaluator import load_evaluator, other_training
 from gdzoo.hub import check_rights, patiently
 from gdzoo.hub_repos import (
     Outage,
@@ -100,6 +100,8 @@ def check_repos(run: "Run", api: HfApi):
             if info is None:
                 continue
             patiently(api.auth_check, info.id, write=True)
+            if info.private and not target.private:  # what is pushed beside it would be public
+                raise Refused(f"{info.id} is private: say --hub_private_repo, too")
             if target.overwrite or not has_weights(info):
                 continue
             patiently(refuse_other_run, api, info, each.config.chain(strategy).run_id())
@@ -166,13 +168,29 @@ def fetch(run: "Run", strategy: str, api: HfApi, info: RepoInfo):
     task, history = results.get("task"), results.get("history")
     if task not in run.task_numbers or not isinstance(history, list) or len(history) != task:
         raise ConfigError(f"{what} was not published by gdzoo for these tasks: its {zoo.RESULTS} says nothing of them")
-    other = run.config.chain(strategy).difference(there)
+    other = run.config.chain(strategy).difference(there) or other_classes(run, results)
     if other:
         raise ConfigError(f"{what} was trained with {other}")
     if not run.folder(strategy, task).exists():
         with zoo.whole_folder(run.folder(strategy, task)) as partial:
             patiently(download, api, info, partial)
             check_pipeline(run, partial, what)
+
+
+def other_classes(run: "Run", results: dict) -> str:
+    """The first task of a results.json that has other classes than here: the data set has changed since. Empty if none.
+
+    The settings may be the same: "--tasks 5" and "0,1;2,3" say nothing of names.
+    """
+    try:
+        there = [task["names"] for task in results["tasks"]]
+    except (LookupError, TypeError):
+        return "tasks that it does not name"
+    for task, (names, labels) in enumerate(zip(there, run.tasks, strict=False), start=1):
+        ours = [run.data.names[label] for label in labels]
+        if names != ours:
+            return f"{names} as the classes of task {task}, not {ours}"
+    return ""
 
 
 def check_pipeline(run: "Run", folder, what: str):
@@ -207,12 +225,9 @@ def fetch_evaluator(run: "Run", api: HfApi):
     info = patiently(find, api, repo_id, run.config.hub_revision)
     if info is None or not has_weights(info):
         return
-    steps = patiently(read_remote, api, info, zoo.RESULTS).get("steps")
-    if steps != run.config.evaluator_steps:
-        raise Refused(
-            f"--evaluator_steps {run.config.evaluator_steps}: {repo_id} on the Hub was trained for {steps};"
-            " say the same, or --overwrite_hub"
-        )
+    there = patiently(read_remote, api, info, zoo.RESULTS)
+    if other := other_training(there, run.data, run.config.evaluator_steps):
+        raise Refused(f"{repo_id} on the Hub {other}: train as it was, or say --overwrite_hub")
     with zoo.whole_folder(run.evaluator_folder) as partial:
         patiently(download, api, info, partial)
         load_evaluator(partial, run.data, "cpu")  # a ValueError names what does not fit

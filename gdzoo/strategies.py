@@ -2,6 +2,7 @@
 
 A task's student learns from real images of the new classes; what a strategy returns is a second batch, the rehearsal,
 that keeps what the teacher (the frozen model of the task before) knew. The loss weighs the two (`continual_loss`).
+All randomness comes from the third argument: torch's own generator is the same on every process.
 
 Source: Masip, Rodriguez, Tuytelaars, van de Ven, "Continual Learning of Diffusion Models with Generative Distillation",
 PMLR 274 (arXiv 2311.14028), section 3.
@@ -9,6 +10,7 @@ PMLR 274 (arXiv 2311.14028), section 3.
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -143,9 +145,10 @@ def strategy_class(name: str) -> type:
         raise ValueError(f"{name!r} is none of {', '.join(STRATEGIES)}, nor a dotted path to a class")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a relative name, .my_module.MyStrategy
+    except Exception as error:  # whatever a stranger's module raises
         hint = "; for a module of this folder set PYTHONPATH=." if isinstance(error, ModuleNotFoundError) else ""
-        raise ValueError(f"{name!r} cannot be imported: {error}{hint}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name!r} cannot be imported ({reason}){hint}") from error
 
 
 def create_strategy(name: str, settings) -> Callable[[Batch, Past, StepRandom], Batch | None]:
@@ -160,8 +163,10 @@ def create_strategy(name: str, settings) -> Callable[[Batch, Past, StepRandom], 
         strategy = method(**{field: getattr(settings, field) for field in fields})
     except TypeError as error:
         raise ValueError(f"{name!r} is no dataclass whose fields are settings or have defaults: {error}") from error
-    if not callable(strategy):
-        raise ValueError(f"{name!r} has no __call__(real, past, random) that returns a Batch or None")
+    try:
+        inspect.signature(strategy).bind("real", "past", "random")
+    except TypeError as error:
+        raise ValueError(f"{name!r} has no __call__(real, past, random) that returns a Batch or None") from error
     return strategy
 
 

@@ -24,7 +24,7 @@ from gdzoo.benchmarks import DIGITS, Benchmark
 SHUFFLE_BUFFER = 10_000  # rows, still encoded
 OPEN_SHARDS = 4  # files that fill it in turn, in case they are sorted by class
 DECODE_BATCH = 256
-MOST_UNDECODABLE = 0.01  # of the rows of a pass
+MOST_UNDECODABLE = 0.01  # of the rows of a pass; one is always allowed, of however small a class
 LOOK_AT = 100  # images that say whether a data set is gray
 _IMAGE = datasets.Image()
 
@@ -63,9 +63,13 @@ class ImageData:
         for flag in ("image_column", "label_column"):
             column = getattr(self.benchmark, flag)
             if column not in features:
-                raise DataError(f"--{flag} {column}: the columns of {self._name} are {', '.join(features)}")
-        if not isinstance(features[self.benchmark.image_column], datasets.Image):
-            raise DataError(f"--image_column {self.benchmark.image_column} of {self._name} holds no images")
+                hint = "" if flag == "image_column" else "; an image folder has labels if two or more folders lie in it"
+                raise DataError(f"--{flag} {column}: the columns of {self._name} are {', '.join(features)}{hint}")
+        if not _can_be_image(features[self.benchmark.image_column]):
+            raise DataError(
+                f"--image_column {self.benchmark.image_column} of {self._name} holds no images; paths of files are read"
+                " from an image folder's metadata.csv, with the columns file_name and label"
+            )
         if not _can_be_label(features[self.benchmark.label_column]):
             raise DataError(f"--label_column {self.benchmark.label_column} of {self._name} holds no integers or names")
         values = self._count("train")
@@ -178,7 +182,7 @@ class ImageData:
                     modes.add(_IMAGE.decode_example(row[column]).mode)
         if not modes:
             raise DataError(f"{self._name}: none of its first {LOOK_AT} images can be decoded")
-        return 1 if all(mode in ("1", "L", "LA") or mode.startswith("I") for mode in modes) else 3
+        return 1 if all(map(_is_gray, modes)) else 3
 
     def same_rows_every_epoch(self, world_size: int) -> bool:
         """Whether a process reads the same rows in every pass, in whatever order."""
@@ -196,7 +200,7 @@ class ImageData:
             node: (rank, world_size): this process's part of the rows.
 
         Raises:
-            DataError: more than 1% of the rows cannot be decoded.
+            DataError: more than 1% of the rows, and more than one, cannot be decoded.
         """
         columns = [self.benchmark.image_column, self.benchmark.label_column]
         stream, (rank, world_size) = self._load(split, columns, labels), node
@@ -209,6 +213,7 @@ class ImageData:
             labels={value: label for label, value in enumerate(self._values)},
             channels=self.channels,
             resolution=self.benchmark.resolution,
+            refuse_colours=self.benchmark.channels is None and self.channels == 1,
         )
         undecodable, total = Counter(), sum(self.counts[split][label] for label in labels)
         chunks = _in_chunks(rows if whole_shards else itertools.islice(rows, rank, None, world_size))
@@ -216,13 +221,19 @@ class ImageData:
             for images, image_labels, failures in decoded:
                 undecodable.update((split, label) for label, _ in failures)
                 self._undecodable |= undecodable  # the larger of both counts: this pass may have met none before
-                if failures and undecodable.total() > MOST_UNDECODABLE * total:
+                if failures and undecodable.total() > max(1, MOST_UNDECODABLE * total):
                     raise DataError(
                         f"{self._name}, split {split}: {undecodable.total()} of {total} images cannot be decoded, more"
                         f" than {MOST_UNDECODABLE:.0%} ({failures[-1][1]})"
                     )
                 if len(images):
                     yield images, image_labels
+
+
+def _can_be_image(feature) -> bool:
+    """Whether `datasets` can read it as images: other libraries' parquet has bytes, or {"bytes", "path"}."""
+    encoded = feature.get("bytes") if isinstance(feature, dict) else feature
+    return isinstance(feature, datasets.Image) or encoded == datasets.Value("binary")
 
 
 def _can_be_label(feature) -> bool:
@@ -298,9 +309,19 @@ def _digits() -> datasets.IterableDataset:
     return datasets.Dataset.from_dict(columns, features=features).to_iterable_dataset(num_shards=4)
 
 
-def decode_image(value: dict, channels: int, resolution: int) -> np.ndarray:
-    """One encoded image ({"bytes", "path"}) as uint8 [C, H, W]: cropped to a square, resized with antialiasing."""
+def _is_gray(mode: str) -> bool:
+    return mode in ("1", "L", "LA") or mode.startswith("I")
+
+
+def decode_image(value: dict, channels: int, resolution: int, refuse_colours: bool = False) -> np.ndarray:
+    """One encoded image ({"bytes", "path"}) as uint8 [C, H, W]: cropped to a square, resized with antialiasing.
+
+    Args:
+        refuse_colours: where one channel is a guess from the first images, another in colour would lose it unnoticed.
+    """
     image = _IMAGE.decode_example(value)
+    if refuse_colours and not _is_gray(image.mode):
+        raise ValueError(f"it has colours, and the first {LOOK_AT} images are gray: save all with the same mode")
     if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would cut off at 255
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
@@ -313,15 +334,16 @@ def decode_image(value: dict, channels: int, resolution: int) -> np.ndarray:
     return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
 
 
-def _decode_rows(rows: list[dict], columns, labels: dict, channels: int, resolution: int):
+def _decode_rows(rows: list[dict], columns, labels: dict, **how):
     """Images [b, C, H, W], their labels [b], and (label, why) of each row that could not be decoded."""
     images, image_labels, failures = [], [], []
     for row in rows:
         image, label = row[columns[0]], labels[row[columns[1]]]
         try:
-            images.append(decode_image(image, channels, resolution))
+            images.append(decode_image(image, **how))
             image_labels.append(label)
         except Exception as error:  # whatever a decoder raises on whatever bytes there are
             failures.append((label, f"{type(error).__name__}: {_one_line(error)}"))
-    pixels = np.array(images, np.uint8).reshape(-1, channels, resolution, resolution)
+    resolution = how["resolution"]
+    pixels = np.array(images, np.uint8).reshape(-1, how["channels"], resolution, resolution)
     return torch.from_numpy(pixels), torch.tensor(image_labels, dtype=torch.int64), failures

@@ -287,6 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         something is not on the Hub yet, 130 after Ctrl-C, 143 after SIGTERM.
     """
     config = parse_args(sys.argv[1:] if argv is None else argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a class's name must not end a run whose log is Latin-1
     try:
         with raised_signals():
             return run_config(config)

@@ -81,6 +81,11 @@ def test_a_name_goes_before_a_number():
     assert parse_labels("10,2-4,4", ["2-4", "4", "10"]) == [2, 0, 1]
 
 
+def test_numbers_that_are_names_are_no_positions():
+    assert parse_labels("1-2,4", ["1", "2", "3", "4"]) == [0, 1, 3]
+    assert "'0' is none of the 4 labels (1, 2, 3, 4)" in refusal(parse_labels, "0,1", ["1", "2", "3", "4"])
+
+
 def test_a_range_of_numbers_means_the_classes_so_called():
     names = sorted(map(str, range(20)))  # as text: 0, 1, 10, 11, ...
     assert [names[label] for label in parse_labels("0-4,9-11", names)] == ["0", "1", "2", "3", "4", "9", "10", "11"]

@@ -1,6 +1,7 @@
 """Settings: where their values come from, which are refused, and what is published of them."""
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import fields, replace
@@ -142,8 +143,8 @@ def test_the_settings_of_the_small_cifar_can_be_used():
     [
         ("sed: 7", "'sed'"),
         ("seed: seven", "--seed"),
-        ("seed: [1, 2]", "2"),
-        ("use_ema: perhaps", "--use_ema"),
+        ("seed: [1, 2]", "seed takes one value, not a list"),
+        ("use_ema: perhaps", "use_ema takes true or false, not 'perhaps'"),
         ("max_train_steps: 2.5", "--max_train_steps"),
         ("strategy: []", "--strategy"),
         ("- seed", "seed: 42"),
@@ -285,6 +286,11 @@ class Asks:
 @dataclasses.dataclass
 class Silent:
     pass
+
+@dataclasses.dataclass
+class Short:
+    def __call__(self, real):
+        return None
 """
 
 
@@ -296,15 +302,23 @@ class Silent:
         ("my_wrong.Silent", r"'my_wrong.Silent' has no __call__\(real, past, random\)"),
         (".my_wrong.Plain", "'.my_wrong.Plain' cannot be imported"),
         ("./my_wrong.Plain", "'./my_wrong.Plain' cannot be imported"),
-        ("elsewhere.Mine", "'elsewhere.Mine' cannot be imported: .*; for a module of this folder set PYTHONPATH=."),
+        ("elsewhere.Mine", "'elsewhere.Mine' cannot be imported .ModuleNotFoundError: .*; for .* set PYTHONPATH=."),
+        ("my_torn.Mine", "'my_torn.Mine' cannot be imported .SyntaxError: "),
+        ("my_wrong.Short", r"'my_wrong.Short' has no __call__\(real, past, random\)"),
     ],
 )
 def test_a_strategy_that_cannot_work_is_said_before_work(tmp_path, monkeypatch, name, message):
     (tmp_path / "my_wrong.py").write_text(MINE)
+    (tmp_path / "my_torn.py").write_text("def\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=f"--strategy {message}") as error:
         TrainConfig(strategy=[name]).resolve()
     assert "\n" not in str(error.value)
+
+
+def test_a_home_that_the_shell_left_is_found():
+    config = TrainConfig(output_dir="~/zoo", dataset_root="~/data").resolve()
+    assert config.output_dir == os.path.expanduser("~/zoo") and config.dataset_root == os.path.expanduser("~/data")
 
 
 def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):

@@ -174,6 +174,9 @@ def test_what_is_done_is_kept_when_a_later_chain_fails(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no whole pipeline"):
         run(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]), ARGUMENTS)
     assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
+    with pytest.raises(ValueError, match="no whole pipeline"):  # nor does another run that fails at once
+        run(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]), ARGUMENTS)
+    assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
 
 
 @pytest.mark.parametrize(

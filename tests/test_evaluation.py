@@ -19,6 +19,8 @@ from diffusers import (
     DDIMPipeline,
     DDPMPipeline,
     DDPMScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
     UNet2DModel,
 )
 from PIL import Image
@@ -522,6 +524,8 @@ def refused_pipelines():
     yield "size", lambda f: save(DDIMPipeline(small_unet(size=12), scheduler), f), "draws 12x12 pixels"
     conditional = dict(num_class_embeds=3)
     yield "class", lambda f: save(DDIMPipeline(small_unet(**conditional), scheduler), f), "class-conditional"
+    stranger = ScoreSdeVePipeline(small_unet(), ScoreSdeVeScheduler())  # made for three channels
+    yield "raises", lambda f: save(stranger, f), "draws no image (RuntimeError: "
     pickled = DDIMPipeline(small_unet(), scheduler)
     yield "pickle", lambda f: pickled.save_pretrained(f, safe_serialization=False), "with safetensors"
     yield "empty", lambda f: f.mkdir(), "no diffusers pipeline"

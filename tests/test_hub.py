@@ -796,6 +796,14 @@ def test_a_chain_that_is_not_on_the_hub_begins_with_task_1(hub, tmp_path):
     assert (tmp_path / "zoo/gdzoo/split-digits-task1").exists()
 
 
+def test_a_private_chain_does_not_go_on_in_public(trained, capsys):
+    trained.store.repos["model", REPO].private = True
+    arguments = [*TINY, *TASKS, *DISTILLATION, "--push_to_hub", "--resume_from_checkpoint", "hub"]
+    assert train.main(arguments) == 2
+    assert f"{REPO} is private: say --hub_private_repo" in capsys.readouterr().err
+    assert train.main([*arguments, "--hub_private_repo"]) == 0
+
+
 def test_a_private_repo_is_hidden_from_others(trained, capsys):
     trained.store.repos["model", REPO].private = True
     arguments = [*TINY, *TASKS, *DISTILLATION, "--resume_from_checkpoint", REPO, "--hub_token", "hf_other"]
@@ -815,7 +823,7 @@ def test_the_evaluator_is_pushed_once_and_taken_from_the_hub(hub, tmp_path, monk
     assert hub.commits(name) == there
     capsys.readouterr()
     assert train.main([*arguments, "--tasks", "0,1", "--evaluator_steps", "4", "--output_dir", "three"]) == 2
-    assert "was trained for 3; say the same" in capsys.readouterr().err
+    assert "was trained for 3 steps, not --evaluator_steps 4: train as it was" in capsys.readouterr().err
     hub.commit(name, {"model.safetensors": b"no such thing"})
     assert train.main([*arguments, "--tasks", "0,1", "--output_dir", "three"]) == 2
     assert "is not safetensors" in capsys.readouterr().err and not list(tmp_path.glob("three/*/*"))

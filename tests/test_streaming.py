@@ -525,6 +525,50 @@ def test_more_than_one_percent_stops(damaged, cached):
     take(task_images(data, [1], cached=cached), 10, batch_size=200)  # the other class is fine: 1 of 200
 
 
+@both
+def test_one_undecodable_image_of_a_small_class_stops_nothing(tmp_path, cached):
+    write_split(
+        tmp_path, "train", [{"image": flat(i), "label": 0} for i in range(20)] + [{"image": BROKEN[0], "label": 0}]
+    )
+    data = ImageData(MINE, str(tmp_path))
+    assert len(numbers(take(task_images(data, [0], cached=cached), 5))) == 20 and data.skipped == {"train": 1}
+
+
+def test_a_class_of_which_nothing_can_be_decoded(tmp_path):
+    rows = [{"image": flat(i), "label": 0} for i in range(200)] + [{"image": BROKEN[0], "label": 1}]
+    write_split(tmp_path, "train", rows)
+    with pytest.raises(DataError, match="no image of a task can be decoded"):
+        task_images(ImageData(MINE, str(tmp_path)), [1])
+
+
+def test_colours_after_gray_are_not_lost_unnoticed(tmp_path):
+    images = [flat(i) for i in range(120)] + [flat((i, 0, 0), "RGB") for i in range(20)]
+    write_split(tmp_path, "train", [{"image": image, "label": i // 120} for i, image in enumerate(images)])
+    data = ImageData(MINE, str(tmp_path))
+    with pytest.raises(DataError, match="20 images cannot be decoded.*the first 100 images are gray"):
+        list(data.read([1]))
+    known = ImageData(dataclasses.replace(MINE, channels=1), str(tmp_path))  # a benchmark that says it is gray
+    assert sum(len(images) for images, _ in known.read([1])) == 20
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_images_of_other_libraries_parquet(tmp_path, as_struct):
+    cells = [flat(i) for i in range(4)]
+    value = datasets.Value("binary")
+    features = datasets.Features(
+        {
+            "image": {"bytes": value, "path": datasets.Value("string")} if as_struct else value,
+            "label": datasets.Value("int64"),
+        }
+    )
+    rows = [{"image": cell if as_struct else cell["bytes"], "label": i % 2} for i, cell in enumerate(cells)]
+    file = tmp_path / "org/mine/data/train-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    datasets.Dataset.from_list(rows, features=features).to_parquet(file)
+    data = ImageData(MINE, str(tmp_path))
+    assert sorted(numbers(data.read([0, 1]))) == [0, 1, 2, 3]
+
+
 def test_nothing_can_be_decoded(tmp_path):
     write_split(tmp_path, "train", [{"image": BROKEN[0], "label": 0}] * 3)
     assert "none of its first 100 images can be decoded" in refusal(MINE, tmp_path)

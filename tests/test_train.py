@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from gdzoo import learning, preparation, publish, terminal, train
@@ -324,6 +327,80 @@ def test_bad_input_ends_before_any_work(cwd, capsys, arguments, named):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and named in lines[0]
     assert not list(cwd.iterdir())
+
+
+def own_data(root: Path, names: list[str], shade: int = 0, test: list[str] = ()):
+    """Ten images a class in folders, as a user has them."""
+    for split, classes in (("train", names), ("test", test)):
+        for index, name in enumerate(classes):
+            folder = root / "mine" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(10):
+                Image.new("L", (8, 8), shade + 20 * index + number).save(folder / f"{number}.png")
+
+
+OWN = [
+    *("--benchmark", "split-mine", "--dataset_name", "mine", "--tasks", "2", "--resolution", "8", "--model", "tiny"),
+    *("--max_train_steps", "2", "--train_batch_size", "4", "--strategy", "finetune"),
+]
+MEASURED = [*("--evaluator_steps", "2", "--eval_samples", "10", "--eval_steps", "1")]
+
+
+def test_a_data_set_that_has_changed_is_another_run(cwd, capsys):
+    own_data(cwd, ["cat", "dog", "emu", "fox"])
+    arguments = [*OWN, "--dataset_root", str(cwd), "--evaluator", "none"]
+    assert train.main(arguments) == 0
+    shutil.rmtree(cwd / "zoo/gdzoo/split-mine-finetune-task2")
+    for name in ("ant", "bee", "cow", "elk"):
+        own_data(cwd, [name])
+    shutil.rmtree(cwd / "mine/train/dog")
+    shutil.rmtree(cwd / "mine/train/emu")
+    shutil.rmtree(cwd / "mine/train/fox")
+    shutil.rmtree(cwd / "mine/train/cow")
+    capsys.readouterr()
+    assert train.main(arguments) == 2  # as many classes, so that no setting differs
+    assert "as the classes of task 1" in capsys.readouterr().err
+    assert not (cwd / "zoo/gdzoo/split-mine-finetune-task2").exists()
+
+
+def test_an_evaluator_of_another_data_set_is_not_looked_through(cwd, capsys):
+    own_data(cwd / "one", ["cat", "dog"], test=["cat", "dog"])
+    own_data(cwd / "two", ["cat", "dog"], shade=100, test=["cat", "dog"])
+    (cwd / "two/mine").rename(cwd / "two/other")
+    assert train.main([*OWN, *MEASURED, "--dataset_root", "one"]) == 0
+    again = [*OWN, *MEASURED, "--dataset_root", "two", "--dataset_name", "other", "--overwrite_output_dir"]
+    assert train.main(again) == 2
+    assert "split-mine-evaluator was trained on the data set mine, not other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "trained, tested, said",
+    [
+        (["cat", "dog"], ["cat", "emu"], "task 2 has emu, of which the split train of mine has no image"),
+        (["cat", "emu"], ["cat"], "task 2 has emu, of which the split test of mine has no image"),
+    ],
+)
+def test_every_class_has_images_to_learn_from_and_to_be_measured_with(cwd, capsys, trained, tested, said):
+    own_data(cwd, trained, test=tested)
+    assert train.main([*OWN, *MEASURED, "--dataset_root", str(cwd), "--tasks", "cat;emu"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (cwd / "zoo").exists()
+
+
+def test_a_log_in_another_encoding_ends_no_run(cwd, monkeypatch):
+    own_data(cwd, ["cat", "猫"])
+    log = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", log)
+    assert train.main([*OWN, "--dataset_root", str(cwd), "--evaluator", "none"]) == 0
+    log.flush()
+    assert b"\\u732b" in log.buffer.getvalue()
+
+
+def test_half_floats_need_a_gpu(cwd, capsys, any_precision):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert train.main([*TWO_TASKS, "--mixed_precision", "fp16"]) == 2
+    assert "--mixed_precision fp16 needs a GPU" in capsys.readouterr().err
 
 
 def test_another_configurations_folder_is_refused_and_can_be_replaced(cwd, capsys):
