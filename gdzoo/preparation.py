@@ -68,7 +68,8 @@ class Run:
         if not there:
             return []
         last = there[max(there)]
-        return [there.get(entry["task"], last | entry) for entry in last["history"]]
+        unknown = {"evaluation": None}  # of an earlier task it does not know with how many samples
+        return [there.get(entry["task"], last | unknown | entry) for entry in last["history"]]
 
     def checkpoints(self, strategy: str, task: int, parts: dict | None = None) -> Checkpoints:
         """The checkpoints of a task that is not done yet; `parts` are what they hold."""

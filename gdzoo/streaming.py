@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -109,6 +110,10 @@ class ImageData:
             raise DataError(f"--dataset_root {self.dataset_root} is no folder")
         mirror = Path(self.dataset_root, name) if self.dataset_root else None
         local = mirror is not None and mirror.is_dir()
+        if name in _PACKAGED_DATASETS_MODULES and not local:  # it would read what lies in the working directory
+            raise DataError(
+                f"--dataset_name {name} is a format: of images in DIR/NAME say --dataset_root DIR --dataset_name NAME"
+            )
         try:
             if not local:
                 # Without a network this fails at once; `datasets` alone would retry for half a minute.

@@ -551,6 +551,10 @@ def test_colours_after_gray_are_not_lost_unnoticed(tmp_path):
     assert sum(len(images) for images, _ in known.read([1])) == 20
 
 
+def test_a_format_is_no_data_set():
+    assert "say --dataset_root DIR --dataset_name NAME" in refusal(MINE, None, dataset_name="imagefolder")
+
+
 @pytest.mark.parametrize("as_struct", [True, False])
 def test_images_of_other_libraries_parquet(tmp_path, as_struct):
     cells = [flat(i) for i in range(4)]
