@@ -78,7 +78,7 @@ class TaskImages:
                     dropped = min(skip, len(rest[0]))
                     rest, skip = tuple(part[dropped:] for part in rest), skip - dropped
                     while len(rest[0]) >= batch_size and not skip:
-                        yield tuple(part[:batch_size].to(self.device) for part in rest)
+                        yield tuple(part[:batch_size].to(self.device, non_blocking=True) for part in rest)
                         rest = tuple(part[batch_size:] for part in rest)
             if not length:
                 raise DataError(

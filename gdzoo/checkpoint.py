@@ -65,7 +65,7 @@ class GlobalRandom:
         random.setstate((version, tuple(words), gauss))
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        if self.device:
+        if self.device and "device" in state:  # one from a CPU has none
             self.device.set_rng_state(state["device"])
 
 

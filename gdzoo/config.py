@@ -127,7 +127,9 @@ class TrainConfig:
         None, TRAINING, "default: what `accelerate config` says", choices=("no", "fp16", "bf16")
     )
     torch_compile: bool = option(False, TRAINING, "compile student and teacher; the first steps wait for it")
-    allow_tf32: bool = option(False, TRAINING, "matrix products in TF32, on GPUs that have it")
+    allow_tf32: bool = option(
+        False, TRAINING, "matrix products in TF32, on GPUs that have it (convolutions are, by torch's default)"
+    )
     seed: int = option(42, TRAINING, "of everything", minimum=0, maximum=2**32 - 1)
     seeds: list[int] = option(
         [], TRAINING, "train with each of these, instead of --seed", minimum=0, maximum=2**32 - 1, result=False

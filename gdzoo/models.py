@@ -31,6 +31,7 @@ MODELS = {
 }
 
 TRAIN_TIMESTEPS = 1000
+MOST_COMPILED = 1024  # graphs of a process: several for each task of each chain
 
 
 def create_unet(model: str, channels: int, resolution: int) -> UNet2DModel:
@@ -43,6 +44,9 @@ def compile_unet(unet: nn.Module) -> nn.Module:
     # On a GPU inductor lays tensors out as channels_last where that is faster. On a CPU it must not: its C++ backend
     # then forgets, while it fuses loops, that the gradient of a nearest-neighbour upsampling is yet to be added up, and
     # all weights before it get the gradient 0, without an error (torch 2.13; tests/test_models.py sees it).
+    # With autocast each task's student is another to dynamo, which counts those that are gone, too: after 8 in all (its
+    # default) it would run the next ones uncompiled.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_COMPILED
     on_cpu = next(unet.parameters()).device.type == "cpu"
     return torch.compile(unet, dynamic=False, options={"layout_optimization": not on_cpu})
 

@@ -128,8 +128,8 @@ def prepare(config: TrainConfig) -> Run:
     config = dataclasses.replace(config, mixed_precision=None if used == "no" else used)
     if used == "fp16" and accelerator.device.type == "cpu":  # the student would be float32, its teacher not
         raise ConfigError("--mixed_precision fp16 needs a GPU: on a CPU say bf16 or no")
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
-        # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
+    if accelerator.num_processes == 1:
+        # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle; metrics are made on the CPU.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     data = ImageData(config.get_benchmark(), config.dataset_root, config.dataloader_num_workers)

@@ -190,6 +190,15 @@ def test_a_signal_outside_the_steps_ends_at_once(tmp_path):
 # ---- what a checkpoint holds ----
 
 
+def test_a_checkpoint_from_a_cpu_goes_on_with_another_device():
+    generators = GlobalRandom(torch.device("cpu"))
+    state = generators.state_dict()
+    expected = torch.rand(3)
+    generators.device = torch.cuda  # as on a machine that has one
+    generators.load_state_dict(state)
+    assert torch.equal(torch.rand(3), expected)
+
+
 class Toy:
     """A small model that is trained on what the global generators give, with all that a checkpoint holds."""
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from gdzoo.models import compile_unet
@@ -36,9 +37,24 @@ def test_a_compiled_unet_has_the_gradients_of_the_plain_one(device, channels):
     ).to(device)
     twin = copy.deepcopy(plain)
     x_t, t = torch.randn(8, 1, 8, 8).to(device), torch.randint(1000, (8,)).to(device)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for unet in (plain, compile_unet(twin)):
             unet(x_t, t).sample.square().mean().backward()
     for (name, weight), compiled in zip(plain.named_parameters(), twin.parameters(), strict=True):
         difference = (compiled.grad - weight.grad).norm() / weight.grad.norm()
         assert difference < 1e-3, name
+
+
+def test_the_students_of_many_tasks_are_all_compiled(monkeypatch, any_precision):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, options, **kwargs: plain(model, backend=count, **kwargs))
+    for task in range(1, 12):
+        student = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(torch.nn.Linear(4, 4))
+        compile_unet(student)(torch.ones(2, 4)).sum().backward()
+        assert len(graphs) == task

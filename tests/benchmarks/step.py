@@ -198,6 +198,8 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
         with FlopCounterMode(display=False) as counter:
             step(0, next(batches))
         flops[key] = counter.get_total_flops()
+    torch.compiler.reset()  # what dynamo meets under the counter it would never compile again, without a word
+    for step in loops.values():
         for number in range(1, args.warmup):
             step(number, next(batches))
     for turn in range(args.rounds):
