@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers import DDIMPipeline
 from PIL import Image
 from transformers import PreTrainedModel
@@ -85,7 +86,7 @@ def peak_memory_mib(device: torch.device) -> int:
 def hardware() -> str:
     """E.g. "1 x NVIDIA H100", or "2 x AMD EPYC" for a CPU's cores."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"  # those in use
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
