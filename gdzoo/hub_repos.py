@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling, SpaceInfo
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 from huggingface_hub.utils._http import hf_request_event_hook  # HF_HUB_OFFLINE is heeded in it
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError, safe_open
@@ -292,6 +292,7 @@ def push_space(api: HfApi, folder: Path, repo_id: str, target: Target):
     """
     owner = repo_id.split("/")[0]
     with plain_errors():
+        validate_repo_id(repo_id)
         files = local_files(folder, owner) | {zoo.CARD: space_card(api, folder / zoo.CARD, owner)}
         info = open_repo(api, repo_id, target, "space")
         gone = file_names(info) - {*files, ".gitattributes"}
