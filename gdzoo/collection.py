@@ -244,7 +244,8 @@ def read_downstream(root: Path) -> list[dict]:
                 raise ValueError(f"{file} has an accuracy that is no number")
     except ValueError as error:
         raise ValueError(f"{error}; python -m gdzoo.downstream {root} writes it anew") from error
-    return [chain | {"hardware": content["hardware"]} for chain in content["chains"]]
+    # A chain that a later run kept has its own.
+    return [{"hardware": content["hardware"]} | chain for chain in content["chains"]]
 
 
 def _is_of_task(row) -> bool:

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx2
@@ -309,10 +310,11 @@ def space_card(api: HfApi, file: Path, owner: str) -> bytes:
         card = SpaceCard(file.read_text("utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise Refused(f"{file}: {one_line(error)}") from error
+    exists = cache(api.repo_exists)  # most are named twice
     for key in ("models", "preload_from_hub"):
         named = [re.sub("^gdzoo/", f"{owner}/", name) for name in card.data.get(key, [])]
         # What is preloaded may name files of the repo after its id.
-        card.data[key] = [name for name in named if api.repo_exists(name.split()[0])] or None
+        card.data[key] = [name for name in named if exists(name.split()[0])] or None
     return str(card).encode()
 
 

@@ -339,16 +339,15 @@ def decode_image(value: dict, channels: int, resolution: int, refuse_colours: bo
     return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
 
 
-def _decode_rows(rows: list[dict], columns, labels: dict, **how):
+def _decode_rows(rows: list[dict], columns, labels: dict, channels: int, resolution: int, refuse_colours: bool):
     """Images [b, C, H, W], their labels [b], and (label, why) of each row that could not be decoded."""
     images, image_labels, failures = [], [], []
     for row in rows:
         image, label = row[columns[0]], labels[row[columns[1]]]
         try:
-            images.append(decode_image(image, **how))
+            images.append(decode_image(image, channels, resolution, refuse_colours))
             image_labels.append(label)
         except Exception as error:  # whatever a decoder raises on whatever bytes there are
             failures.append((label, f"{type(error).__name__}: {_one_line(error)}"))
-    resolution = how["resolution"]
-    pixels = np.array(images, np.uint8).reshape(-1, how["channels"], resolution, resolution)
+    pixels = np.array(images, np.uint8).reshape(-1, channels, resolution, resolution)
     return torch.from_numpy(pixels), torch.tensor(image_labels, dtype=torch.int64), failures

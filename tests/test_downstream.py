@@ -1,6 +1,7 @@
 """The downstream check: what the classifier learns from, and the command line on a small zoo."""
 
 import argparse
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -177,6 +178,28 @@ def test_what_is_done_is_kept_when_a_later_chain_fails(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no whole pipeline"):  # nor does another run that fails at once
         run(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]), ARGUMENTS)
     assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
+
+
+def test_what_another_machine_measured_keeps_its_name(tmp_path, monkeypatch):
+    left = []
+
+    def accuracies(*args):
+        if not left:
+            raise ValueError("nowhere is no whole pipeline")
+        return left.pop()
+
+    chains = chains_of(learning_rate=[1e-3, 1e-4])
+    first, second = chains
+    monkeypatch.setattr(downstream, "replay_accuracies", accuracies)
+    for machine, measured in (("one", {second: chains[second]}), ("two", chains)):
+        left.append([1.0, 1.0])
+        monkeypatch.setattr(downstream, "made_with", lambda: {"hardware": machine})  # noqa: B023
+        with contextlib.suppress(ValueError):
+            run(tmp_path, measured, ARGUMENTS)
+    assert {chain["run"]: chain["hardware"] for chain in read_downstream(tmp_path)} == {
+        first[-1]: "two",
+        second[-1]: "one",
+    }
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the browser test
 from gradio_client import Client  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
+from gdzoo.cards import METRICS, STRATEGIES  # noqa: E402
 from tests.hub import FakeHub  # noqa: E402
 
 SPACE = Path(__file__).parents[1] / "spaces" / "compare"
@@ -598,6 +599,13 @@ def test_reads_the_zoo_from_the_hub(browser, tmp_path, zoo):
             expect(panel(page, "left")).to_contain_text(f"somebody/{BENCHMARK}-replay-task2")
             answer = compared(app, left="pickled", right="coded", task=1, samples=1)
             assert "pickled weights" in answer["left"]["error"] and "holds code" in answer["right"]["error"]
+
+
+def test_it_has_words_for_every_strategy_and_metric_of_gdzoo():
+    script = "import json, metrics, origins; print(json.dumps([*map(list, (origins.STRATEGIES, metrics.MEANINGS))]))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=SPACE, capture_output=True, text=True, check=True)
+    strategies, meanings = map(set, json.loads(done.stdout))
+    assert strategies == STRATEGIES.keys() and meanings == METRICS.keys() - {"kid_std"}
 
 
 def test_a_silent_hub_is_asked_again(tmp_path):

@@ -527,9 +527,7 @@ def test_more_than_one_percent_stops(damaged, cached):
 
 @both
 def test_one_undecodable_image_of_a_small_class_stops_nothing(tmp_path, cached):
-    write_split(
-        tmp_path, "train", [{"image": flat(i), "label": 0} for i in range(20)] + [{"image": BROKEN[0], "label": 0}]
-    )
+    write_split(tmp_path, "train", [{"image": image, "label": 0} for image in (*map(flat, range(20)), BROKEN[0])])
     data = ImageData(MINE, str(tmp_path))
     assert len(numbers(take(task_images(data, [0], cached=cached), 5))) == 20 and data.skipped == {"train": 1}
 

@@ -343,7 +343,7 @@ OWN = [
     *("--benchmark", "split-mine", "--dataset_name", "mine", "--tasks", "2", "--resolution", "8", "--model", "tiny"),
     *("--max_train_steps", "2", "--train_batch_size", "4", "--strategy", "finetune"),
 ]
-MEASURED = [*("--evaluator_steps", "2", "--eval_samples", "10", "--eval_steps", "1")]
+MEASURED = ["--evaluator_steps", "2", "--eval_samples", "10", "--eval_steps", "1"]
 
 
 def test_a_data_set_that_has_changed_is_another_run(cwd, capsys):
@@ -351,14 +351,9 @@ def test_a_data_set_that_has_changed_is_another_run(cwd, capsys):
     arguments = [*OWN, "--dataset_root", str(cwd), "--evaluator", "none"]
     assert train.main(arguments) == 0
     shutil.rmtree(cwd / "zoo/gdzoo/split-mine-finetune-task2")
-    for name in ("ant", "bee", "cow", "elk"):
-        own_data(cwd, [name])
-    shutil.rmtree(cwd / "mine/train/dog")
-    shutil.rmtree(cwd / "mine/train/emu")
-    shutil.rmtree(cwd / "mine/train/fox")
-    shutil.rmtree(cwd / "mine/train/cow")
+    (cwd / "mine/train/dog").rename(cwd / "mine/train/ant")  # as many classes, so that no setting differs
     capsys.readouterr()
-    assert train.main(arguments) == 2  # as many classes, so that no setting differs
+    assert train.main(arguments) == 2
     assert "as the classes of task 1" in capsys.readouterr().err
     assert not (cwd / "zoo/gdzoo/split-mine-finetune-task2").exists()
 

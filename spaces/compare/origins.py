@@ -26,6 +26,7 @@ STRATEGIES = {
     " noise.",
     "lwf": "It trains on the new images, and imitates how the model of the task before denoises them.",
 }
+OWN_STRATEGY = "A strategy of its author's own."
 
 
 def origin(view: View, side: str, model: Model | None, train_config: Mapping[str, Any] | None, hub: str) -> str:
@@ -39,7 +40,7 @@ def origin(view: View, side: str, model: Model | None, train_config: Mapping[str
     else:
         command = copyable(training_command(model, train_config), f"Training command of {model.repo_id}")
     return (
-        f'<section class="origin {side}">{heading}<p>{STRATEGIES.get(model.strategy, "")}</p>'
+        f'<section class="origin {side}">{heading}<p>{STRATEGIES.get(model.strategy, OWN_STRATEGY)}</p>'
         f"<p><code>{escape(model.repo_id)}</code> {link(url, 'Model card')} {link(f'{url}/tree/main', 'Files')}</p>"
         f'<p class="facts">{escape(" · ".join(facts(model)))}</p>'
         f"<h4>Train it again</h4>{command}"

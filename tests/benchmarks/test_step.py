@@ -48,6 +48,21 @@ def test_a_steps_flops_are_those_of_its_passes(config):
     assert counted["finetune"] == pytest.approx(3 * config.train_batch_size * forward, rel=0.05)
 
 
+def test_what_is_timed_as_compiled_is(monkeypatch, capsys):
+    graphs, plain = [], torch.compile
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, options, **kwargs: plain(model, backend=count, **kwargs))
+    monkeypatch.setattr("tests.benchmarks.step.in_fresh_process", lambda *args: 0)
+    # No C++ compiler is needed: what dynamo hands over is counted, and run as it is.
+    flags = ["--torch_compile", "--train_batch_size", "2", "--warmup", "2", "--rounds", "1", "--steps", "1"]
+    assert main([*flags, "--strategy", "finetune"]) == 0
+    assert graphs
+
+
 def test_it_prints_a_table_and_writes_json(tmp_path, capsys):
     flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
     assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
