@@ -33,10 +33,11 @@ from gdzoo.models import create_scheduler, create_unet
 from gdzoo.publish import made_with, peak_memory_mib
 from gdzoo.randomness import seed_from
 from gdzoo.sampling import Teacher
-from gdzoo.strategies import Past, create_strategy
+from gdzoo.strategies import STRATEGIES, Past, create_strategy
 
 TASK = 2  # w = 1/2
-MEASURED = ("finetune", "generative_replay", "generative_distillation")
+MEASURED = ("finetune", "generative_replay", "generative_distillation")  # the others are said by name
+ALONE = ("finetune", "joint")  # nothing accompanies their real batch
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
 TIMED = (*LOOPS, UNETS)
@@ -48,8 +49,8 @@ class ReferenceLoop:
     It draws its random numbers in the order in which gdzoo does, so that both can be shown to compute the same.
     """
 
-    def __init__(self, config: TrainConfig, strategy: str, unet, teacher, device: torch.device):
-        self.config, self.strategy, self.device = config, strategy, device
+    def __init__(self, config: TrainConfig, strategy: str, unet, teacher, buffer: Tensor, device: torch.device):
+        self.config, self.strategy, self.buffer, self.device = config, strategy, buffer, device
         self.scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
         self.unet, self.teacher = unet.train(), teacher.eval()
         self.pipeline = DDIMPipeline(teacher, create_scheduler(config.prediction_type, config.rescale_betas_zero_snr))
@@ -72,18 +73,8 @@ class ReferenceLoop:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         x_t, t, noise = self.noised(images, generator)
         loss = F.mse_loss(self.unet(x_t, t).sample, noise)
-        if self.strategy != "finetune":
-            drawn = self.pipeline(
-                batch_size=self.config.replay_batch_size,
-                num_inference_steps=self.config.replay_steps,
-                generator=generator,
-                output_type="np",
-            ).images
-            replay = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(self.device) * 2 - 1
-            x_t, t, target = self.noised(replay, generator)
-            if self.strategy == "generative_distillation":
-                with torch.no_grad():
-                    target = self.teacher(x_t, t).sample
+        if self.strategy not in ALONE:
+            x_t, t, target = self.rehearsal(x_t, t, generator)
             w = 1 / TASK
             loss = w * loss + (1 - w) * self.config.replay_weight * F.mse_loss(self.unet(x_t, t).sample, target)
         loss.backward()
@@ -94,6 +85,29 @@ class ReferenceLoop:
         if self.ema:
             self.ema.step(self.unet.parameters())
         return loss.item()
+
+    def rehearsal(self, x_t: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What accompanies the real batch, whose noisy images and timesteps are given."""
+        count, target = self.config.replay_batch_size, None
+        if self.strategy == "experience_replay":
+            rows = torch.randint(len(self.buffer), (count,), generator=generator, device=self.device)
+            return self.noised(self.buffer[rows], generator)
+        if self.strategy == "gaussian_distillation":
+            x_t = torch.randn((count, *x_t.shape[1:]), generator=generator, device=self.device)
+            t = torch.randint(1000, (count,), generator=generator, device=self.device)
+        elif self.strategy != "lwf":
+            drawn = self.pipeline(
+                batch_size=count,
+                num_inference_steps=self.config.replay_steps,
+                generator=generator,
+                output_type="np",
+            ).images
+            replay = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(self.device) * 2 - 1
+            x_t, t, target = self.noised(replay, generator)
+        if self.strategy != "generative_replay":
+            with torch.no_grad():
+                target = self.teacher(x_t, t).sample
+        return x_t, t, target
 
     def noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         noise = torch.randn(images.shape, generator=generator, device=self.device)
@@ -109,22 +123,24 @@ def make_loop(
     torch.manual_seed(0)
     unet = create_unet(config.model, benchmark.channels, benchmark.resolution).to(device)
     teacher = copy.deepcopy(unet)
+    shape = (config.buffer_size, benchmark.channels, benchmark.resolution, benchmark.resolution)
+    buffer = torch.rand(shape).to(device) * 2 - 1
     if name == "reference":
-        return ReferenceLoop(config, strategy, unet, teacher, device).step
+        return ReferenceLoop(config, strategy, unet, teacher, buffer, device).step
     scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
-    past = Past(Teacher(teacher, scheduler)) if strategy != "finetune" else None
+    past = Past(Teacher(teacher, scheduler), buffer)
     learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
     if name == UNETS:
-        return unets_alone(learner, teacher_calls(config, strategy))
+        return unets_alone(learner, teacher_calls(config, strategy), strategy not in ALONE)
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
 
 
-def unets_alone(learner: Learner, teacher_calls: int) -> Callable[[int, Tensor], Tensor]:
+def unets_alone(learner: Learner, teacher_calls: int, rehearses: bool) -> Callable[[int, Tensor], Tensor]:
     """A step's forward and backward passes: no noise, no losses to weigh, no clipping, optimizer or average."""
 
     def step(number: int, pixels: Tensor) -> Tensor:
         images = pixels.float()
-        if learner.past:
+        if rehearses:
             replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
             for _ in range(teacher_calls):
                 learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
@@ -149,13 +165,13 @@ def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
 
 def teacher_calls(config: TrainConfig, strategy: str) -> int:
     """How often a step runs the teacher, each time on a replay batch."""
-    steps = config.replay_steps
-    return {"finetune": 0, "generative_replay": steps, "generative_distillation": steps + 1}[strategy]
+    drawn = config.replay_steps if strategy.startswith("generative") else 0
+    return drawn + (strategy.endswith("distillation") or strategy == "lwf")
 
 
 def passes(config: TrainConfig, strategy: str) -> int:
     """Images through a U-Net in a step, student and teacher."""
-    replayed = 0 if strategy == "finetune" else 1 + teacher_calls(config, strategy)
+    replayed = 0 if strategy in ALONE else 1 + teacher_calls(config, strategy)
     return config.train_batch_size + replayed * config.replay_batch_size
 
 
@@ -257,7 +273,7 @@ def in_fresh_process(function: Callable, *arguments):
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", default="split-digits", choices=list(BENCHMARKS))
-    parser.add_argument("--strategy", nargs="+", default=list(MEASURED), choices=MEASURED)
+    parser.add_argument("--strategy", nargs="+", default=list(MEASURED), choices=list(STRATEGIES))
     parser.add_argument("--train_batch_size", type=int, help="default: the benchmark's")
     parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"), help="of gdzoo's step")
     parser.add_argument("--torch_compile", action="store_true", help="of gdzoo's step")

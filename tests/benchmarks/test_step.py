@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.config import TrainConfig
-from tests.benchmarks.step import LOOPS, MEASURED, UNETS, main, make_loop, passes, some_batches
+from gdzoo.strategies import STRATEGIES
+from tests.benchmarks.step import LOOPS, UNETS, main, make_loop, passes, some_batches
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def config() -> TrainConfig:
     return TrainConfig(train_batch_size=4, lr_warmup_steps=0, random_flip=True).resolve()
 
 
-@pytest.mark.parametrize("strategy", MEASURED)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_both_loops_compute_the_same(config, strategy):
     accelerator = Accelerator()
     losses, flops = {}, {}
@@ -40,8 +41,8 @@ def test_a_steps_flops_are_those_of_its_passes(config):
             step(0, next(batches))
         return counter.get_total_flops()
 
-    counted = {strategy: counted_in("gdzoo", strategy) for strategy in MEASURED}
-    assert {strategy: counted_in(UNETS, strategy) for strategy in MEASURED} == counted
+    counted = {strategy: counted_in("gdzoo", strategy) for strategy in STRATEGIES}
+    assert {strategy: counted_in(UNETS, strategy) for strategy in STRATEGIES} == counted
     forward = (counted["generative_distillation"] - counted["generative_replay"]) / config.replay_batch_size
     teacher = passes(config, "generative_replay") - 2 * config.train_batch_size
     assert counted["generative_replay"] - 2 * counted["finetune"] == pytest.approx(teacher * forward, rel=0.01)
