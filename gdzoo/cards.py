@@ -71,8 +71,10 @@ def pipeline_card(
         others: the results.json of other strategies' models after the same task.
     """
     done = results["tasks"][: results["task"]]
+    settings = {name: value for name, value in config.results_dict().items() if value is not None}
+    pretrained = settings.get("pretrained_model_name_or_path")
     return _TEMPLATES.get_template("pipeline.md").render(
-        metadata=_yaml(_pipeline_metadata(repo_id, results, benchmark)),
+        metadata=_yaml(_pipeline_metadata(repo_id, results, benchmark, pretrained)),
         repo_id=repo_id,
         results=results,
         benchmark=benchmark,
@@ -82,7 +84,8 @@ def pipeline_card(
         metrics=METRICS | {name: (name, "") for name in results["metrics"] if name not in METRICS},
         about=STRATEGIES.get(results["strategy"], "A strategy of its author's own."),
         title=results["strategy"].rpartition(".")[2].replace("_", " "),
-        settings={name: value for name, value in config.results_dict().items() if value is not None},
+        settings=settings,
+        pretrained=pretrained,
         command=config.command(),
         eval_steps=config.eval_steps,
     )
@@ -114,11 +117,12 @@ def evaluator_card(repo_id: str, results: dict, benchmark: "Benchmark") -> str:
     )
 
 
-def _pipeline_metadata(repo_id: str, results: dict, benchmark: "Benchmark") -> dict:
+def _pipeline_metadata(repo_id: str, results: dict, benchmark: "Benchmark", pretrained: str | None) -> dict:
     metadata = {
         "library_name": "diffusers",
         "pipeline_tag": "unconditional-image-generation",
-        "license": "apache-2.0",
+        # What starts from somebody else's weights is not ours to license.
+        **({} if pretrained else {"license": "apache-2.0"}),
         "datasets": [benchmark.dataset_name],
         "tags": [
             "gdzoo",

@@ -27,8 +27,10 @@ NEEDED_OF_TASK = {"task": int, "metrics": dict, "cost": dict}  # in every entry 
 # Chains of downstream.json with the same recipe can be averaged.
 RECIPE = {"steps": int, "replay_samples": int, "eval_steps": int, "test_split": str}
 NEEDED_DOWNSTREAM = NEEDED_OF_CHAIN | {"namespace": str, "accuracy": list} | RECIPE
-# Settings of train_config.json that say which real images there are, and in which tasks.
+# Settings of train_config.json that say which images there are, and in which tasks.
 DATA_SETTINGS = (
+    "pretrained_model_name_or_path",
+    "pretrained_tasks",
     "dataset_name",
     "dataset_config_name",
     "image_column",
@@ -155,8 +157,8 @@ def _cost_of_chain(costs: list[dict], name: str) -> float | None:
     if None in values:
         return None
     if name == "images_per_second":
-        seconds = [cost.get("seconds") or 0 for cost in costs]
-        return fmean(values, seconds) if all(seconds) else None
+        seconds = [cost.get("seconds") for cost in costs]  # 0 of a pretrained model
+        return fmean(values, seconds) if None not in seconds and any(seconds) else None
     return max(values) if name == "peak_memory_mib" else sum(values)
 
 

@@ -105,6 +105,12 @@ class TrainConfig:
     replay_pool_balanced: bool = option(False, METHOD, "take all classes equally often, as the evaluator sees them")
     buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
 
+    pretrained_model_name_or_path: str | None = option(
+        None, MODEL, "teach this unconditional pipeline (repo or folder): it is task 1, those of --tasks come after it"
+    )
+    pretrained_tasks: int | None = option(
+        None, MODEL, "as how many tasks it counts (default: as many as gdzoo taught it, else 1)", minimum=1
+    )
     model: str | None = option(None, MODEL, "preset of the U-Net", choices=tuple(MODELS))
     prediction_type: str = option(
         "epsilon", MODEL, "what the U-Net predicts", choices=("epsilon", "v_prediction", "sample")
@@ -187,7 +193,11 @@ class TrainConfig:
             ConfigError: before any work, in one line that names the flag.
         """
         checked = {spec.name: _checked(spec, getattr(self, spec.name)) for spec in dataclasses.fields(self)}
-        for name in ("dataset_root", "output_dir"):  # a shell leaves --output_dir=~/zoo as it is
+        for name in (
+            "dataset_root",
+            "output_dir",
+            "pretrained_model_name_or_path",
+        ):  # a shell leaves --output_dir=~/zoo as it is
             if checked[name]:
                 checked[name] = str(Path(checked[name]).expanduser())
         benchmark = self.benchmark or (None if self.dataset_name else "split-digits")
@@ -210,28 +220,31 @@ class TrainConfig:
         recipe = GENERIC_DEFAULTS | (known.defaults if known else {})
         if known:
             recipe["resolution"] = known.resolution
+        if self.pretrained_model_name_or_path:
+            del recipe["model"]
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **checked | {"benchmark": benchmark} | values)
         config._check_together()
         config.replay_batch_size = config.replay_batch_size or config.train_batch_size
         for name in config.strategy:
             try:
-                create_strategy(name, config)
+                strategy = create_strategy(name, config)
             except ValueError as error:
                 raise ConfigError(f"--strategy {error}") from error
+            wants_images = getattr(strategy, "sees_all_classes", False) or getattr(strategy, "uses_buffer", False)
+            if wants_images and config.pretrained_model_name_or_path:
+                raise ConfigError(
+                    f"--strategy {name} needs images of all tasks: there are none of a pretrained model's"
+                )
         return config
 
     def _check_together(self):
-        if self.resolution is None:
-            raise ConfigError("--dataset_name needs --resolution, e.g. --resolution 32")
+        self._check_model()
         if self.tasks and not self.tasks.strip().isdecimal() and self.class_order not in ("dataset", "seed"):
             raise ConfigError("--class_order and --tasks both list the classes: give one of them")
         for flag in ("replay_steps", "replay_pool_steps", "eval_steps"):
             if TRAIN_TIMESTEPS % getattr(self, flag):
                 raise ConfigError(f"--{flag} {getattr(self, flag)} does not divide the {TRAIN_TIMESTEPS} timesteps")
-        multiple = smallest_resolution(self.model)
-        if self.resolution % multiple:
-            raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema_decay {self.ema_decay}: it lies in [0, 1)")
         for flag in ("replay_pool_refresh", "replay_pool_balanced"):
@@ -253,6 +266,23 @@ class TrainConfig:
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ConfigError("--overwrite_output_dir would delete what --resume_from_checkpoint goes on from")
         self._check_hub()
+
+    def _check_model(self):
+        if self.pretrained_model_name_or_path:
+            if self.model:
+                raise ConfigError(f"--model {self.model}: a pretrained model has a U-Net of its own; leave it out")
+            if self.replay_pool_balanced:
+                raise ConfigError(
+                    "--replay_pool_balanced needs all classes, and those of a pretrained model are unknown"
+                )
+            return
+        if self.pretrained_tasks:
+            raise ConfigError("--pretrained_tasks goes with --pretrained_model_name_or_path")
+        if self.resolution is None:
+            raise ConfigError("--dataset_name needs --resolution, e.g. --resolution 32")
+        multiple = smallest_resolution(self.model)
+        if self.resolution % multiple:
+            raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
 
     def _check_hub(self):
         for flag in ("hub_private_repo", "hub_revision", "overwrite_hub", "require_push"):
@@ -284,6 +314,10 @@ class TrainConfig:
             tasks = int(tasks)
         return dataclasses.replace(base, tasks=tasks, **given)
 
+    def tasks_known(self, task: int) -> int:
+        """As how many tasks the model after `task` counts: a pretrained one, which is task 1, may do for several."""
+        return task - 1 + (self.pretrained_tasks or 1)
+
     def chain(self, strategy: str) -> "TrainConfig":
         """The config of one strategy's chain alone."""
         return dataclasses.replace(self, strategy=[strategy])
@@ -300,10 +334,11 @@ class TrainConfig:
         return {spec.name: values[spec.name] for spec in dataclasses.fields(self) if spec.metadata["result"]}
 
     def _public(self) -> dict:
-        """All settings; of an evaluator's folder only its name, since its path is this machine's own affair."""
+        """All settings; of a model's folder only its name, since its path is this machine's own affair."""
         values = dataclasses.asdict(self)
-        if not HUB_ID.fullmatch(self.evaluator):
-            values["evaluator"] = Path(self.evaluator).resolve().name
+        for name in ("evaluator", "pretrained_model_name_or_path"):
+            if values[name] and not HUB_ID.fullmatch(values[name]):
+                values[name] = Path(values[name]).resolve().name
         return values
 
     def difference(self, train_config: dict) -> str:
@@ -329,8 +364,9 @@ class TrainConfig:
         return f"accelerate launch gdzoo/train.py {shlex.join(flags)}"
 
     def run_id(self) -> str:
-        """The first 8 hex digits of the configuration's hash."""
-        return hashlib.sha256(json.dumps(self.results_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        """The first 8 hex digits of the settings' hash, without those that are None: a new one changes no old hash."""
+        given = {name: value for name, value in self.results_dict().items() if value is not None}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def plain_type(annotation) -> type:

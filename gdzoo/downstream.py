@@ -9,7 +9,7 @@ from the paper is the classifier: it has the architecture of the benchmark's eva
 import argparse
 import sys
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -24,7 +24,7 @@ import gdzoo
 from gdzoo import zoo
 from gdzoo.collection import DOWNSTREAM, read_downstream, read_zoo
 from gdzoo.config import TrainConfig
-from gdzoo.evaluation import published_config
+from gdzoo.evaluation import open_chain, published_config
 from gdzoo.evaluator import BATCH_SIZE, HOLD_OUT, LEARNING_RATE, create_classifier
 from gdzoo.models import load_pipeline
 from gdzoo.publish import made_with
@@ -166,12 +166,13 @@ def earlier(root: Path) -> dict[tuple, dict]:
 
 def run(root: Path, chains: dict, args: argparse.Namespace):
     """Write downstream.json into the zoo `root`, after each chain, so that one that fails loses none."""
-    device, data = PartialState().default_device, None
+    device, data, opened = PartialState().default_device, None, None
     found = {key: chain for key, chain in earlier(root).items() if key in chains}
     for key, models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
         config = published_config(models[0]["config"])
-        if data is None or data.benchmark != config.get_benchmark():
-            data = ImageData(config.get_benchmark(), args.dataset_root)
+        settings = models[0]["folder"].parent, replace(config, seed=0)
+        if opened != settings:
+            data, opened = open_chain(config, models[0]["folder"], args.dataset_root), settings
         tasks = [task["classes"] for task in models[0]["tasks"]]
         recipe = recipe_of(config, len(tasks), args)
         chain = dict(zip(CHAIN, key, strict=True))

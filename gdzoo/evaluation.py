@@ -14,17 +14,17 @@ import torch
 import transformers
 from accelerate import PartialState
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import gdzoo
 from gdzoo import metrics, zoo
-from gdzoo.benchmarks import BENCHMARKS, split_classes
+from gdzoo.benchmarks import BENCHMARKS
 from gdzoo.config import TrainConfig
 from gdzoo.evaluator import Evaluator, load_evaluator
 from gdzoo.features import Extractor, Reference, evaluator_extractor, load_extractor, reference_features
-from gdzoo.pipelines import draw_any, fitted, load_any_pipeline
+from gdzoo.pipelines import draw_any, fitted, load_any_pipeline, published_json
+from gdzoo.pretrained import first_of_chain, load_pretrained, open_data
 from gdzoo.publish import made_with
 from gdzoo.streaming import ImageData
 from gdzoo.terminal import evaluation_table
@@ -181,8 +181,8 @@ def prepare(args: argparse.Namespace) -> Job:
     if not args.output.parent.is_dir():
         raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
     config = benchmark_config(args.pipeline, args.benchmark)
-    data = ImageData(config.get_benchmark(), args.dataset_root)
-    tasks = split_classes(data.benchmark.tasks, config.class_order, data.names, config.seed)
+    data = open_chain(config, args.pipeline, args.dataset_root)
+    tasks = data.tasks(config.class_order, config.seed)
     if not 1 <= args.task <= len(tasks):
         raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
     device = PartialState().default_device
@@ -197,6 +197,19 @@ def prepare(args: argparse.Namespace) -> Job:
     evaluator = load_evaluator(repo, data, device)
     extractor = load_extractor(args.features, device) if args.features else None
     return Job(args, pipeline, data, tasks, evaluator, extractor, repo_id(repo))
+
+
+def open_chain(config: TrainConfig, repo_or_folder: str | Path, dataset_root: str | None) -> ImageData:
+    """The data that a chain was trained on, `repo_or_folder` being its model after any task.
+
+    Raises:
+        ValueError
+    """
+    pretrained = None
+    if config.pretrained_model_name_or_path:  # it may be gone, or be another by now; the chain's task 1 is its copy
+        pretrained = load_pretrained(config, first_of_chain(str(repo_or_folder)))
+        pretrained.pipeline.to(PartialState().default_device)
+    return open_data(config, dataset_root, pretrained=pretrained)
 
 
 def repo_id(repo_or_folder: str | Path) -> str:
@@ -234,17 +247,6 @@ def published_config(settings: dict) -> TrainConfig:
     """
     known = {spec.name for spec in dataclasses.fields(TrainConfig)} - {"strategy"}
     return TrainConfig(**{name: value for name, value in settings.items() if name in known}).resolve()
-
-
-def published_json(repo_or_folder: str, name: str) -> dict | None:
-    """A JSON file of a model's folder or repo; None where it has none, as a stranger's model."""
-    file = Path(repo_or_folder, name)
-    if not Path(repo_or_folder).is_dir():
-        try:
-            file = Path(hf_hub_download(repo_or_folder, name))
-        except Exception:  # a model that cannot be reached is refused, with a reason, when it is loaded
-            return None
-    return zoo.read_json(file) if file.is_file() else None
 
 
 def find_evaluator(repo_or_folder: str, benchmark: str) -> Path | str:

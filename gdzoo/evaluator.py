@@ -162,7 +162,7 @@ def train_evaluator(data: ImageData, steps: int, device, cache_limit_gb: float, 
     model = create_classifier(data).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2))
-    images = TaskImages(data, range(len(data.names)), SEED, device, cache_limit_gb)
+    images = TaskImages(data, data.told_apart, SEED, device, cache_limit_gb)
     held_out = _hold_out(images) if data.test_split is None else None
     batches = images.batches(BATCH_SIZE)
     progress = tqdm(range(steps), desc="evaluator", unit="step", dynamic_ncols=True)
@@ -180,7 +180,7 @@ def train_evaluator(data: ImageData, steps: int, device, cache_limit_gb: float, 
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
     batches.close()
-    test = [held_out] if held_out else data.read(range(len(data.names)), data.test_split)
+    test = [held_out] if held_out else data.read(data.told_apart, data.test_split)
     accuracy, tested = _accuracy(Evaluator(model), test)
     split = data.test_split or f"train, every {HOLD_OUT}th image held out"
     report = dict(accuracy=accuracy, test_images=tested, test_split=split, train_images=images.count, steps=steps)

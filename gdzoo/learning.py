@@ -98,7 +98,8 @@ class Learner:
         real = noised(real_images(pixels, self.config.random_flip, random), self.scheduler, random)
         rehearsal = self.rehearse(real, self.past, random) if self.past else None
         self.passes += len(real.t) + (len(rehearsal.t) if rehearsal else 0)
-        return continual_loss(self.student, real, rehearsal, self.task, self.config.replay_weight, self.snr_weight)
+        known = self.config.tasks_known(self.task)
+        return continual_loss(self.student, real, rehearsal, known, self.config.replay_weight, self.snr_weight)
 
     @property
     def parts(self) -> dict:

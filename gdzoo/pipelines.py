@@ -2,11 +2,14 @@
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from huggingface_hub import hf_hub_download
 from torch import Tensor
 
+from gdzoo import zoo
 from gdzoo.sampling import draw_images, to_uint8, trailing_timesteps
 from gdzoo.streaming import ImageData
 
@@ -41,7 +44,7 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
     unet = pipeline.components.get("unet")
     if isinstance(unet, UNet2DModel) and unet.class_embedding is not None:
         raise ValueError(f"{repo_or_folder}: its U-Net is class-conditional, and without a class it draws nothing")
-    if not _sampled_by_ddim(pipeline):
+    if not is_sampled_by_ddim(pipeline):
         return pipeline
     try:
         scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -54,7 +57,8 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
     return DDIMPipeline(unet, scheduler)
 
 
-def _sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
+def is_sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
+    """Whether the zoo's own sampler can draw from it, and its teacher and student could be made of it."""
     unet, scheduler = (pipeline.components.get(name) for name in ("unet", "scheduler"))
     return (
         pipeline.components.keys() == {"unet", "scheduler"}
@@ -67,7 +71,7 @@ def _sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
 
 def draw_any(pipeline: DiffusionPipeline, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
     """Yield uint8 batches [b, C, H, W], `count` images in all, from the same noise on any device."""
-    if type(pipeline) is DDIMPipeline and _sampled_by_ddim(pipeline):
+    if type(pipeline) is DDIMPipeline and is_sampled_by_ddim(pipeline):
         yield from draw_images(pipeline, count, steps, seed, batch_size)
         return
     pipeline.set_progress_bar_config(disable=True)
@@ -80,6 +84,17 @@ def draw_any(pipeline: DiffusionPipeline, count: int, steps: int, seed: int, bat
             output_type="np",
         ).images  # [b, H, W, C] in [0, 1]
         yield to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1)
+
+
+def published_json(repo_or_folder: str, name: str) -> dict | None:
+    """A JSON file of a model's folder or repo; None where it has none, as a stranger's model."""
+    file = Path(repo_or_folder, name)
+    if not Path(repo_or_folder).is_dir():
+        try:
+            file = Path(hf_hub_download(repo_or_folder, name))
+        except Exception:  # a model that cannot be reached is refused, with a reason, when it is loaded
+            return None
+    return zoo.read_json(file) if file.is_file() else None
 
 
 def fitted(images: Tensor, data: ImageData, name: str) -> Tensor:

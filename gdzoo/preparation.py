@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 import gdzoo
 from gdzoo import terminal, zoo
-from gdzoo.benchmarks import shortened, split_classes
+from gdzoo.benchmarks import shortened
 from gdzoo.cards import pipeline_card
 from gdzoo.checkpoint import LATEST, CheckpointError, Checkpoints, GlobalRandom, is_checkpoint, other_run, read_state
 from gdzoo.collection import read_folder
@@ -25,9 +25,10 @@ from gdzoo.evaluation import FEWEST_SAMPLES
 from gdzoo.evaluator import Evaluator, load_evaluator, other_training, train_evaluator
 from gdzoo.features import Reference, evaluator_extractor, reference_features
 from gdzoo.hub import Pusher
+from gdzoo.pretrained import Pretrained, load_pretrained, open_data, with_pretrained
 from gdzoo.publish import publish_evaluator
 from gdzoo.resume import chains, consult_hub, hub_target, other_classes, with_namespace
-from gdzoo.streaming import ImageData
+from gdzoo.streaming import DataError, ImageData
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Run:
     accelerator: Accelerator
     data: ImageData
     tasks: list[list[int]]  # labels of each task
+    pretrained: Pretrained | None = None  # what the chains start from, their task 1; None: random weights
     evaluator: Evaluator | None = None  # on the main process, unless --evaluator none
     evaluator_repo: str | None = None
     reference: Reference | None = None
@@ -132,8 +134,18 @@ def prepare(config: TrainConfig) -> Run:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle; metrics are made on the CPU.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
-    data = ImageData(config.get_benchmark(), config.dataset_root, config.dataloader_num_workers)
-    run = Run(config, accelerator, data, split_tasks(data, config))
+    pretrained = None
+    if config.pretrained_model_name_or_path:
+        pretrained = load_pretrained(config)
+        pretrained.pipeline.to(accelerator.device)
+        config = with_pretrained(config, pretrained)
+    try:
+        data = open_data(config, config.dataset_root, config.dataloader_num_workers, pretrained)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    run = Run(config, accelerator, data, split_tasks(data, config), pretrained)
     if config.push_to_hub:
         run.config = with_namespace(run)
         run.pusher = Pusher(hub_target(run.config), config.hub_token) if accelerator.is_main_process else None
@@ -216,7 +228,7 @@ def clear_output(run: Run):
 def split_tasks(data: ImageData, config: TrainConfig) -> list[list[int]]:
     """The labels of each task, all of which have images to learn from and enough to be evaluated with."""
     try:
-        tasks = split_classes(data.benchmark.tasks, config.class_order, data.names, config.seed)
+        tasks = data.tasks(config.class_order, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     needed = ["train"] if config.evaluator == "none" or data.test_split is None else ["train", data.test_split]

@@ -46,6 +46,7 @@ def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, rep
         "benchmark": data.benchmark.name,
         "dataset_name": data.benchmark.dataset_name,
         "names": data.names,
+        "drawn": None if data.drawn_label is None else data.names[data.drawn_label],
         **report,
         "seed": EVALUATOR_SEED,
         "real": {"columns": grid.width // cell, "cell": cell},

@@ -1,5 +1,7 @@
 """What does results.json say of a task's model? Its metrics, its cost, and those of the tasks before."""
 
+from pathlib import Path
+
 import torch
 from diffusers import DDIMPipeline
 from PIL import Image
@@ -14,8 +16,8 @@ from gdzoo.sampling import draw_images
 
 
 def images_per_second(run: Run, progress: Progress) -> float:
-    """Real images, of all processes together."""
-    return progress.step * run.micro_batches * run.config.train_batch_size / progress.seconds
+    """Real images, of all processes together; 0 of a pretrained model, which nobody trained here."""
+    return progress.step and progress.step * run.micro_batches * run.config.train_batch_size / progress.seconds
 
 
 def cost_of(run: Run, progress: Progress) -> dict:
@@ -44,6 +46,14 @@ def evaluate_task(run: Run, pipeline: DDIMPipeline, task: int) -> tuple[dict, Im
     return found, grid
 
 
+def base_model(run: Run, strategy: str, task: int) -> str | None:
+    """What a task's model started from: the one before, or at task 1 a pretrained one of the Hub, or nothing."""
+    if task > 1:
+        return f"{run.config.namespace}/{run.folder(strategy, task - 1).name}"
+    name = run.config.pretrained_model_name_or_path
+    return None if name is None or Path(name).exists() else name
+
+
 def publish_task(run: Run, strategy: str, task: int, pipeline: DDIMPipeline, cost: dict, earlier: list[dict]):
     """Evaluate a task's model and put it into the zoo, with everything that is known of it."""
     config = run.config.chain(strategy)
@@ -56,13 +66,14 @@ def publish_task(run: Run, strategy: str, task: int, pipeline: DDIMPipeline, cos
         "strategy": strategy,
         "seed": config.seed,
         "task": task,
-        "base_model": f"{config.namespace}/{run.folder(strategy, task - 1).name}" if task > 1 else None,
+        "base_model": base_model(run, strategy, task),
         "tasks": [
             {
                 "task": number,
                 "classes": labels,
                 "names": [run.data.names[label] for label in labels],
-                "images": sum(counts[label] for label in labels),
+                # Nobody knows how many a pretrained model has seen.
+                "images": None if run.pretrained and number == 1 else sum(counts[label] for label in labels),
             }
             for number, labels in enumerate(run.tasks, start=1)
         ],

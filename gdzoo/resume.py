@@ -203,8 +203,11 @@ def check_pipeline(run: "Run", folder, what: str):
         pipeline = load_pipeline(folder)
     except Exception as error:  # whatever may be wrong with files from elsewhere
         raise ConfigError(f"{what} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    unet = create_unet(config.model, run.data.channels, run.data.benchmark.resolution)
-    scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
+    if run.pretrained:
+        unet, scheduler = run.pretrained.pipeline.unet, run.pretrained.pipeline.scheduler
+    else:
+        unet = create_unet(config.model, run.data.channels, run.data.benchmark.resolution)
+        scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
     for found, expected in ((pipeline.unet, unet), (pipeline.scheduler, scheduler)):
         for name, value in expected.config.items():
             there = found.config.get(name)

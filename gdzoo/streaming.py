@@ -14,13 +14,14 @@ import datasets
 import numpy as np
 import torch
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gdzoo.benchmarks import DIGITS, Benchmark
+from gdzoo.benchmarks import DIGITS, Benchmark, split_classes
 
 SHUFFLE_BUFFER = 10_000  # rows, still encoded
 OPEN_SHARDS = 4  # files that fill it in turn, in case they are sorted by class
@@ -44,6 +45,7 @@ class ImageData:
         channels: 1 for gray, 3 for RGB.
         test_split: None where the data set has none.
         counts: number of rows of each label, by split.
+        drawn_label: the label of images that a model drew, where there is such a class (gdzoo.pretrained).
     """
 
     benchmark: Benchmark
@@ -53,6 +55,7 @@ class ImageData:
     channels: int = 0
     test_split: str | None = None
     counts: dict[str, Counter] = field(default_factory=dict)
+    drawn_label: int | None = None
     _builder: datasets.DatasetBuilder | None = None
     _splits: dict[str, datasets.IterableDataset] = field(default_factory=dict)
     _values: list = field(default_factory=list)  # what the label column holds for each label
@@ -64,8 +67,7 @@ class ImageData:
         for flag in ("image_column", "label_column"):
             column = getattr(self.benchmark, flag)
             if column not in features:
-                hint = "" if flag == "image_column" else "; an image folder has labels if two or more folders lie in it"
-                raise DataError(f"--{flag} {column}: the columns of {self._name} are {', '.join(features)}{hint}")
+                raise DataError(f"--{flag} {column}: the columns of {self._name} are {', '.join(features)}")
         if not _can_be_image(features[self.benchmark.image_column]):
             raise DataError(
                 f"--image_column {self.benchmark.image_column} of {self._name} holds no images; paths of files are read"
@@ -91,6 +93,19 @@ class ImageData:
     def content_hash(self) -> str | None:
         """Of the commit on the Hub, or of local files' paths and times; None for the embedded data set."""
         return self._builder and self._builder.hash
+
+    @property
+    def told_apart(self) -> Sequence[int]:
+        """The labels that an evaluator learns to tell apart."""
+        return range(len(self.names))
+
+    def tasks(self, class_order: str, seed: int) -> list[list[int]]:
+        """The labels of each task, in the order of learning (gdzoo.benchmarks.split_classes).
+
+        Raises:
+            ValueError
+        """
+        return split_classes(self.benchmark.tasks, class_order, self.names, seed)
 
     @property
     def skipped(self) -> Counter:
@@ -119,8 +134,15 @@ class ImageData:
                 # Without a network this fails at once; `datasets` alone would retry for half a minute.
                 with contextlib.suppress(HfHubHTTPError):  # whatever the Hub answers, `datasets` explains better
                     HfApi().dataset_info(name, timeout=10)
-            self._builder = datasets.load_dataset_builder(str(mirror) if local else name, config_name)
+            load = functools.partial(datasets.load_dataset_builder, str(mirror) if local else name, config_name)
+            self._builder = load()
             self._splits = self._builder.as_streaming_dataset()
+            if isinstance(self._builder, ImageFolder) and all(
+                len(each.features) == 1 for each in self._splits.values()
+            ):
+                # Where all images lie in folders of one name `datasets` leaves their labels away.
+                self._builder = load(drop_labels=False)
+                self._splits = self._builder.as_streaming_dataset()
         except Exception as error:  # the libraries' errors for a data set that is not to be had share no base class
             reason = f"({type(error).__name__}: {_one_line(error)})"
             if local or isinstance(error, ValueError):

@@ -98,6 +98,8 @@ def train_chain(run: Run, strategy: str) -> list[dict]:
         accelerator.wait_for_everyone()
         if twin:
             pipeline, cost = load_pipeline(twin), zoo.read_json(twin / zoo.RESULTS)["cost"]
+        elif task == 1 and run.pretrained:
+            pipeline, cost = run.pretrained.pipeline, cost_of(run, Progress())
         else:
             pipeline, cost = train_task(run, strategy, task)
         if accelerator.is_main_process:

@@ -231,6 +231,31 @@ def test_folder_of_image_files(tmp_path):
     assert sorted(sum(parts, [])) == [0, 1, 2, 10, 11, 12]
 
 
+def test_a_folder_of_one_class_is_that_class(tmp_path):
+    for split, i in itertools.product(("train", "test"), range(3)):
+        folder = tmp_path / "org" / "mine" / split / "dog"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(folder / f"{i}.png")
+    data = ImageData(MINE, str(tmp_path))
+    assert (data.names, data.counts) == (["dog"], {"train": {0: 3}, "test": {0: 3}})
+    assert sorted(numbers(data.read([0]))) == [0, 1, 2]
+
+
+def test_images_in_no_folder_are_one_class_of_their_data_sets_name(tmp_path):
+    (tmp_path / "org" / "mine").mkdir(parents=True)
+    for i in range(3):
+        Image.new("L", (8, 8), i).save(tmp_path / "org" / "mine" / f"{i}.png")
+    data = ImageData(MINE, str(tmp_path))
+    assert (data.names, data.counts) == (["mine"], {"train": {0: 3}})
+
+
+def test_a_table_beside_the_images_is_not_guessed_around(tmp_path):
+    (tmp_path / "org" / "mine" / "train").mkdir(parents=True)
+    Image.new("L", (8, 8), 1).save(tmp_path / "org" / "mine" / "train" / "1.png")
+    (tmp_path / "org" / "mine" / "train" / "metadata.csv").write_text("file_name,breed\n1.png,poodle\n")
+    assert "--label_column label: the columns of data set org/mine are image, breed" in refusal(MINE, tmp_path)
+
+
 def test_digits():
     data = ImageData(BENCHMARKS["split-digits"])
     assert (data.names, data.channels, data.test_split) == ([str(digit) for digit in range(10)], 1, None)
