@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ if not os.environ.get("GDZOO_TEST_GPU"):
 
 import pytest
 from accelerate.state import AcceleratorState
+
+from gdzoo import features
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -43,6 +46,15 @@ def run_command_line(arguments: list[str], cwd: Path) -> subprocess.CompletedPro
     # Tests share two cores: threads that spin while they wait would take them from each other.
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """The cache of features, away from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "cached_assets_path", lambda *_: folder)
+        yield folder
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from transformers import (
     ViTModel,
 )
 
-from gdzoo import evaluation, features, train
+from gdzoo import evaluation, train
 from gdzoo.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.evaluation import default_output, evaluate, find_evaluator, main, parse_args
 from gdzoo.evaluator import Evaluator, create_classifier, image_processor, load_evaluator
@@ -55,17 +55,9 @@ from gdzoo.summaries import average_final_quality, average_incremental_quality, 
 from gdzoo.terminal import evaluation_table, task_line
 from tests.hub import FakeHub
 
+pytestmark = pytest.mark.usefixtures("cache")
 TASKS = [[0, 1], [2, 3], [4, 5]]
 SMALL = ["--max_train_steps=4", "--train_batch_size=8", "--evaluator_steps=20", "--eval_samples=64", "--eval_steps=2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The cache of features, away from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "cached_assets_path", lambda *_: folder)
-        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffusers import ScoreSdeVeScheduler as SdeScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from gdzoo import downstream, evaluation, features, learning, train
+from gdzoo import downstream, evaluation, learning, train
 from gdzoo.batches import TaskImages
 from gdzoo.benchmarks import BENCHMARKS
 from gdzoo.config import ConfigError, TrainConfig
@@ -26,17 +26,9 @@ from gdzoo.sampling import draw_images
 from tests.conftest import SMALL
 from tests.hub import FakeHub
 
+pytestmark = pytest.mark.usefixtures("cache")
 TASKS = ["--tasks", "6,7;8,9"]
 NAME = "stranger@"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The cache of features, away from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "cached_assets_path", lambda *_: folder)
-        yield folder
 
 
 def small_unet(channels: int = 1, size: int = 8, **settings) -> UNet2DModel:
