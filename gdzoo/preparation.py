@@ -28,7 +28,7 @@ from gdzoo.hub import Pusher
 from gdzoo.pretrained import Pretrained, load_pretrained, open_data, with_pretrained
 from gdzoo.publish import publish_evaluator
 from gdzoo.resume import chains, consult_hub, hub_target, other_classes, with_namespace
-from gdzoo.streaming import DataError, ImageData
+from gdzoo.streaming import ImageData
 
 
 @dataclass
@@ -139,12 +139,7 @@ def prepare(config: TrainConfig) -> Run:
         pretrained = load_pretrained(config)
         pretrained.pipeline.to(accelerator.device)
         config = with_pretrained(config, pretrained)
-    try:
-        data = open_data(config, config.dataset_root, config.dataloader_num_workers, pretrained)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    data = open_data(config, config.dataset_root, config.dataloader_num_workers, pretrained)
     run = Run(config, accelerator, data, split_tasks(data, config), pretrained)
     if config.push_to_hub:
         run.config = with_namespace(run)

@@ -62,7 +62,7 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=True, clip_sample_range=1.0)
     pipeline = DDIMPipeline(pipeline.unet.float().eval(), scheduler)
     _check(pipeline, config, source)
-    return Pretrained(pipeline, f"{Path(called).name}@{weights_fingerprint(pipeline.unet)[:8]}")
+    return Pretrained(pipeline, f"{Path(called).resolve().name} @{weights_fingerprint(pipeline.unet)[:8]}")
 
 
 def _check(pipeline: DDIMPipeline, config: TrainConfig, source: str):
@@ -110,7 +110,7 @@ def open_data(
 
     Raises:
         DataError
-        ValueError: its tasks cannot be told apart.
+        ConfigError: --tasks do not fit it.
     """
     benchmark = config.get_benchmark()
     if pretrained is None:
@@ -144,7 +144,10 @@ class TaughtData(ImageData):
     ):
         super().__init__(benchmark, dataset_root, num_workers)
         self.pretrained, self.steps, self.batch_size = pretrained, config.eval_steps, config.eval_batch_size
-        tasks = split_classes(benchmark.tasks, "dataset", self.names, 0)  # all classes of them, in whatever order
+        try:
+            tasks = split_classes(benchmark.tasks, "dataset", self.names, 0)  # all classes of them, in whatever order
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         taught = sorted(label for task in tasks for label in task)
         self.drawn_label = len(self.names)
         for counts in self.counts.values():

@@ -28,7 +28,7 @@ from tests.hub import FakeHub
 
 pytestmark = pytest.mark.usefixtures("cache")
 TASKS = ["--tasks", "6,7;8,9"]
-NAME = "stranger@"
+NAME = "stranger @"
 
 
 def small_unet(channels: int = 1, size: int = 8, **settings) -> UNet2DModel:
@@ -142,7 +142,7 @@ def test_cards_say_where_it_came_from(taught):
         )
         assert "license:" not in card and "derived from those of `stranger`, whose licence" in card
     assert "It is `stranger` as it was" in cards[1] and "trained from scratch" not in cards[1]
-    assert "| 1 | stranger@" in cards[1] and "| – | last |" in cards[1]
+    assert "| 1 | stranger @" in cards[1] and "| – | last |" in cards[1]
     assert "It started from [gdzoo/split-digits-task1]" in cards[2]
     assert "--pretrained_model_name_or_path stranger" in cards[2]
     drawn = results(taught / "split-digits-evaluator")["drawn"]
@@ -185,7 +185,7 @@ def test_it_goes_on_where_it_stopped_but_not_from_another_model_of_that_name(str
     folder = save(DDPMPipeline(other, DDPMScheduler(beta_schedule="squaredcos_cap_v2")), tmp_path / "stranger")
     capsys.readouterr()
     assert train.main([*arguments, "--pretrained_model_name_or_path", folder]) == 2
-    assert "holds another run: split-digits-task1 was trained with ['stranger@" in capsys.readouterr().err
+    assert "holds another run: split-digits-task1 was trained with ['stranger @" in capsys.readouterr().err
 
 
 def test_a_model_of_the_hub_is_taught_and_goes_on_and_is_measured_there(stranger, tmp_path):
