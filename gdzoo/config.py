@@ -24,6 +24,7 @@ from gdzoo.zoo import repo_name, strategy_slug
 
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
+FOLDERS = ("dataset_root", "output_dir", "pretrained_model_name_or_path")  # settings that are, or may be, paths
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}  # --report_to: module
 
 # What a benchmark that has no recipe of its own trains with: the paper's optimizer, lengths in the middle.
@@ -193,11 +194,7 @@ class TrainConfig:
             ConfigError: before any work, in one line that names the flag.
         """
         checked = {spec.name: _checked(spec, getattr(self, spec.name)) for spec in dataclasses.fields(self)}
-        for name in (
-            "dataset_root",
-            "output_dir",
-            "pretrained_model_name_or_path",
-        ):  # a shell leaves --output_dir=~/zoo as it is
+        for name in FOLDERS:  # a shell leaves --output_dir=~/zoo as it is
             if checked[name]:
                 checked[name] = str(Path(checked[name]).expanduser())
         benchmark = self.benchmark or (None if self.dataset_name else "split-digits")

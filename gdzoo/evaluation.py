@@ -203,13 +203,20 @@ def open_chain(config: TrainConfig, repo_or_folder: str | Path, dataset_root: st
     """The data that a chain was trained on, `repo_or_folder` being its model after any task.
 
     Raises:
-        ValueError
+        ValueError: in one line; of a chain that a pretrained model began, its task 1 must be there.
     """
-    pretrained = None
-    if config.pretrained_model_name_or_path:  # it may be gone, or be another by now; the chain's task 1 is its copy
-        pretrained = load_pretrained(config, first_of_chain(str(repo_or_folder)))
-        pretrained.pipeline.to(PartialState().default_device)
-    return open_data(config, dataset_root, pretrained=pretrained)
+    if not config.pretrained_model_name_or_path:
+        return open_data(config, dataset_root)
+    # What it was may be gone, or be another by now; the chain's task 1 is its copy.
+    first = first_of_chain(str(repo_or_folder))
+    pretrained = load_pretrained(config, first)
+    match published_json(str(repo_or_folder), zoo.RESULTS):
+        case {"tasks": [{"names": [str(name)]}, *_]} if name == pretrained.name:
+            pretrained.pipeline.to(PartialState().default_device)
+            return open_data(config, dataset_root, pretrained=pretrained)
+    raise ValueError(
+        f"{repo_or_folder} was not taught from {first}: keep the whole chain together, under its own names"
+    )
 
 
 def repo_id(repo_or_folder: str | Path) -> str:

@@ -16,6 +16,7 @@ from gdzoo import zoo
 from gdzoo.benchmarks import Benchmark, split_classes
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.features import weights_fingerprint
+from gdzoo.metrics import KID_SAMPLES_NEEDED
 from gdzoo.pipelines import is_sampled_by_ddim, load_any_pipeline, published_json
 from gdzoo.sampling import draw_images, trailing_timesteps
 from gdzoo.streaming import DECODE_BATCH, DataError, ImageData
@@ -131,7 +132,8 @@ class TaughtData(ImageData):
     """A data set, and one class more, the last: what a pretrained model draws of all that it knows.
 
     Its images are drawn when they are first read. They are as many as an average task has, for each task that the
-    model counts as: then the classes' shares are those that the weights of the loss aim at.
+    model counts as: then the classes' shares are those that the weights of the loss aim at. They are never too few to
+    be measured.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class TaughtData(ImageData):
         self.drawn_label = len(self.names)
         for counts in self.counts.values():
             images = sum(counts[label] for label in taught)
-            counts[self.drawn_label] = max(1, config.pretrained_tasks * images // len(tasks))
+            counts[self.drawn_label] = max(KID_SAMPLES_NEEDED, config.pretrained_tasks * images // len(tasks))
         self._taught = taught
         self.names = [*self.names, pretrained.name]
         self._drawn = {}

@@ -162,8 +162,19 @@ def test_evaluation_needs_the_chain_alone(stranger, taught, tmp_path):
     assert evaluation.main([str(model), *arguments, "--output", str(tmp_path / "found.json")]) == 0
     found, trained = json.loads((tmp_path / "found.json").read_text()), results(model)
     assert found["metrics"] == trained["metrics"] and found["histogram"] == trained["histogram"]
+
+
+def test_evaluation_refuses_a_chain_that_was_torn_apart(taught, tmp_path, capsys):
+    shutil.copytree(taught, tmp_path / "zoo/gdzoo")
+    model = tmp_path / "zoo/gdzoo/split-digits-task3"
+    arguments = ["--benchmark", "split-digits", "--task", "3", "--output", str(tmp_path / "found.json")]
+    renamed = shutil.copytree(model, tmp_path / "zoo/gdzoo/renamed")  # it would stand for its own past
     shutil.rmtree(model.with_name("split-digits-task1"))
-    assert evaluation.main([str(model), *arguments, "--output", str(tmp_path / "again.json")]) == 2
+    for folder, reason in ((renamed, f"{renamed} was not taught from {renamed}"), (model, "no diffusers pipeline")):
+        assert evaluation.main([str(folder), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
+    assert not (tmp_path / "found.json").exists()
 
 
 def test_classifiers_learn_from_what_it_draws(taught, tmp_path):
@@ -283,8 +294,8 @@ def test_two_splits_have_other_drawings(tmp_path, stranger):
             for index in range(count):
                 Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
     data = data_of(stranger, dataset_name="pets", dataset_root=str(tmp_path), tasks="cat,dog")
-    assert (data.counts["train"][2], data.counts["test"][2]) == (12, 8)
-    assert not torch.equal(data.drawn("train")[:8], data.drawn("test"))
+    assert (data.counts["train"][2], data.counts["test"][2]) == (12, 10)  # of 8 nothing could be measured
+    assert not torch.equal(data.drawn("train")[:10], data.drawn("test"))
     assert data.benchmark.resolution == 8  # the model's own
 
 
