@@ -16,11 +16,10 @@ from diffusers.optimization import SchedulerType
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from gdzoo.benchmarks import BENCHMARKS, Benchmark
-from gdzoo.checkpoint import is_checkpoint
-from gdzoo.models import MODELS, TRAIN_TIMESTEPS, smallest_resolution
-from gdzoo.strategies import STRATEGIES, create_strategy
-from gdzoo.zoo import repo_name, strategy_slug
+from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.method.strategies import STRATEGIES, create_strategy
+from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS, smallest_resolution
+from gdzoo.zoo.names import is_checkpoint, repo_name, strategy_slug
 
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist

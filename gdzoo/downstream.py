@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import gdzoo
-from gdzoo import zoo
-from gdzoo.collection import DOWNSTREAM, read_downstream, read_zoo
 from gdzoo.config import TrainConfig
-from gdzoo.evaluation import open_chain, published_config
-from gdzoo.evaluator import BATCH_SIZE, HOLD_OUT, LEARNING_RATE, create_classifier
-from gdzoo.models import load_pipeline
-from gdzoo.publish import made_with
-from gdzoo.randomness import StepRandom, seed_from
-from gdzoo.sampling import draw_images, to_float
-from gdzoo.streaming import ImageData
+from gdzoo.data.streaming import ImageData
+from gdzoo.evaluation.evaluator import BATCH_SIZE, HOLD_OUT, LEARNING_RATE, create_classifier
+from gdzoo.evaluation.published import open_chain, published_config
+from gdzoo.method.randomness import StepRandom, seed_from
+from gdzoo.method.sampling import to_float
+from gdzoo.models.pipelines import draw_images, load_pipeline
+from gdzoo.report.collection import DOWNSTREAM, read_downstream, read_zoo
+from gdzoo.zoo.environment import made_with
+from gdzoo.zoo.folders import write_json
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def run(root: Path, chains: dict, args: argparse.Namespace):
         tqdm.write(f"{chain['benchmark']} {chain['strategy']} seed {chain['seed']}: {accuracies}")
         split = data.test_split or f"train, every {HOLD_OUT}th image held out"
         found[key] = chain | {"test_split": split} | asdict(recipe)
-        zoo.write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": [*found.values()]} | made_with())
+        write_json(root / DOWNSTREAM, {"gdzoo": gdzoo.__version__, "chains": [*found.values()]} | made_with())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ if not os.environ.get("GDZOO_TEST_GPU"):
 import pytest
 from accelerate.state import AcceleratorState
 
-from gdzoo import features
+from gdzoo.evaluation import features
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -8,7 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gdzoo import train, zoo
+from gdzoo import train
+from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.names import RESULTS
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets"])
@@ -71,7 +73,7 @@ def outcome(cwd: Path) -> dict:
     assert not left, f"{left} is left"
     for folder in sorted((cwd / "zoo" / "gdzoo").iterdir()):
         weights = next(folder.rglob("*.safetensors")).read_bytes()
-        results = zoo.read_json(folder / zoo.RESULTS)
+        results = read_json(folder / RESULTS)
         for entry in [results, *results.get("history", [])]:
             for timed in ("seconds", "images_per_second", "peak_memory_mib"):
                 entry.get("cost", {}).pop(timed, None)

@@ -93,7 +93,7 @@ def simulate() -> torch.library.Library:
 
     from accelerate import PartialState
 
-    from gdzoo.randomness import StepRandom
+    from gdzoo.method.randomness import StepRandom
 
     PartialState(cpu=True)
     PartialState._shared_state["device"] = DEVICE

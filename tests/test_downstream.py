@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from diffusers import DDIMPipeline
 
 from gdzoo import downstream
-from gdzoo.benchmarks import BENCHMARKS
-from gdzoo.collection import read_downstream
 from gdzoo.config import TrainConfig
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.streaming import ImageData
 from gdzoo.downstream import Recipe, main, read_tasks, replay_accuracies, run, whole_chains
-from gdzoo.models import create_scheduler, create_unet
-from gdzoo.randomness import StepRandom
-from gdzoo.streaming import ImageData
-from gdzoo.zoo import write_json
+from gdzoo.method.randomness import StepRandom
+from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.report.collection import read_downstream
+from gdzoo.zoo.folders import write_json
 
 TASKS = [[0, 1], [2, 3]]
 CPU = torch.device("cpu")

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gdzoo
-from gdzoo import train, zoo
-from gdzoo.benchmarks import Benchmark
-from gdzoo.checkpoint import CheckpointError, read_state
-from gdzoo.collection import read_zoo
+from gdzoo import train
 from gdzoo.config import ConfigError, TrainConfig
-from gdzoo.preparation import Run, prepare, read_published
-from gdzoo.streaming import DataError, ImageData, decode_image
+from gdzoo.data.benchmarks import Benchmark
+from gdzoo.data.streaming import DataError, ImageData, decode_image
+from gdzoo.report.collection import read_zoo
+from gdzoo.training.checkpoint import CheckpointError, read_state
+from gdzoo.training.prepare import Run, prepare, read_published
+from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.names import RESULTS, repo_name
 from tests.conftest import ROOT, SMALL
 from tests.forked import launch
 
@@ -72,7 +74,7 @@ def test_any_setting_is_resolved_or_refused_in_one_line(given):
     except ConfigError as error:
         assert str(error) and "\n" not in str(error)[:-1]
         return
-    folder = Path("zoo", config.namespace, zoo.repo_name(config.benchmark, config.strategy[0], config.seed, 1))
+    folder = Path("zoo", config.namespace, repo_name(config.benchmark, config.strategy[0], config.seed, 1))
     assert len(Path(os.path.normpath(folder)).parts) == 3 and ".." not in folder.parts
     json.dumps(config.to_dict(), allow_nan=False)
 
@@ -243,7 +245,7 @@ def run(published) -> Run:
 @given(data=st.data())
 def test_an_edited_results_json_is_named_or_read(cwd, run, data):
     folder = cwd / "zoo/gdzoo" / FIRST
-    file, results = folder / zoo.RESULTS, zoo.read_json(cwd / "zoo/gdzoo" / FIRST / zoo.RESULTS)
+    file, results = folder / RESULTS, read_json(cwd / "zoo/gdzoo" / FIRST / RESULTS)
     whole = file.read_bytes()
     inner = data.draw(st.sampled_from([results, results["history"][0], results["tasks"][0], results["cost"]]))
     name = data.draw(st.sampled_from(sorted(inner)))

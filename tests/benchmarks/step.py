@@ -26,14 +26,14 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gdzoo.benchmarks import BENCHMARKS
 from gdzoo.config import TrainConfig
-from gdzoo.learning import COMPUTE_DTYPES, Learner
-from gdzoo.models import create_scheduler, create_unet
-from gdzoo.publish import made_with, peak_memory_mib
-from gdzoo.randomness import seed_from
-from gdzoo.sampling import Teacher
-from gdzoo.strategies import STRATEGIES, Past, create_strategy
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.method.randomness import seed_from
+from gdzoo.method.sampling import Teacher
+from gdzoo.method.strategies import STRATEGIES, Past, create_strategy
+from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.training.learner import COMPUTE_DTYPES, Learner
+from gdzoo.zoo.environment import made_with, peak_memory_mib
 
 TASK = 2  # w = 1/2
 MEASURED = ("finetune", "generative_replay", "generative_distillation")  # the others are said by name

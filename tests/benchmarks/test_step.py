@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.config import TrainConfig
-from gdzoo.strategies import STRATEGIES
+from gdzoo.method.strategies import STRATEGIES
 from tests.benchmarks.step import LOOPS, UNETS, main, make_loop, passes, some_batches
 
 

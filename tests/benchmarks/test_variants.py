@@ -10,11 +10,11 @@ from accelerate import Accelerator
 
 from gdzoo import train
 from gdzoo.config import TrainConfig
-from gdzoo.learning import Learner
-from gdzoo.models import create_scheduler, create_unet
-from gdzoo.randomness import StepRandom
-from gdzoo.sampling import Teacher
-from gdzoo.strategies import Batch, Past, create_strategy
+from gdzoo.method.randomness import StepRandom
+from gdzoo.method.sampling import Teacher
+from gdzoo.method.strategies import Batch, Past, create_strategy
+from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.training.learner import Learner
 from tests.benchmarks import variants
 from tests.conftest import SMALL
 

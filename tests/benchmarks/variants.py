@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gdzoo import train
-from gdzoo.learning import Learner
-from gdzoo.randomness import StepRandom
-from gdzoo.sampling import DDIMStep, predict_x0_and_eps
-from gdzoo.strategies import Batch, GenerativeDistillation, Past, continual_loss, noised
+from gdzoo.method.randomness import StepRandom
+from gdzoo.method.sampling import DDIMStep, predict_x0_and_eps
+from gdzoo.method.strategies import Batch, GenerativeDistillation, Past, continual_loss, noised
+from gdzoo.training.learner import Learner
 
 EWC_IMAGES = 1024
 EWC_BATCH = 256

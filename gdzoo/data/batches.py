@@ -1,0 +1,103 @@
+"""How does a task become batches? It stays in memory if it is small; if not, it streams in every epoch."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gdzoo.data.streaming import DataError, ImageData
+
+
+class TaskImages:
+    """The images of some labels as an endless sequence of batches, each image once an epoch.
+
+    A small task is read once and kept as uint8 on `device`; one of more than `cache_limit_gb` is streamed every epoch.
+    Batches straddle the ends of epochs, so that all have the same size.
+    """
+
+    def __init__(self, data: ImageData, labels: Sequence[int], seed: int, device, cache_limit_gb: float):
+        self.data, self.labels, self.seed, self.device = data, list(labels), seed, device
+        self.count = sum(data.counts["train"][label] for label in labels)
+        shape = (self.count, data.channels, data.benchmark.resolution, data.benchmark.resolution)
+        self.cache = None
+        if math.prod(shape) <= cache_limit_gb * 1e9:
+            self.cache = self._read_all(torch.empty(shape, dtype=torch.uint8, device=device))
+            self.count = len(self.cache[0])
+
+    def _read_all(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        labels, count = [], 0
+        for images, image_labels in self.data.read(self.labels):
+            pixels[count : count + len(images)] = images
+            labels.append(image_labels)
+            count += len(images)
+        if not count:
+            raise DataError(f"data set {self.data.benchmark.dataset_name}: no image of a task can be decoded")
+        return pixels[:count], torch.cat(labels).to(self.device)
+
+    def batches(
+        self, batch_size: int, start_step: int = 0, micro_batches: int = 1, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images [B, C, H, W] and labels [B] of this process, from optimizer step `start_step` on.
+
+        A step holds `micro_batches * world_size` batches; the process of `rank` gets the ones at `micro * world_size +
+        rank`, as in StepRandom.
+        """
+        if self.cache:
+            yield from self._cached(batch_size, start_step, micro_batches, rank, world_size)
+        else:
+            yield from self._streamed(batch_size, start_step * micro_batches, rank, world_size)
+
+    def _cached(self, batch_size, start_step, micro_batches, rank, world_size):
+        images, labels = self.cache
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch):
+            return np.random.default_rng((self.seed, epoch)).permutation(self.count)
+
+        position = (start_step * micro_batches * world_size + rank) * batch_size
+        while True:
+            epochs, rows = np.divmod(np.arange(position, position + batch_size), self.count)
+            parts = [order(epoch)[rows[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+            chosen = torch.from_numpy(np.concatenate(parts)).to(images.device, non_blocking=True)
+            yield images[chosen], labels[chosen]
+            position += batch_size * world_size
+
+    def _streamed(self, batch_size, skip_batches, rank, world_size):
+        rest, epoch, skip = None, 0, skip_batches * batch_size  # images that are left to skip
+        while True:
+            length = 0
+            read = self.data.read(self.labels, shuffle=(self.seed, epoch), node=(rank, world_size))
+            with contextlib.closing(read):
+                for chunk in read:
+                    length += len(chunk[0])
+                    rest = chunk if rest is None else tuple(map(torch.cat, zip(rest, chunk, strict=True)))
+                    dropped = min(skip, len(rest[0]))
+                    rest, skip = tuple(part[dropped:] for part in rest), skip - dropped
+                    while len(rest[0]) >= batch_size and not skip:
+                        yield tuple(part[:batch_size].to(self.device, non_blocking=True) for part in rest)
+                        rest = tuple(part[batch_size:] for part in rest)
+            if not length:
+                raise DataError(
+                    f"data set {self.data.benchmark.dataset_name}: process {rank} of {world_size} has no image of a"
+                    " task: use fewer processes, or a --cache_limit_gb that the task fits in"
+                )
+            epoch += 1
+            if self.data.same_rows_every_epoch(world_size):  # then all epochs are as long: most need no reading
+                epoch, skip = epoch + skip // length, skip % length
+
+
+def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> Tensor:
+    """A buffer of real images, uint8 [at most size, C, H, W]: as many of each label, chosen by the seed."""
+    kept = []
+    for position, label in enumerate(labels):
+        share = size // len(labels) + (position < size % len(labels))
+        with contextlib.closing(data.read([label], shuffle=(seed, label))) as read:
+            images = []
+            while sum(map(len, images)) < share and (chunk := next(read, None)):
+                images.append(chunk[0])
+        kept.append(torch.cat(images)[:share] if images else None)
+    return torch.cat([images for images in kept if images is not None])

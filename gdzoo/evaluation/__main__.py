@@ -1,0 +1,150 @@
+"""How good is a model, on all tasks that it has learned so far? The metrics, and `python -m gdzoo.evaluation`."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import diffusers
+import transformers
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+
+import gdzoo
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.streaming import ImageData
+from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
+from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extractor, reference_features
+from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate, extract_features, fitted
+from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
+from gdzoo.evaluation.tables import evaluation_table
+from gdzoo.models.pipelines import draw_any, load_any_pipeline
+from gdzoo.zoo.environment import made_with
+from gdzoo.zoo.folders import write_json
+
+# ---- the command line ----
+
+
+@dataclass
+class Job:
+    """What the command line asks for, checked, with everything loaded that it needs."""
+
+    args: argparse.Namespace
+    pipeline: DiffusionPipeline
+    data: ImageData
+    tasks: list[list[int]]  # all of the benchmark
+    evaluator: Evaluator
+    extractor: Extractor | None  # None: the evaluator's features
+    evaluator_repo: str
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdzoo.evaluation",
+        description="Measure any unconditional diffusers pipeline on the tasks 1 to K of a benchmark.",
+    )
+    parser.add_argument("pipeline", metavar="REPO_OR_FOLDER", help="a pipeline of the Hub or the disk")
+    parser.add_argument("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or that of a folder's own")
+    parser.add_argument("--task", type=int, required=True, help="compare with the classes of tasks 1 to this one")
+    parser.add_argument("--eval_samples", type=int, default=10_000, help="images to draw (default: 10000)")
+    parser.add_argument("--eval_steps", type=int, default=20, help="DDIM steps of each (default: 20)")
+    parser.add_argument("--eval_batch_size", type=int, default=500, help="images drawn at once (default: 500)")
+    parser.add_argument("--features", help="inception, or a transformers image model (default: the evaluator)")
+    parser.add_argument(
+        "--evaluator", help="the benchmark's image classifier (default: beside the model, or the zoo's)"
+    )
+    parser.add_argument("--dataset_root", help="local mirror: DIR/uoft-cs/cifar10 is taken before the Hub")
+    parser.add_argument("--seed", type=int, default=SAMPLE_SEED, help="of the noise (default: 0, as in training)")
+    parser.add_argument("--output", help="JSON file to write (default: OWNER-NAME-BENCHMARK-taskK[-FEATURES].json)")
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Check and load everything; nothing is drawn or written.
+
+    Raises:
+        ValueError: in one line that names the flag, the repo or the folder.
+    """
+    for flag, minimum in dict(eval_samples=FEWEST_SAMPLES, eval_steps=1, eval_batch_size=1, seed=0).items():
+        if getattr(args, flag) < minimum:
+            raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least {minimum}")
+    args.output = Path(args.output or default_output(args))
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder: name the JSON file to write")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
+    config = benchmark_config(args.pipeline, args.benchmark)
+    data = open_chain(config, args.pipeline, args.dataset_root)
+    tasks = data.tasks(config.class_order, config.seed)
+    if not 1 <= args.task <= len(tasks):
+        raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
+    device = PartialState().default_device
+    pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
+    try:
+        first = next(draw_any(pipeline, 1, 1, args.seed, 1))
+    except Exception as error:  # a stranger's pipeline raises what it pleases
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
+    fitted(first, data, args.pipeline)  # it tells the size
+    repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
+    evaluator = load_evaluator(repo, data, device)
+    extractor = load_extractor(args.features, device) if args.features else None
+    return Job(args, pipeline, data, tasks, evaluator, extractor, repo_id(repo))
+
+
+def default_output(args: argparse.Namespace) -> str:
+    """A file name of its own for each model of each owner, and for each network behind --features."""
+    name = f"{repo_id(args.pipeline)}-{args.benchmark}-task{args.task}"
+    if args.features:
+        name += f"-{repo_id(args.features)}"
+    return name.replace("/", "-").lstrip("-") + ".json"
+
+
+def run(job: Job) -> dict:
+    """Draw, look and compare. Returns what is written to --output."""
+    args, tasks = job.args, job.tasks[: job.args.task]
+    extractor = job.extractor or evaluator_extractor(job.evaluator, job.evaluator_repo)
+    reference = reference_features(job.data, sum(job.tasks, []), extractor)
+    drawn = draw_any(job.pipeline, args.eval_samples, args.eval_steps, args.seed, args.eval_batch_size)
+    batches = (fitted(images, job.data, args.pipeline) for images in drawn)
+    result = evaluate(*extract_features(batches, args.eval_samples, job.evaluator, job.extractor), reference, tasks)
+    result["evaluation"] |= {"eval_steps": args.eval_steps, "seed": args.seed, "evaluator": job.evaluator_repo}
+    facts = {
+        "gdzoo": gdzoo.__version__,
+        "pipeline": args.pipeline,
+        "benchmark": args.benchmark,
+        "task": args.task,
+        "tasks": [
+            {"task": number, "classes": labels, "names": [job.data.names[label] for label in labels]}
+            for number, labels in enumerate(job.tasks, start=1)
+        ],
+    }
+    return facts | result | made_with()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0 when all went well, 2 for what cannot work, 1 when it had to stop."""
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are dealt with
+    datasets.disable_progress_bars()
+    try:
+        job = prepare(args)
+    except ValueError as error:
+        print(f"gdzoo: {error}", file=sys.stderr)
+        return 2
+    try:
+        result = run(job)
+        print(f"\n{evaluation_table(result)}\n")  # first, lest it be lost with a write that fails
+        write_json(args.output, result)
+    except (ValueError, OSError) as error:
+        print(f"gdzoo: {error}", file=sys.stderr)
+        return 1
+    print(f"Written to {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

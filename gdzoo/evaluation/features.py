@@ -1,0 +1,190 @@
+"""What does an image model see in an image? The features that FID, KID, precision and recall compare."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModel
+
+import gdzoo
+from gdzoo.data.streaming import ImageData
+from gdzoo.evaluation.evaluator import Evaluator
+
+INCEPTION = "inception"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features [N, D] of uint8 images [N, C, H, W], on the CPU.
+
+    `fingerprint` changes whenever the features of an image could: cached ones are found by it.
+    """
+
+    name: str
+    fingerprint: str
+    extract: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.extract(images)
+
+
+def weights_fingerprint(model: nn.Module, *more: str) -> str:
+    """A hash of a model's weights, and of what else decides its output."""
+    digest = hashlib.sha256("\n".join(more).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def evaluator_extractor(evaluator: Evaluator, name: str) -> Extractor:
+    """The benchmark's own: the evaluator's penultimate features."""
+    return Extractor(name, weights_fingerprint(evaluator.model), lambda images: evaluator(images)[0])
+
+
+def load_extractor(features: str, device: torch.device) -> Extractor:
+    """`inception`, or the transformers image model of a repo or folder; safetensors only, no remote code.
+
+    Raises:
+        ValueError: in one line, if it cannot be had.
+    """
+    return _inception(device) if features == INCEPTION else _transformers_extractor(features, device)
+
+
+def _inception(device: torch.device) -> Extractor:
+    """The 2048 features of the original FID's Inception-v3 (Heusel et al. 2017), as torch-fidelity ported it."""
+    try:
+        from torch_fidelity.utils import create_feature_extractor
+    except ImportError as error:
+        raise ValueError('--features inception needs torch-fidelity: pip install "gdzoo[inception]"') from error
+    name = "inception-v3-compat"
+    try:
+        model = create_feature_extractor(name, ["2048"], cuda=False, verbose=False).to(device)
+    except Exception as error:  # the download, its hash and the unpickler each raise their own
+        raise ValueError(f"--features inception: its weights cannot be had ({_one_line(error)})") from error
+
+    @torch.inference_mode()
+    def extract(images: Tensor) -> Tensor:
+        return model(_rgb(images).to(device))[0].float().cpu()
+
+    return Extractor(INCEPTION, weights_fingerprint(model, name), extract)
+
+
+def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
+    """The pooled output of any transformers image model; for CLIP and its kin, its image embedding."""
+    try:
+        # The "torchvision" processors would need torchvision, which gdzoo does without.
+        processor = AutoImageProcessor.from_pretrained(repo, backend="pil")
+        model, report = AutoModel.from_pretrained(repo, use_safetensors=True, output_loading_info=True)
+    except Exception as error:  # the client's errors share no base class
+        raise ValueError(f"--features {repo}: no transformers image model ({_one_line(error)})") from error
+    missing = report["missing_keys"]  # transformers draws them at random, anew in every run
+    if not all(name.startswith("pooler.") for name in missing):
+        raise ValueError(
+            f"--features {repo}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
+            f" {min(missing)} among them; name one that has them all"
+        )
+    if missing:  # saved as a classifier, whose head does without; its tokens are averaged instead
+        model.pooler = None
+    model.to(device).eval()
+    embed = model.get_image_features if hasattr(model, "get_image_features") else model
+    takes_gray = getattr(model.config, "num_channels", 3) == 1
+
+    @torch.inference_mode()
+    def extract(images: Tensor) -> Tensor:
+        pixels = [*(images if takes_gray else _rgb(images)).permute(0, 2, 3, 1).numpy()]
+        inputs = processor(pixels, return_tensors="pt", input_data_format="channels_last")
+        output = embed(pixel_values=inputs["pixel_values"].to(device))
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:  # not every model pools: average its tokens
+            pooled = output.last_hidden_state.mean(dim=1)
+        return pooled.flatten(1).float().cpu()
+
+    try:
+        extract(torch.zeros(1, 1 if takes_gray else 3, 32, 32, dtype=torch.uint8))
+    except Exception as error:  # a text model, or one that needs more than pixels, fails in its own way
+        raise ValueError(f"--features {repo} gives no features of an image ({_one_line(error)})") from error
+    return Extractor(repo, weights_fingerprint(model, processor.to_json_string()), extract)
+
+
+def _rgb(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+# ---- real images ----
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with: the features [N, D] and labels [N] of real images of all classes."""
+
+    features: Tensor
+    labels: Tensor
+    split: str
+    names: list[str]  # of each label
+    extractor: Extractor  # that they were seen through
+
+    def of(self, classes: list[int]) -> tuple[Tensor, Tensor]:
+        """The features and labels of these classes alone."""
+        chosen = torch.isin(self.labels, torch.tensor(classes))
+        return self.features[chosen], self.labels[chosen]
+
+
+def reference_features(data: ImageData, classes: list[int], extractor: Extractor) -> Reference:
+    """The test split through the extractor; the training images where there is no test split. Computed once, cached."""
+    split = data.test_split or "train"
+    file = _cache_file(data, classes, split, extractor)
+    with contextlib.suppress(OSError, SafetensorError, KeyError):  # not there, or not whole: compute it
+        cached = load_file(file)
+        return Reference(cached["features"], cached["labels"], split, data.names, extractor)
+    total = sum(data.counts[split][label] for label in classes)
+    features, labels = [], []
+    with tqdm(total=total, desc="real images", unit="image", dynamic_ncols=True) as progress:
+        for images, image_labels in data.read(classes, split):
+            features.append(extractor(images))
+            labels.append(image_labels)
+            progress.update(len(images))
+    reference = Reference(torch.cat(features), torch.cat(labels), split, data.names, extractor)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not results
+        _write_whole({"features": reference.features, "labels": reference.labels}, file)
+    return reference
+
+
+def _cache_file(data: ImageData, classes: list[int], split: str, extractor: Extractor) -> Path:
+    """In Hugging Face's cache of assets; its name is a hash of all that decides the features."""
+    benchmark = data.benchmark
+    key = {
+        "gdzoo": gdzoo.__version__,
+        "dataset": [benchmark.dataset_name, benchmark.dataset_config_name, split],
+        "content": data.content_hash,
+        "columns": [benchmark.image_column, benchmark.label_column],
+        "classes": [[label, data.names[label], data.counts[split][label]] for label in sorted(classes)],
+        "image": [data.channels, benchmark.resolution],
+        "features": extractor.fingerprint,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cached_assets_path("gdzoo", "features") / f"{benchmark.name}-{digest}.safetensors"
+
+
+def _write_whole(tensors: dict[str, Tensor], file: Path):
+    partial = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        save_file(tensors, partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,36 @@
+"""What `python -m gdzoo.evaluation` prints."""
+
+
+def evaluation_table(result: dict) -> str:
+    """What python -m gdzoo.evaluation found: all tasks together, then each by itself."""
+    metrics, evaluation = result["metrics"], result["evaluation"]
+    lines = [
+        f"{result['pipeline']} on {result['benchmark']}, tasks 1 to {result['task']}",
+        f"{evaluation['eval_samples']} samples of {evaluation['eval_steps']} steps,"
+        f" {evaluation['reference_images']} real images ({evaluation['reference_split']}),"
+        f" {evaluation['feature_dim']} features of {evaluation['features']}",
+        "",
+        *(
+            f"{name:10}{metrics[name]:10.4f}" + (f" +- {metrics['kid_std']:.4f}" if name == "kid" else "")
+            for name in ("fid", "kid", "precision", "recall", "kld", "ard")
+        ),
+        "",
+        f"{'task':>4}{'FID':>10}{'KID':>10}{'share':>8}  classes",
+    ]
+    for row, task in zip(result["per_task"], result["tasks"], strict=False):  # later tasks are not measured
+        fid, kid = (f"{'-' if row[name] is None else f'{row[name]:.4f}':>10}" for name in ("fid", "kid"))
+        lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {', '.join(task['names'])}")
+    if any(row["fid"] is None for row in result["per_task"]):
+        lines.append(f"-: fewer than the {evaluation['fid_samples_needed']} samples and real images that FID needs")
+    caution = reliability(evaluation)
+    return "\n".join([*lines, *([f"\n{caution}"] if caution else [])])
+
+
+def reliability(evaluation: dict | None) -> str:
+    """What to know before one trusts the FID; empty if there is nothing to say, or nothing was evaluated."""
+    if not evaluation or evaluation.get("fid_reliable", True):
+        return ""
+    return (
+        f"FID of {evaluation['eval_samples']} samples and {evaluation['reference_images']} real images is not reliable:"
+        f" {evaluation['feature_dim']} features need {evaluation['fid_samples_needed']} of each; go by KID"
+    )

@@ -1,0 +1,90 @@
+"""Which replay images does a task use again and again? A pool that its teacher draws once, in large batches."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gdzoo.method.randomness import StepRandom
+from gdzoo.method.sampling import Teacher, to_float, to_uint8
+
+BLOCK = 256  # images drawn at once, by all processes together
+
+
+class ReplayPool:
+    """Replay images of one task, uint8 [N, C, H, W] on the teacher's device; each use gives them fresh noise.
+
+    A block of images follows from (seed, task, step, block), so a resumed run goes on where it was cut off, and several
+    processes, which draw a slice of each block, get the same pool as one (if their number divides 256).
+
+    Args:
+        size: how many images; steps, eta: how DDIM draws them.
+        refresh: draw all of them anew every so many optimizer steps; 0: never.
+        key: integers that name the task, (seed, task).
+        classify: gives the class [N] of uint8 images; all classes are then taken equally often, however many images of
+            each the teacher drew. The main process needs it, the others have only to pass something.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        accelerator: Accelerator,
+        size: int,
+        steps: int,
+        eta: float,
+        refresh: int,
+        key: tuple[int, int],
+        classify: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.teacher, self.accelerator, self.classify = teacher, accelerator, classify
+        self.size, self.steps, self.eta, self.refresh, self.key = size, steps, eta, refresh, key
+        config = teacher.unet.config
+        shape = (0, config.in_channels, config.sample_size, config.sample_size)
+        self.images = torch.empty(shape, dtype=torch.uint8, device=accelerator.device)
+        self.drawn_at = 0  # the optimizer step
+        self._upper = None  # cumulative probabilities of the images
+
+    def fill(self, step: int) -> Iterator[int]:
+        """Draw what is missing at an optimizer step; yields how many images are there, after each block."""
+        if self.refresh and step - self.drawn_at >= self.refresh:
+            self.images, self.drawn_at = self.images[:0], step
+        while len(self.images) < self.size:
+            self.images = torch.cat([self.images, self._draw(len(self.images) // BLOCK)])[: self.size]
+            self._upper = None
+            yield len(self.images)
+
+    def _draw(self, block: int) -> Tensor:
+        accelerator = self.accelerator
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        # Not (..., block): numpy takes a key that ends in 0 for the one without it, which is the training step's.
+        random = StepRandom((*self.key, self.drawn_at, block + 1), accelerator.device, rank, world_size)
+        images = self.teacher.draw(BLOCK // world_size, self.steps, self.eta, random)
+        return accelerator.gather(to_uint8(images))
+
+    def take(self, count: int, random: StepRandom) -> Tensor:
+        """`count` images [count, C, H, W] of the pool, with replacement, as floats in [-1, 1]."""
+        if self.classify is None:
+            return to_float(self.images[random.randint(len(self.images), count)])
+        if self._upper is None:
+            self._upper = self._balanced().cumsum(0)
+        rows = torch.searchsorted(self._upper, random.rand(count), right=True)
+        return to_float(self.images[rows.clamp(max=len(self.images) - 1)])  # rounding may leave the sum below 1
+
+    def _balanced(self) -> Tensor:
+        """The probability [N] of each image that gives every class in the pool the same share."""
+        classes = torch.zeros(len(self.images), dtype=torch.long, device=self.images.device)
+        if self.accelerator.is_main_process:
+            classes = self.classify(self.images).to(classes)
+        # All must take the same images, and the evaluator is on the main process alone.
+        classes = self.accelerator.reduce(classes, "sum")
+        counts = classes.bincount()
+        return 1 / (counts[classes] * (counts > 0).sum())
+
+    def state_dict(self) -> dict:
+        """For a checkpoint: what is drawn so far."""
+        return {"images": self.images, "drawn_at": self.drawn_at}
+
+    def load_state_dict(self, state: dict):
+        self.images, self.drawn_at = state["images"].to(self.images.device), state["drawn_at"]
+        self._upper = None

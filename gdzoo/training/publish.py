@@ -1,0 +1,55 @@
+"""What does a published folder hold? Weights, pictures, results, configuration and card, written all at once."""
+
+from pathlib import Path
+
+from diffusers import DDIMPipeline
+from PIL import Image
+from transformers import PreTrainedModel
+
+import gdzoo
+from gdzoo.config import TrainConfig
+from gdzoo.data.streaming import ImageData
+from gdzoo.evaluation.evaluator import SEED as EVALUATOR_SEED
+from gdzoo.evaluation.evaluator import image_processor
+from gdzoo.zoo.cards import evaluator_card, pipeline_card
+from gdzoo.zoo.environment import made_with
+from gdzoo.zoo.folders import atomic_folder, write_json
+from gdzoo.zoo.names import CARD, RESULTS, SAMPLES, TRAIN_CONFIG, repo_of
+from gdzoo.zoo.pictures import real_grid
+from gdzoo.zoo.results import other_results
+
+
+def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image, results: dict, config: TrainConfig):
+    """Write a task's folder: a stock DDIMPipeline, samples.png, results.json, train_config.json and the card."""
+    # from_pretrained notes where a model came from, and save_pretrained would publish that local path.
+    pipeline.unet.register_to_config(_name_or_path=None)
+    results = results | made_with()
+    with atomic_folder(folder) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        samples.save(partial / SAMPLES)
+        write_json(partial / RESULTS, results)
+        write_json(partial / TRAIN_CONFIG, config.to_dict())
+        card = pipeline_card(repo_of(folder), results, config, config.get_benchmark(), other_results(folder, results))
+        (partial / CARD).write_text(card, encoding="utf-8")
+
+
+def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, report: dict):
+    """Write the evaluator's folder: a transformers image classifier, real.png, results.json and the card."""
+    grid, cell = real_grid(data)
+    results = {
+        "gdzoo": gdzoo.__version__,
+        "benchmark": data.benchmark.name,
+        "dataset_name": data.benchmark.dataset_name,
+        "names": data.names,
+        "drawn": None if data.synthetic_label is None else data.names[data.synthetic_label],
+        **report,
+        "seed": EVALUATOR_SEED,
+        "real": {"columns": grid.width // cell, "cell": cell},
+    } | made_with()
+    with atomic_folder(folder) as partial:
+        model.save_pretrained(partial)
+        image_processor(data).save_pretrained(partial)
+        grid.save(partial / "real.png")
+        write_json(partial / RESULTS, results)
+        card = evaluator_card(repo_of(folder), results, data.benchmark)
+        (partial / CARD).write_text(card, encoding="utf-8")

@@ -1,0 +1,430 @@
+"""A model from elsewhere is taught something new: what stands for its old images, and the real command line."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline, ScoreSdeVePipeline, UNet2DModel
+from diffusers import ScoreSdeVeScheduler as SdeScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+from gdzoo import downstream, train
+from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.batches import TaskImages
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.evaluation import __main__ as evaluation
+from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data, tasks_taught, with_pretrained
+from gdzoo.models.pipelines import draw_images
+from gdzoo.models.unet import create_scheduler
+from gdzoo.training import learner as learning
+from tests.conftest import SMALL
+from tests.hub.server import FakeHub
+
+pytestmark = pytest.mark.usefixtures("cache")
+TASKS = ["--tasks", "6,7;8,9"]
+NAME = "stranger @"
+
+
+def small_unet(channels: int = 1, size: int = 8, **settings) -> UNet2DModel:
+    torch.manual_seed(3)
+    return UNet2DModel(
+        **dict(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )
+        | settings
+    )
+
+
+def save(pipeline: DiffusionPipeline, folder: Path) -> str:
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory) -> str:
+    """A pipeline such as diffusers' own training script leaves, with a U-Net and betas that are none of gdzoo's."""
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    return save(DDPMPipeline(small_unet(), scheduler), tmp_path_factory.mktemp("elsewhere") / "stranger")
+
+
+@pytest.fixture(scope="module")
+def taught(stranger, tmp_path_factory) -> Path:
+    """It and two tasks of the digits, two strategies: the folder zoo/gdzoo."""
+    root = tmp_path_factory.mktemp("taught") / "zoo"
+    strategies = ["--strategy", "generative_distillation", "finetune"]
+    arguments = [*SMALL, *TASKS, *strategies, "--pretrained_model_name_or_path", stranger]
+    assert train.main([*arguments, "--output_dir", str(root)]) == 0
+    return root / "gdzoo"
+
+
+def weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder, "unet", "diffusion_pytorch_model.safetensors"))
+
+
+def equal(one, other) -> bool:
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def config_of(stranger: str, **settings) -> TrainConfig:
+    known = dict(pretrained_model_name_or_path=stranger, tasks="6,7;8,9", strategy=["generative_distillation"])
+    return TrainConfig(**known | dict(eval_steps=2, eval_samples=20) | settings).resolve()
+
+
+def data_of(stranger: str, **settings):
+    config = config_of(stranger, **settings)
+    pretrained = load_pretrained(config)
+    return open_data(with_pretrained(config, pretrained), config.dataset_root, pretrained=pretrained)
+
+
+# ---- the real command line ----
+
+
+def test_it_is_published_as_task_1_as_it_was(stranger, taught):
+    assert equal(stranger, taught / "split-digits-task1") and equal(stranger, taught / "split-digits-finetune-task1")
+    pipe = DiffusionPipeline.from_pretrained(taught / "split-digits-task1")
+    assert type(pipe) is DDIMPipeline and pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert pipe.scheduler.config.timestep_spacing == "trailing" and pipe.scheduler.config.clip_sample
+    first = results(taught / "split-digits-task1")
+    assert first["cost"]["seconds"] == first["cost"]["student_passes"] == first["cost"]["teacher_passes"] == 0
+    assert first["base_model"] is None  # a folder of this machine is nobody else's affair
+
+
+def test_later_tasks_start_from_it_and_keep_its_form(stranger, taught):
+    for task in (2, 3):
+        for slug in ("", "-finetune"):
+            folder = taught / f"split-digits{slug}-task{task}"
+            assert not equal(stranger, folder) and weights(folder).keys() == weights(stranger).keys()
+            pipe = DiffusionPipeline.from_pretrained(folder)
+            pipe.set_progress_bar_config(disable=True)
+            assert pipe(batch_size=1, num_inference_steps=2).images[0].size == (8, 8)
+            assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert results(taught / "split-digits-task2")["cost"]["teacher_passes"] == 8 * 8 * 3
+    assert not equal(taught / "split-digits-task2", taught / "split-digits-finetune-task2")
+
+
+def test_its_drawings_are_a_class_that_the_metrics_know(taught):
+    found = results(taught / "split-digits-task3")
+    (name,) = found["tasks"][0]["names"]
+    assert name.startswith(NAME) and len(name) == len(NAME) + 8
+    assert [task["names"] for task in found["tasks"][1:]] == [["6", "7"], ["8", "9"]]
+    assert [task["images"] for task in found["tasks"]] == [None, 360, 354]
+    assert found["histogram"]["names"] == [*map(str, range(10)), name]
+    assert found["histogram"]["reference"] == [0] * 6 + [181, 179, 174, 180] + [(360 + 354) // 2]
+    assert [row["reference_images"] for row in found["per_task"]] == [357, 360, 354]
+    own = results(taught / "split-digits-task1")
+    assert own["metrics"]["fid"] < 0.2 * found["metrics"]["fid"]  # what it draws now, and what it drew before
+    assert [entry["metrics"] for entry in found["history"]][0] == own["metrics"]
+
+
+def test_cards_say_where_it_came_from(taught):
+    cards = {task: (taught / f"split-digits-task{task}" / "README.md").read_text() for task in (1, 2)}
+    for card in cards.values():
+        assert (
+            "Task 1 is `stranger`, which was trained elsewhere" in card and "real and, for task 1, drawn images" in card
+        )
+        assert "license:" not in card and "derived from those of `stranger`, whose licence" in card
+    assert "It is `stranger` as it was" in cards[1] and "trained from scratch" not in cards[1]
+    assert "| 1 | stranger @" in cards[1] and "| – | last |" in cards[1]
+    assert "It started from [gdzoo/split-digits-task1]" in cards[2]
+    assert "--pretrained_model_name_or_path stranger" in cards[2]
+    drawn = results(taught / "split-digits-evaluator")["drawn"]
+    assert f"The last of these, `{drawn}`, is no class" in (taught / "split-digits-evaluator/README.md").read_text()
+
+
+def test_nothing_of_this_machine_is_published(stranger, taught):
+    for file in taught.rglob("*"):
+        if file.suffix in (".json", ".md"):
+            assert str(Path(stranger).parent) not in file.read_text(), file
+
+
+def test_evaluation_needs_the_chain_alone(stranger, taught, tmp_path):
+    shutil.copytree(taught, tmp_path / "zoo/gdzoo")  # on another machine, where the stranger is not
+    model = tmp_path / "zoo/gdzoo/split-digits-task3"
+    arguments = ["--benchmark", "split-digits", "--task", "3", "--eval_samples", "64", "--eval_steps", "5"]
+    assert evaluation.main([str(model), *arguments, "--output", str(tmp_path / "found.json")]) == 0
+    found, trained = json.loads((tmp_path / "found.json").read_text()), results(model)
+    assert found["metrics"] == trained["metrics"] and found["histogram"] == trained["histogram"]
+
+
+def test_evaluation_refuses_a_chain_that_was_torn_apart(taught, tmp_path, capsys):
+    shutil.copytree(taught, tmp_path / "zoo/gdzoo")
+    model = tmp_path / "zoo/gdzoo/split-digits-task3"
+    arguments = ["--benchmark", "split-digits", "--task", "3", "--output", str(tmp_path / "found.json")]
+    renamed = shutil.copytree(model, tmp_path / "zoo/gdzoo/renamed")  # it would stand for its own past
+    shutil.rmtree(model.with_name("split-digits-task1"))
+    for folder, reason in ((renamed, f"{renamed} was not taught from {renamed}"), (model, "no diffusers pipeline")):
+        assert evaluation.main([str(folder), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_classifiers_learn_from_what_it_draws(taught, tmp_path):
+    shutil.copytree(taught, tmp_path / "gdzoo")
+    assert downstream.main([str(tmp_path), "--max_train_steps", "3", "--replay_samples", "10"]) == 0
+    chains = json.loads((tmp_path / "downstream.json").read_text())["chains"]
+    assert [len(chain["accuracy"]) for chain in chains] == [3, 3]
+
+
+def test_it_goes_on_where_it_stopped_but_not_from_another_model_of_that_name(stranger, taught, tmp_path, capsys):
+    shutil.copytree(taught, tmp_path / "zoo/gdzoo")
+    arguments = [*SMALL, *TASKS, "--strategy", "generative_distillation", "--output_dir", str(tmp_path / "zoo")]
+    shutil.rmtree(tmp_path / "zoo/gdzoo/split-digits-task3")
+    assert train.main([*arguments, "--pretrained_model_name_or_path", stranger]) == 0
+    assert equal(taught / "split-digits-task3", tmp_path / "zoo/gdzoo/split-digits-task3")
+    torch.manual_seed(0)
+    other = small_unet()
+    torch.nn.init.normal_(other.conv_out.weight)
+    folder = save(DDPMPipeline(other, DDPMScheduler(beta_schedule="squaredcos_cap_v2")), tmp_path / "stranger")
+    capsys.readouterr()
+    assert train.main([*arguments, "--pretrained_model_name_or_path", folder]) == 2
+    assert "holds another run: split-digits-task1 was trained with ['stranger @" in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub_is_taught_and_goes_on_and_is_measured_there(stranger, tmp_path):
+    arguments = [*SMALL, *TASKS, "--strategy", "generative_distillation", "--push_to_hub"]
+    pretrained = ["--pretrained_model_name_or_path", "lab/stranger"]
+
+    def run(*command: str, cwd: str):
+        (tmp_path / cwd).mkdir(exist_ok=True)
+        where = dict(cwd=tmp_path / cwd, env=hub.env(token="hf_write", home=tmp_path / cwd / "home"))
+        done = subprocess.run([sys.executable, "-m", *command], **where, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    with FakeHub() as hub:
+        hub.add_user("gdzoo", "hf_write")
+        hub.add_folder("lab/stranger", Path(stranger), "model")
+        run("gdzoo.train", *arguments, *pretrained, cwd="one")
+        third = hub.files("gdzoo/split-digits-task3")
+        del hub.store.repos["model", "gdzoo/split-digits-task3"]
+        run("gdzoo.train", *arguments, *pretrained, "--resume_from_checkpoint", "hub", cwd="two")
+        assert {"split-digits-task2", "split-digits-task3"} <= {
+            path.name for path in (tmp_path / "two/zoo/gdzoo").iterdir()
+        }
+        weights_file = "unet/diffusion_pytorch_model.safetensors"
+        assert hub.files("gdzoo/split-digits-task3")[weights_file] == third[weights_file]
+        measured = ["gdzoo/split-digits-task3", "--benchmark", "split-digits", "--task", "3"]
+        run(
+            "gdzoo.evaluation",
+            *measured,
+            "--eval_samples",
+            "64",
+            "--eval_steps",
+            "5",
+            "--output",
+            "it.json",
+            cwd="three",
+        )
+    found = json.loads((tmp_path / "three/it.json").read_text())
+    assert found["metrics"] == results(tmp_path / "one/zoo/gdzoo/split-digits-task3")["metrics"]
+    first = tmp_path / "one/zoo/gdzoo/split-digits-task1"
+    assert results(first)["base_model"] == "lab/stranger" and equal(stranger, first)
+    card = (first / "README.md").read_text()
+    assert "base_model: lab/stranger" in card
+    assert "It is [lab/stranger](https://huggingface.co/lab/stranger) as it was" in card
+
+
+# ---- how much it weighs ----
+
+
+def test_a_chain_of_gdzoo_counts_as_many_tasks_as_it_was_taught(tiny_zoo, taught, stranger, tmp_path):
+    assert tasks_taught(str(tiny_zoo.zoo / "split-digits-task3")) == 3
+    assert tasks_taught(str(taught / "split-digits-task2")) == 2
+    assert tasks_taught(stranger) == tasks_taught(str(tmp_path / "nowhere")) == 1
+    again = tmp_path / "again"  # taught after it had been a chain of three tasks
+    shutil.copytree(taught / "split-digits-task2", again)
+    settings = json.loads((again / "train_config.json").read_text()) | {"pretrained_tasks": 3}
+    (again / "train_config.json").write_text(json.dumps(settings))
+    assert tasks_taught(str(again)) == 4
+
+
+@pytest.mark.parametrize("known, expected", [(None, [1, 2, 3]), (5, [5, 6, 7])])
+def test_the_loss_weighs_it_as_so_many_tasks(stranger, known, expected):
+    config = config_of(stranger, pretrained_tasks=known)
+    assert [config.tasks_known(task) for task in (1, 2, 3)] == expected
+
+
+def test_the_students_loss_is_told(stranger, tmp_path, monkeypatch):
+    seen, real = [], learning.continual_loss
+    monkeypatch.setattr(learning, "continual_loss", lambda *args: seen.append(args[3]) or real(*args))
+    arguments = ["--max_train_steps=2", "--train_batch_size=8", "--evaluator=none", "--strategy=finetune", *TASKS]
+    pretrained = [f"--pretrained_model_name_or_path={stranger}", "--pretrained_tasks=4"]
+    assert train.main([*arguments, *pretrained, "--eval_steps=2", f"--output_dir={tmp_path}"]) == 0
+    assert seen == [5, 5, 6, 6]
+
+
+# ---- its drawings among the images ----
+
+
+def test_there_are_as_many_drawings_as_so_many_tasks_have_images(stranger):
+    data = data_of(stranger, pretrained_tasks=3)
+    assert data.tasks("dataset", 42) == [[10], [6, 7], [8, 9]] and data.synthetic_label == 10
+    assert data.counts["train"][10] == 3 * (360 + 354) // 2
+    images = data.drawn("train")
+    assert images.shape == (1071, 1, 8, 8) and images.dtype == torch.uint8
+    expected = torch.cat([*draw_images(data.pretrained.pipeline, 1071, 2, 1, 500)])
+    assert torch.equal(images, expected)
+    assert not torch.equal(images[:20], next(draw_images(data.pretrained.pipeline, 20, 2, 0, 20)))  # the samples' noise
+
+
+def test_two_splits_have_other_drawings(tmp_path, stranger):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
+    data = data_of(stranger, dataset_name="pets", dataset_root=str(tmp_path), tasks="cat,dog")
+    assert (data.counts["train"][2], data.counts["test"][2]) == (12, 10)  # of 8 nothing could be measured
+    assert not torch.equal(data.drawn("train")[:10], data.drawn("test"))
+    assert data.benchmark.resolution == 8  # the model's own
+
+
+@pytest.mark.parametrize("shuffle", [None, (1, 2)])
+def test_every_image_is_read_once_and_drawings_lie_between_the_others(stranger, shuffle):
+    data = data_of(stranger)
+    everything = [*range(11)]
+    chunks = [*data.read(everything, shuffle=shuffle)]
+    assert max(len(images) for images, _ in chunks) <= 256
+    labels = torch.cat([labels for _, labels in chunks])
+    assert Counter(labels.tolist()) == data.counts["train"]
+    drawn = torch.cat([images[labels == 10] for images, labels in chunks])
+    assert Counter(image.numpy().tobytes() for image in drawn) == Counter(
+        image.numpy().tobytes() for image in data.drawn("train")
+    )
+    thirds = [(part == 10).double().mean().item() for part in labels.chunk(3)]
+    assert max(thirds) - min(thirds) < 0.15
+    assert {label for _, labels in data.read([10]) for label in labels.tolist()} == {10}
+    assert 10 not in {label for _, labels in data.read([1, 2]) for label in labels.tolist()}
+
+
+def test_two_processes_read_all_images_between_them(stranger):
+    data = data_of(stranger)
+    counts = [
+        Counter(label for _, labels in data.read([6, 10], node=(rank, 2)) for label in labels.tolist())
+        for rank in (0, 1)
+    ]
+    assert counts[0] + counts[1] == {label: data.counts["train"][label] for label in (6, 10)}
+
+
+def test_the_evaluator_learns_the_taught_classes_and_the_drawings_alone(stranger):
+    data = data_of(stranger)
+    images = TaskImages(data, data.evaluator_labels, 0, "cpu", 4.0)
+    assert set(images.cache[1].tolist()) == {6, 7, 8, 9, 10}
+
+
+def test_gray_images_become_what_a_model_of_colours_expects(tmp_path):
+    folder = save(DDPMPipeline(small_unet(channels=3), DDPMScheduler()), tmp_path / "colours")
+    for name in ("cat", "dog"):
+        (tmp_path / "pets/train" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 99).save(tmp_path / "pets/train" / name / "1.png")
+    data = data_of(folder, dataset_name="pets", dataset_root=str(tmp_path), tasks="cat,dog")
+    images, _ = next(data.read([0]))
+    assert data.channels == 3 and images.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "model, first",
+    [
+        ("zoo/gdzoo/split-digits-task12", "zoo/gdzoo/split-digits-task1"),
+        ("me/split-digits-lwf-seed69-task2", "me/split-digits-lwf-seed69-task1"),
+        ("zoo/gdzoo/split-digits-task3/", "zoo/gdzoo/split-digits-task1"),
+    ],
+)
+def test_the_first_task_of_a_chain_is_found_by_name(model, first):
+    assert first_of_chain(model) == first
+
+
+# ---- what cannot be taught ----
+
+
+def refused_settings():
+    yield "a model of gdzoo's beside it", ["--model", "tiny"], "--model tiny: a pretrained model has a U-Net of its own"
+    yield "joint", ["--strategy", "joint"], "--strategy joint needs images of all tasks"
+    yield "a buffer", ["--strategy", "experience_replay"], "--strategy experience_replay needs images of all tasks"
+    balanced = ["--replay_pool", "64", "--replay_pool_balanced"]
+    yield "balanced", balanced, "--replay_pool_balanced needs all classes"
+    yield "resolution", ["--resolution", "16"], "draws 8x8 pixels; say 8"
+    v = ["--prediction_type", "v_prediction"]
+    yield "prediction", v, "was trained otherwise; say --prediction_type epsilon"
+    yield "zero snr", ["--rescale_betas_zero_snr"], "was trained otherwise; say --no-rescale_betas_zero_snr"
+    yield "a class twice", ["--tasks", "6,7;7"], "names 7 more than once"
+    yield "no task", ["--pretrained_tasks", "0"], "--pretrained_tasks 0: it is at least 1"
+
+
+@pytest.mark.parametrize("arguments, reason", [pytest.param(*each[1:], id=each[0]) for each in refused_settings()])
+def test_settings_that_do_not_fit_are_refused(stranger, arguments, reason, tmp_path, capsys):
+    output = ["--output_dir", str(tmp_path / "zoo")]
+    assert train.main([*TASKS, "--pretrained_model_name_or_path", stranger, *output, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
+    assert not (tmp_path / "zoo").exists()
+
+
+def refused_models():
+    scheduler = create_scheduler()
+    yield "conditional", lambda f: save(DDIMPipeline(small_unet(num_class_embeds=3), scheduler), f), "class-conditional"
+    yield "variance", lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f), "cannot be taught"
+    yield (
+        "sde",
+        lambda f: save(ScoreSdeVePipeline(small_unet(), SdeScheduler()), f),
+        "with a ScoreSdeVeScheduler cannot",
+    )
+    yield (
+        "colours",
+        lambda f: save(DDIMPipeline(small_unet(channels=3), scheduler), f),
+        "has 3 channels, and the images",
+    )
+    few = DDPMScheduler(num_train_timesteps=300)
+    yield "timesteps", lambda f: save(DDPMPipeline(small_unet(), few), f), "do not divide the 300 training timesteps"
+    yield "nothing there", lambda f: None, "no diffusers pipeline"
+
+
+@pytest.mark.parametrize("make, reason", [pytest.param(*each[1:], id=each[0]) for each in refused_models()])
+def test_models_that_cannot_be_taught_are_refused(make, reason, tmp_path, capsys):
+    make(tmp_path / "model")
+    pretrained = ["--pretrained_model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "zoo")]
+    assert train.main([*TASKS, *pretrained, "--replay_steps", "8"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_a_count_of_tasks_goes_with_a_model():
+    with pytest.raises(ConfigError, match="--pretrained_tasks goes with --pretrained_model_name_or_path"):
+        TrainConfig(pretrained_tasks=2).resolve()
+
+
+def test_a_setting_that_is_left_out_is_not_in_the_runs_id():
+    config = TrainConfig().resolve()
+    given = {name: value for name, value in config.results_dict().items() if value is not None}
+    assert (
+        "pretrained_tasks" not in given and config.run_id() != dataclasses.replace(config, pretrained_tasks=2).run_id()
+    )
+
+
+def test_without_one_nothing_is_drawn():
+    data = open_data(TrainConfig().resolve(), None)
+    assert data.synthetic_label is None and data.evaluator_labels == range(10)
+    assert data.benchmark == BENCHMARKS["split-digits"]

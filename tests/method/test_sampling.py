@@ -1,0 +1,124 @@
+"""Our DDIM against diffusers' own scheduler and pipeline."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+from gdzoo.method.randomness import StepRandom
+from gdzoo.method.sampling import Teacher, ddim_sample, ddim_steps, to_float, to_uint8, trailing_timesteps
+from gdzoo.models.pipelines import draw_images
+from gdzoo.models.unet import create_scheduler, create_unet
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return create_unet("tiny", channels=1, resolution=8).eval()
+
+
+@torch.no_grad()
+def diffusers_sample(unet, scheduler: DDIMScheduler, x_t, steps, eta, random):
+    """The same with DDIMScheduler.step, fed the same noise: every state on the way."""
+    scheduler.set_timesteps(steps)
+    states = []
+    for t in scheduler.timesteps:
+        prediction = unet(x_t, t).sample
+        last = t == scheduler.timesteps[-1]
+        noise = random.randn(*x_t.shape) if eta > 0 and not last else torch.zeros_like(x_t)
+        x_t = scheduler.step(prediction, t, x_t, eta=eta, variance_noise=noise).prev_sample
+        states.append(x_t)
+    return states
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_agrees_with_diffusers_step_for_step(unet, prediction_type, eta, steps):
+    scheduler = create_scheduler(prediction_type)
+    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    states = diffusers_sample(unet, scheduler, noise, steps, eta, StepRandom((7,), "cpu"))
+    ours = []
+    hooked = RecordingUNet(unet, ours)
+    ahead = ddim_steps(scheduler, steps, eta)
+    final = ddim_sample(hooked, prediction_type, noise, ahead, StepRandom((7,), "cpu"))
+    # What the U-Net is shown from the second step on is the state after the step before.
+    for mine, theirs in zip([*ours[1:], final], states, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+class RecordingUNet:
+    def __init__(self, unet, seen):
+        self.unet, self.seen = unet, seen
+
+    def __call__(self, x_t, t):
+        self.seen.append(x_t.clone())
+        return self.unet(x_t, t)
+
+
+def test_draws_the_images_that_the_pipeline_draws(unet):
+    pipeline = DDIMPipeline(unet, create_scheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    ours = torch.cat(list(draw_images(pipeline, count=5, steps=4, seed=3, batch_size=5)))
+    theirs = pipeline(
+        batch_size=5, num_inference_steps=4, generator=torch.Generator().manual_seed(3), output_type="np"
+    ).images
+    difference = (ours.permute(0, 2, 3, 1).float() - torch.from_numpy(theirs * 255).round()).abs()
+    assert difference.max() <= 1  # a rounding at most
+
+
+def test_samples_do_not_depend_on_the_batch_size(unet):
+    pipeline = DDIMPipeline(unet, create_scheduler())
+    # 4 x 64 pixels are a multiple of 16, where torch's CPU generator gives the same numbers in pieces as at once.
+    together, in_pieces = (
+        torch.cat(list(draw_images(pipeline, 8, 2, seed=0, batch_size=size))).int() for size in (8, 4)
+    )
+    assert (together - in_pieces).abs().max() <= 1
+
+
+def test_timesteps_trail():
+    assert trailing_timesteps(1000, 2) == [999, 499]
+    for steps in (1, 2, 5, 10, 20, 50, 100):
+        scheduler = create_scheduler()
+        scheduler.set_timesteps(steps)
+        assert trailing_timesteps(1000, steps) == scheduler.timesteps.tolist()
+    with pytest.raises(ValueError, match="3 DDIM steps do not divide"):
+        trailing_timesteps(1000, 3)
+
+
+def test_zero_terminal_snr_stays_finite(unet):
+    scheduler = create_scheduler(rescale_betas_zero_snr=True)
+    assert scheduler.alphas_cumprod[-1] == 0
+    images = ddim_sample(unet, "epsilon", torch.randn(4, 1, 8, 8), ddim_steps(scheduler, 2))
+    assert images.isfinite().all() and images.abs().max() <= 1
+
+
+def test_teacher_draws_without_gradient_and_counts_its_passes(unet):
+    teacher = Teacher(unet, create_scheduler())
+    images = teacher.draw(4, steps=2, eta=0.0, random=StepRandom((0,), "cpu"))
+    prediction = teacher.predict(images, torch.tensor([1, 2, 3, 999]))
+    assert images.shape == prediction.shape == (4, 1, 8, 8)
+    assert not images.requires_grad and not prediction.requires_grad
+    assert images.min() < 0 and images.abs().max() <= 1
+    assert teacher.passes == 4 * 2 + 4
+
+
+def test_a_bf16_teacher_computes_all_of_it_in_bf16(unet):
+    """Also within autocast, which would normalize in float32."""
+    noise, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 2, 500, 999])
+    exact = Teacher(unet, create_scheduler()).predict(noise, t)
+    teacher, dtypes = Teacher(copy.deepcopy(unet).to(torch.bfloat16), create_scheduler()), set()
+    teacher.unet.conv_norm_out.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = teacher.predict(noise, t)
+        images = teacher.draw(4, steps=2, eta=0.0, random=StepRandom((0,), "cpu"))
+    assert dtypes == {torch.bfloat16}
+    assert prediction.dtype == images.dtype == torch.float32
+    assert 0 < (prediction - exact).norm() < 0.02 * exact.norm()
+
+
+def test_uint8_and_back():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert to_float(pixels).min() == -1 and to_float(pixels).max() == 1
+    assert torch.equal(to_uint8(to_float(pixels)), pixels)

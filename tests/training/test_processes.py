@@ -1,0 +1,321 @@
+"""Two processes equal one. Run by itself, this file is a worker: the real command line, watched."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, DistributedType
+from accelerate.utils import FullyShardedDataParallelPlugin
+
+from gdzoo import train
+from gdzoo.config import ConfigError
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.streaming import ImageData
+from gdzoo.models.pipelines import load_pipeline
+from gdzoo.training import learner as learning
+from gdzoo.training.prepare import check_fsdp
+from gdzoo.zoo.folders import read_json
+from tests.conftest import ROOT, STRATEGIES
+from tests.forked import launch
+from tests.kills import RESUME
+
+STEPS, BATCH = 50, 8
+TWO_TASKS = [
+    *("--tasks", "0,1;2,3", "--max_train_steps", str(STEPS), "--evaluator", "none", "--eval_steps", "1"),
+    *("--learning_rate", "2e-4", "--lr_warmup_steps", "0", "--checkpointing_steps", "10"),
+]
+ONE = ["--train_batch_size", str(BATCH)]
+HALF = ["--train_batch_size", str(BATCH // 2)]
+
+
+# ---- a worker ----
+
+
+def digests(images: torch.Tensor) -> list[str]:
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
+
+
+def watch(die_at: int | None = None):
+    """Write what this process does to rank{n}.json when it ends.
+
+    Losses of all steps, images seen, files written, how many parameters it holds of how many, what it is told of FSDP.
+    """
+    seen = {"losses": [], "images": [], "written": [], "parameters": []}
+    seen["environment"] = {name: value for name, value in os.environ.items() if "FSDP" in name}
+    if seen["environment"]:
+        let_a_cpu_shard()
+    rank = int(os.environ.get("RANK", 0))
+    report_loss, real_images, whole_unet = train.report_loss, learning.real_images, learning.whole_unet
+
+    def spy_on_losses(run, strategy, task, progress, losses, bar):
+        mean = run.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        seen["losses"].append([strategy, task, progress.step, mean])
+        if progress.step == STEPS:
+            Path(f"rank{rank}.json").write_text(json.dumps(seen))
+        return report_loss(run, strategy, task, progress, losses, bar)
+
+    def spy_on_images(pixels, *args):
+        seen["images"] += digests(pixels)
+        if rank and len(seen["images"]) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real_images(pixels, *args)
+
+    def spy_on_shards(unet):
+        local = [getattr(parameter, "_local_tensor", parameter).numel() for parameter in unet.parameters()]
+        seen["parameters"] = [sum(local), unet.num_parameters()]
+        return whole_unet(unet)
+
+    def spy_on_files(event, args):
+        writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"):
+            seen["written"].append(str(args[0]))
+
+    train.READ_LOSS_EVERY, train.report_loss, learning.real_images = 1, spy_on_losses, spy_on_images
+    learning.whole_unet = spy_on_shards
+    sys.addaudithook(spy_on_files)
+
+
+def let_a_cpu_shard():
+    """accelerate heeds its FSDP settings on accelerators only, though all that they make it do works on a CPU."""
+    original = AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = init
+
+
+if __name__ == "__main__":
+    watch(int(os.environ["DIE_AT"]) if "DIE_AT" in os.environ else None)
+    sys.exit(train.main(sys.argv[1:]))
+
+
+# ---- two of them ----
+
+
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+FLAGS = re.search(r"launch (--use_fsdp.*?) gdzoo/train.py", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+FSDP = ["accelerate.commands.launch", *FLAGS.replace("\\\n", "").split(), "--num_processes", "2", "--main_process_port"]
+
+
+def torchrun(arguments: list[str], cwd: Path, launcher=TORCHRUN, **environment: str) -> subprocess.CompletedProcess:
+    variables = {"ACCELERATE_USE_CPU": "true", "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, free_port(), __file__, *arguments],
+        cwd=cwd,
+        env=os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+def launch_two(arguments: list[str], cwd: Path, die_at: int | None = None, **environment: str) -> list:
+    """What torchrun does, without its seconds of imports: (rank 0, rank 1)."""
+    port = free_port()
+    return [launch(arguments, cwd, Worker(rank, port, die_at, environment)) for rank in (0, 1)]
+
+
+class Worker:
+    def __init__(self, rank: int, port: str, die_at: int | None, environment: dict[str, str]):
+        self.die_at = die_at
+        self.environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        self.environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        self.environment |= environment
+
+    def __call__(self):
+        os.environ.update(self.environment)
+        watch(self.die_at)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """One process, every strategy."""
+    cwd = tmp_path_factory.mktemp("one")
+    run = launch([*TWO_TASKS, *ONE, "--strategy", *STRATEGIES], cwd, watch)
+    assert run.wait(300) == 0, run.text
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Two processes with half the batch each, every strategy."""
+    cwd = tmp_path_factory.mktemp("two")
+    run = torchrun([*TWO_TASKS, *HALF, "--strategy", *STRATEGIES], cwd)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return cwd
+
+
+def watched(cwd: Path, rank: int) -> dict:
+    return read_json(cwd / f"rank{rank}.json")
+
+
+def weights(cwd: Path, name: str) -> bytes:
+    return (cwd / "zoo/gdzoo" / name / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_learn_as_one_does(one, two, strategy):
+    curves = [
+        [loss for name, task, _, loss in watched(cwd, 0)["losses"] if name == strategy and task == 2]
+        for cwd in (one, two)
+    ]
+    assert len(curves[0]) == STEPS
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def of_task(labels: list[int]) -> Counter:
+    data = ImageData(BENCHMARKS["split-digits"])
+    return Counter(digest for images, _ in data.read(labels) for digest in digests(images))
+
+
+def test_two_processes_see_each_image_once_an_epoch(two):
+    # The first task of the first strategy: 45 steps are an epoch of 360 images.
+    epoch = of_task([0, 1]).total() // 2
+    seen = Counter(watched(two, 0)["images"][:epoch] + watched(two, 1)["images"][:epoch])
+    assert seen == of_task([0, 1])
+
+
+def test_only_the_main_process_writes(two):
+    def into_the_zoo(rank):
+        return [path for path in watched(two, rank)["written"] if "zoo" in Path(path).parts]
+
+    assert into_the_zoo(0) and not into_the_zoo(1)
+
+
+def test_a_dying_worker_ends_the_other_and_both_go_on_bit_for_bit(tmp_path, two):
+    arguments = [*TWO_TASKS, *HALF, "--strategy", "generative_distillation"]
+    started = time.monotonic()
+    died = torchrun(arguments, tmp_path, DIE_AT=str(25 * BATCH // 2))
+    assert died.returncode != 0 and time.monotonic() - started < 60
+    assert {folder.name for folder in (tmp_path / "zoo/.training").glob("*task1/*")} == {
+        "checkpoint-10",
+        "checkpoint-20",
+    }
+
+    runs = launch_two([*arguments, *RESUME], tmp_path)
+    runs[0].wait_for(lambda: "task 2/2" in runs[0].text and "loss=" in runs[0].text.split("task 2/2")[-1])
+    for run in runs:
+        os.kill(run.process.pid, signal.SIGTERM)
+    assert [run.wait() for run in runs] == [143, 143]
+    assert "20/50" in runs[0].text and runs[0].last_line.startswith("gdzoo: stopped and saved after step ")
+    assert "gdzoo:" not in runs[1].text
+
+    runs = launch_two([*arguments, *RESUME], tmp_path)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    for task in (1, 2):
+        assert weights(tmp_path, f"split-digits-task{task}") == weights(two, f"split-digits-task{task}")
+
+
+def test_uneven_streams_do_not_hang(tmp_path):
+    arguments = ["--tasks", "0,1", "--strategy", "finetune", "--cache_limit_gb", "0"]
+    runs = launch_two([*TWO_TASKS, *HALF, *arguments], tmp_path)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    seen = [set(watched(tmp_path, rank)["images"]) for rank in (0, 1)]
+    assert len(seen[0]) != len(seen[1])
+    assert not seen[0] & seen[1] and seen[0] | seen[1] == set(of_task([0, 1]))
+
+
+def test_two_processes_draw_and_use_the_pool_as_one_does(tmp_path):
+    flags = ["--tasks", "0,1;2,3", "--max_train_steps", "50", "--evaluator_steps", "10", "--eval_samples", "16"]
+    flags += ["--eval_steps", "1", "--learning_rate", "2e-4", "--lr_warmup_steps", "0"]
+    flags += ["--strategy", "generative_distillation", "--replay_pool", "300", "--replay_pool_steps", "2"]
+    flags += ["--replay_pool_balanced"]
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    one = launch([*flags, "--train_batch_size", "8"], tmp_path / "one", watch)
+    assert one.wait(300) == 0, one.text
+    for process in launch_two([*flags, "--train_batch_size", "4"], tmp_path / "two"):
+        assert process.wait(300) == 0, process.text
+    curves = [
+        [loss for _, task, _, loss in watched(tmp_path / cwd, 0)["losses"] if task == 2] for cwd in ("one", "two")
+    ]
+    assert len(curves[0]) == 50
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+# ---- with FSDP ----
+
+DISTILLATION = ["--strategy", "generative_distillation"]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """Two processes with half the batch and half the U-Net each, launched as the README says."""
+    cwd = tmp_path_factory.mktemp("sharded")
+    run = torchrun([*TWO_TASKS, *HALF, *DISTILLATION], cwd, FSDP)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return cwd
+
+
+def losses_of(cwd: Path, task: int) -> list[float]:
+    losses = watched(cwd, 0)["losses"]
+    return [loss for name, number, _, loss in losses if (name, number) == (DISTILLATION[1], task)]
+
+
+def test_two_processes_with_fsdp_learn_as_one_does(one, sharded):
+    held, total = zip(*(watched(sharded, rank)["parameters"] for rank in (0, 1)), strict=True)
+    assert sum(held) == total[0] and max(held) < 0.6 * total[0]
+    for task in (1, 2):
+        assert len(losses_of(sharded, task)) == STEPS
+    assert losses_of(sharded, 2) == pytest.approx(losses_of(one, 2), rel=1e-5)
+
+
+def test_fsdp_publishes_a_plain_unet(sharded, one):
+    folders = [cwd / "zoo/gdzoo/split-digits-task1" for cwd in (sharded, one)]
+    unets = [load_pipeline(folder).unet for folder in folders]
+    for parameter, expected in zip(*(unet.parameters() for unet in unets), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
+    config, expected = ((folder / "unet/config.json").read_text() for folder in folders)
+    assert config == expected
+
+
+def test_fsdp_goes_on_bit_for_bit_and_so_do_processes_without_it(tmp_path, sharded):
+    arguments = [*TWO_TASKS, *HALF, *DISTILLATION]
+    fsdp = watched(sharded, 0)["environment"]
+    runs = launch_two(arguments, tmp_path, die_at=25 * BATCH // 2, **fsdp)
+    assert 0 not in [run.wait() for run in runs]
+    without = tmp_path / "without"
+    shutil.copytree(tmp_path / "zoo", without / "zoo")
+
+    runs = launch_two([*arguments, *RESUME], tmp_path, **fsdp)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    assert "20/50" in runs[0].text
+    assert watched(tmp_path, 1)["parameters"] == watched(sharded, 1)["parameters"]
+    for task in (1, 2):
+        assert weights(tmp_path, f"split-digits-task{task}") == weights(sharded, f"split-digits-task{task}")
+
+    runs = launch_two([*arguments, *RESUME], without)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    assert losses_of(without, 1) == pytest.approx(losses_of(sharded, 1)[20:], rel=1e-5)
+
+
+def test_other_kinds_of_fsdp_are_refused():
+    offloading = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload=True)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=offloading)
+    )
+    with pytest.raises(ConfigError, match="--fsdp_offload_params false"):
+        check_fsdp(accelerator)
+    accelerator.is_fsdp2 = False
+    with pytest.raises(ConfigError, match="--fsdp_version 2"):
+        check_fsdp(accelerator)
