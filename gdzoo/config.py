@@ -17,9 +17,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.method.catalogue import strategy_info
 from gdzoo.method.strategies import STRATEGIES, create_strategy
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS, smallest_resolution
-from gdzoo.zoo.names import is_checkpoint, repo_name, strategy_slug
+from gdzoo.zoo.names import is_checkpoint, repo_name
 
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
@@ -101,7 +102,6 @@ class TrainConfig:
         0, METHOD, "draw this many replay images once a task and use them again; 0: fresh ones each step", minimum=0
     )
     replay_pool_steps: int = option(50, METHOD, "DDIM steps of an image of the pool", minimum=1)
-    replay_pool_refresh: int = option(0, METHOD, "draw the pool anew every so many steps; 0: never", minimum=0)
     replay_pool_balanced: bool = option(False, METHOD, "take all classes equally often, as the evaluator sees them")
     buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
 
@@ -169,7 +169,6 @@ class TrainConfig:
         None, HUB, "default: HF_TOKEN, or what `hf auth login` stored", result=False, repr=False
     )
     hub_private_repo: bool = option(False, HUB, "new repositories are private", result=False)
-    hub_revision: str | None = option(None, HUB, "push to this branch (default: main)", result=False)
     overwrite_hub: bool = option(False, HUB, "replace another run's weights on the Hub", result=False)
     require_push: bool = option(
         False, HUB, "end with code 3, not 0, if something could not be pushed yet", result=False
@@ -243,14 +242,13 @@ class TrainConfig:
                 raise ConfigError(f"--{flag} {getattr(self, flag)} does not divide the {TRAIN_TIMESTEPS} timesteps")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema_decay {self.ema_decay}: it lies in [0, 1)")
-        for flag in ("replay_pool_refresh", "replay_pool_balanced"):
-            if getattr(self, flag) and not self.replay_pool:
-                raise ConfigError(f"--{flag} goes with --replay_pool, e.g. --replay_pool 1024")
+        if self.replay_pool_balanced and not self.replay_pool:
+            raise ConfigError("--replay_pool_balanced needs --replay_pool, e.g. --replay_pool 1024")
         if self.replay_pool_balanced and self.evaluator == "none":
             raise ConfigError("--replay_pool_balanced needs an evaluator that sees the classes, not --evaluator none")
         if not self.learning_rate:
             raise ConfigError("--learning_rate 0: it is more than 0")
-        if not self.strategy or len({strategy_slug(name) for name in self.strategy}) < len(self.strategy):
+        if not self.strategy or len({strategy_info(name).slug for name in self.strategy}) < len(self.strategy):
             raise ConfigError("--strategy names each strategy once, and at least one (my.LwF would be saved as lwf is)")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("--seeds names each seed once")
@@ -281,7 +279,7 @@ class TrainConfig:
             raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
 
     def _check_hub(self):
-        for flag in ("hub_private_repo", "hub_revision", "overwrite_hub", "require_push"):
+        for flag in ("hub_private_repo", "overwrite_hub", "require_push"):
             if getattr(self, flag) and not self.push_to_hub:
                 raise ConfigError(f"--{flag} goes with --push_to_hub")
         longest = max((repo_name(self.benchmark, name, self.seed, 100) for name in self.strategy), key=len)

@@ -20,7 +20,6 @@ class ReplayPool:
 
     Args:
         size: how many images; steps, eta: how DDIM draws them.
-        refresh: draw all of them anew every so many optimizer steps; 0: never.
         key: integers that name the task, (seed, task).
         classify: gives the class [N] of uint8 images; all classes are then taken equally often, however many images of
             each the teacher drew. The main process needs it, the others have only to pass something.
@@ -33,22 +32,18 @@ class ReplayPool:
         size: int,
         steps: int,
         eta: float,
-        refresh: int,
         key: tuple[int, int],
         classify: Callable[[Tensor], Tensor] | None = None,
     ):
         self.teacher, self.accelerator, self.classify = teacher, accelerator, classify
-        self.size, self.steps, self.eta, self.refresh, self.key = size, steps, eta, refresh, key
+        self.size, self.steps, self.eta, self.key = size, steps, eta, key
         config = teacher.unet.config
         shape = (0, config.in_channels, config.sample_size, config.sample_size)
         self.images = torch.empty(shape, dtype=torch.uint8, device=accelerator.device)
-        self.drawn_at = 0  # the optimizer step
         self._upper = None  # cumulative probabilities of the images
 
-    def fill(self, step: int) -> Iterator[int]:
-        """Draw what is missing at an optimizer step; yields how many images are there, after each block."""
-        if self.refresh and step - self.drawn_at >= self.refresh:
-            self.images, self.drawn_at = self.images[:0], step
+    def fill(self) -> Iterator[int]:
+        """Draw what is missing; yields the number of images after each block."""
         while len(self.images) < self.size:
             self.images = torch.cat([self.images, self._draw(len(self.images) // BLOCK)])[: self.size]
             self._upper = None
@@ -58,7 +53,7 @@ class ReplayPool:
         accelerator = self.accelerator
         rank, world_size = accelerator.process_index, accelerator.num_processes
         # Not (..., block): numpy takes a key that ends in 0 for the one without it, which is the training step's.
-        random = StepRandom((*self.key, self.drawn_at, block + 1), accelerator.device, rank, world_size)
+        random = StepRandom((*self.key, 0, block + 1), accelerator.device, rank, world_size)
         images = self.teacher.draw(BLOCK // world_size, self.steps, self.eta, random)
         return accelerator.gather(to_uint8(images))
 
@@ -83,8 +78,8 @@ class ReplayPool:
 
     def state_dict(self) -> dict:
         """For a checkpoint: what is drawn so far."""
-        return {"images": self.images, "drawn_at": self.drawn_at}
+        return {"images": self.images}
 
     def load_state_dict(self, state: dict):
-        self.images, self.drawn_at = state["images"].to(self.images.device), state["drawn_at"]
+        self.images = state["images"].to(self.images.device)
         self._upper = None

@@ -162,7 +162,6 @@ def replay_pool(run: Run, teacher: Teacher, task: int) -> ReplayPool:
         size=config.replay_pool,
         steps=config.replay_pool_steps,
         eta=config.replay_eta,
-        refresh=config.replay_pool_refresh,
         key=(config.seed, task),
         classify=(lambda images: run.evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None,
     )
@@ -205,7 +204,7 @@ def fill_pool(run: Run, pool: ReplayPool, checkpoints: Checkpoints, progress: Pr
         Interrupted
     """
     started = time.perf_counter() - progress.seconds
-    for count in pool.fill(progress.step):
+    for count in pool.fill():
         bar.set_postfix_str(f"replay pool {count}/{pool.size}")
         progress.seconds, progress.teacher_passes = time.perf_counter() - started, pool.teacher.passes
         save_or_stop(run, checkpoints, progress, signals, due=count == pool.size, agree=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def hub_target(config: TrainConfig) -> Target:
     """Where --push_to_hub pushes to."""
-    return Target(config.namespace, config.hub_private_repo, config.hub_revision, config.overwrite_hub)
+    return Target(config.namespace, config.hub_private_repo, config.overwrite_hub)
 
 
 def with_namespace(run: "Run") -> TrainConfig:
@@ -86,7 +86,7 @@ def check_repos(run: "Run", api: HfApi):
     for each, strategy in chains(run):
         trained = 0 if run.config.overwrite_output_dir else len(each.published(strategy))
         for task in run.task_numbers:
-            info = with_retries(find, api, target.repo_id(each.folder(strategy, task)), target.revision)
+            info = with_retries(find, api, target.repo_id(each.folder(strategy, task)))
             if info is None:
                 continue
             with_retries(api.auth_check, info.id, write=True)
@@ -117,7 +117,7 @@ def fetch_chains(run: "Run", api: HfApi):
     target = hub_target(run.config)
     for each, strategy in chains(run):
         for task in reversed(run.task_numbers[len(each.published(strategy)) :]):
-            info = with_retries(find, api, target.repo_id(each.folder(strategy, task)), target.revision)
+            info = with_retries(find, api, target.repo_id(each.folder(strategy, task)))
             # A crash between a repo's creation and its first commit leaves an empty one.
             if info is not None and has_weights(info):
                 fetch(each, strategy, api, info)
@@ -215,7 +215,7 @@ def fetch_evaluator(run: "Run", api: HfApi):
     if run.evaluator_folder.exists():
         return
     repo_id = hub_target(run.config).repo_id(run.evaluator_folder)
-    info = with_retries(find, api, repo_id, run.config.hub_revision)
+    info = with_retries(find, api, repo_id)
     if info is None or not has_weights(info):
         return
     there = with_retries(read_remote, api, info, RESULTS)
