@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
-from jinja2 import TemplateError
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 import gdzoo
@@ -23,12 +22,9 @@ from gdzoo.evaluation.features import Reference, evaluator_extractor, reference_
 from gdzoo.evaluation.measure import FEWEST_SAMPLES
 from gdzoo.evaluation.pretrained import Pretrained, load_pretrained, open_data, with_pretrained
 from gdzoo.hub.pushing import Pusher
-from gdzoo.report.collection import read_folder
-from gdzoo.training import terminal
 from gdzoo.training.checkpoint import CheckpointError, Checkpoints, GlobalRandom, other_run, read_state
 from gdzoo.training.publish import publish_evaluator
 from gdzoo.training.resume import chains, consult_hub, hub_target, other_classes, with_namespace
-from gdzoo.zoo.cards import pipeline_card
 from gdzoo.zoo.folders import read_json, remove_folder, sweep_folder
 from gdzoo.zoo.names import (
     DEFAULT_SEED,
@@ -38,8 +34,8 @@ from gdzoo.zoo.names import (
     evaluator_name,
     is_checkpoint,
     repo_name,
-    repo_of,
 )
+from gdzoo.zoo.results import read_folder
 
 
 @dataclass
@@ -272,7 +268,7 @@ def check_output(run: Run):
             folder = run.folder(strategy, task)
             if not folder.exists() or config.overwrite_output_dir:
                 continue
-            there = read_published(run, strategy, folder)
+            there = read_published(folder)
             other = config.chain(strategy).difference(there["config"]) or other_classes(run, there)
             if other:
                 raise ConfigError(
@@ -281,26 +277,18 @@ def check_output(run: Run):
                 )
 
 
-def read_published(run: Run, strategy: str, folder: Path) -> dict:
+def read_published(folder: Path) -> dict:
     """What a folder of the zoo says of its model.
 
     Raises:
         ConfigError: not what was published, but torn or edited.
     """
-    config, benchmark = run.config.chain(strategy), run.data.benchmark
     try:
-        results = read_folder(folder)
-        for entry in (*results["history"], results):  # all that is shown and told of it again must be there
-            told = results | entry | {"history": [entry]}
-            terminal.final_table([told])
-            terminal.task_line(told)
-            pipeline_card(repo_of(folder), told, config, benchmark)
-    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
-        what = str(error) if type(error) is ValueError else f"its {RESULTS} was edited ({error!r})"
+        return read_folder(folder)
+    except ValueError as error:
         raise ConfigError(
-            f"--output_dir: {folder} cannot be gone on from: {what}; move it away or say --overwrite_output_dir"
+            f"--output_dir: {folder} cannot be gone on from: {error}; move it away or say --overwrite_output_dir"
         ) from error
-    return results
 
 
 def check_evaluator(run: Run):

@@ -13,7 +13,8 @@ from gdzoo.training.checkpoint import Progress
 from gdzoo.training.prepare import Run
 from gdzoo.training.publish import publish_pipeline
 from gdzoo.zoo.environment import peak_memory_mib
-from gdzoo.zoo.pictures import GRID, image_grid
+from gdzoo.zoo.names import GRID
+from gdzoo.zoo.pictures import image_grid
 
 
 def images_per_second(run: Run, progress: Progress) -> float:
