@@ -77,8 +77,7 @@ def train_chain(run: Run, strategy: str) -> list[dict]:
             pipeline, cost = run.pretrained.pipeline, cost_of(run, Progress())
         else:
             pipeline, cost = train_task(run, strategy, task)
-        if accelerator.is_main_process:
-            publish_task(run, strategy, task, pipeline, cost, results)
+        publish_task(run, strategy, task, pipeline, cost, results)
         accelerator.wait_for_everyone()
         results.append(read_json(run.folder(strategy, task) / RESULTS))
         conclude_task(run, strategy, results[-1])

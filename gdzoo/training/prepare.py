@@ -51,9 +51,9 @@ class Run:
     data: ImageData
     tasks: list[list[int]]  # labels of each task
     pretrained: Pretrained | None = None  # what the chains start from, their task 1; None: random weights
-    evaluator: Evaluator | None = None  # on the main process, unless --evaluator none
+    evaluator: Evaluator | None = None  # None with --evaluator none
     evaluator_repo: str | None = None
-    reference: Reference | None = None
+    reference: Reference | None = None  # on the main process
     pusher: Pusher | None = None  # on the main process, with --push_to_hub
 
     @property
@@ -306,7 +306,7 @@ def read_published(run: Run, strategy: str, folder: Path) -> dict:
 def check_evaluator(run: Run):
     """Load an evaluator that exists already; refuse one that does not fit."""
     config = run.config
-    if config.evaluator == "none" or not run.accelerator.is_main_process:
+    if config.evaluator == "none":
         return
     folder = run.evaluator_folder
     if config.evaluator == "train" and folder.exists():
@@ -333,14 +333,19 @@ def check_evaluator(run: Run):
 def prepare_evaluator(run: Run):
     """Train the benchmark's evaluator if the zoo has none yet, and look at the real images through it."""
     config, device = run.config, run.accelerator.device
-    if config.evaluator == "none" or not run.accelerator.is_main_process:
-        return  # the main process alone evaluates
-    if run.evaluator is None:
+    if config.evaluator == "none":
+        return
+    main = run.accelerator.is_main_process
+    if run.evaluator is None and main:
         model, report = train_evaluator(
             run.data, config.evaluator_steps, device, config.cache_limit_gb, config.random_flip
         )
         publish_evaluator(run.evaluator_folder, run.data, model, report)
+    run.accelerator.wait_for_everyone()
+    if run.evaluator is None:
         check_evaluator(run)
+    if not main:
+        return
     if run.pusher and config.evaluator == "train":
         run.pusher.push(run.evaluator_folder)
     extractor = evaluator_extractor(run.evaluator, run.evaluator_repo)

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from diffusers import DDIMPipeline
 from PIL import Image
 
 import gdzoo
-from gdzoo.evaluation.measure import SAMPLE_SEED, evaluate
-from gdzoo.models.pipelines import draw_images
+from gdzoo.evaluation.measure import SAMPLE_SEED, evaluate_pipeline
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.prepare import Run
 from gdzoo.training.publish import publish_pipeline
@@ -32,19 +30,24 @@ def cost_of(run: Run, progress: Progress) -> dict:
     }
 
 
-def evaluate_task(run: Run, pipeline: DDIMPipeline, task: int) -> tuple[dict, Image.Image]:
-    """What results.json says of a model, on all tasks so far ({} with --evaluator none), and its samples.png."""
+def evaluate_task(run: Run, pipeline: DDIMPipeline, task: int) -> tuple[dict, Image.Image] | None:
+    """What results.json says of a model, on all tasks so far ({} with --evaluator none), and its samples.png.
+
+    All processes must call; the others than the main one get None.
+    """
     config = run.config
-    count = max(config.eval_samples, GRID**2) if run.evaluator else GRID**2
-    batches = draw_images(pipeline, count, config.eval_steps, SAMPLE_SEED, config.eval_batch_size)
-    samples = torch.cat([images.cpu() for images in batches])
-    grid = image_grid(samples[: GRID**2], columns=GRID)
-    if run.evaluator is None:
-        return {"metrics": {}, "per_task": None, "histogram": None, "evaluation": None}, grid
-    features, classes = run.evaluator(samples[: config.eval_samples])
-    found = evaluate(features, classes, run.reference, run.tasks[:task])
-    found["evaluation"] |= {"eval_steps": config.eval_steps, "seed": SAMPLE_SEED}
-    return found, grid
+    found = evaluate_pipeline(
+        pipeline,
+        run.tasks[:task],
+        run.evaluator,
+        run.reference,
+        count=config.eval_samples,
+        steps=config.eval_steps,
+        seed=SAMPLE_SEED,
+        batch_size=config.eval_batch_size,
+        keep=GRID**2,
+    )
+    return found and (found[0], image_grid(found[1], columns=GRID))
 
 
 def base_model(run: Run, strategy: str, task: int) -> str | None:
@@ -56,9 +59,12 @@ def base_model(run: Run, strategy: str, task: int) -> str | None:
 
 
 def publish_task(run: Run, strategy: str, task: int, pipeline: DDIMPipeline, cost: dict, earlier: list[dict]):
-    """Evaluate a task's model and put it into the zoo, with everything that is known of it."""
+    """Evaluate a task's model, all processes together, and publish it in the zoo."""
     config = run.config.chain(strategy)
-    found, samples = evaluate_task(run, pipeline, task)
+    evaluated = evaluate_task(run, pipeline, task)
+    if evaluated is None:
+        return
+    found, samples = evaluated
     counts = run.data.counts["train"]
     results = {
         "gdzoo": gdzoo.__version__,
