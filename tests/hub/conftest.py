@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, model_info
 
 from tests.hub.server import FakeHub
 
@@ -25,16 +26,21 @@ def server() -> Iterator[FakeHub]:
     close_session()
 
 
+def use(hub: FakeHub, patch: pytest.MonkeyPatch, cwd: Path):
+    """Make this the Hub of this process and of its children, with accounts and an empty cache."""
+    fill(hub)
+    patch.chdir(cwd)
+    for name, value in hub.client_env("hf_write", cwd / "home").items():
+        patch.setenv(name, value)
+    for name, value in hub.client_constants(cwd / "home").items():
+        patch.setattr(constants, name, value)
+    patch.setattr(model_info.__self__, "endpoint", hub.endpoint)  # the HfApi behind all functions of huggingface_hub
+
+
 @pytest.fixture
 def hub(server, monkeypatch, tmp_path) -> FakeHub:
-    """The Hub of this process and of its children, with accounts and an empty cache; tmp_path is the working folder."""
-    monkeypatch.chdir(tmp_path)
-    home = tmp_path / "home"
-    for name, value in server.client_env("hf_write", home).items():
-        monkeypatch.setenv(name, value)
-    for name, value in server.client_constants(home).items():
-        monkeypatch.setattr(constants, name, value)
-    fill(server)
+    """The Hub of this process, emptied; the working folder is tmp_path."""
+    use(server, monkeypatch, tmp_path)
     return server
 
 

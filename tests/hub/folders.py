@@ -1,10 +1,14 @@
-"""Small folders to push, and the comparison of a folder with the Hub."""
+"""Small folders, their push, and their comparison with the Hub."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy
 from safetensors.numpy import save_file
 
+from gdzoo.hub.client import connect
+from gdzoo.hub.pushing import PushQueue
+from gdzoo.hub.repos import Target
 from gdzoo.zoo.folders import write_json
 from gdzoo.zoo.names import CARD as CARD_FILE
 from gdzoo.zoo.names import RESULTS
@@ -50,6 +54,14 @@ def make_space(root: Path) -> Path:
     (folder / "app.py").write_text("print()")
     (folder / CARD_FILE).write_text(SPACE_CARD)
     return folder
+
+
+def push(folders: Iterable[Path], target: Target = Target()) -> PushQueue:  # noqa: B008 - it is frozen
+    """What `python -m gdzoo.hub push` does with these folders."""
+    pushes = PushQueue(connect(), target)
+    pushes.waiting = dict.fromkeys(folders, "not tried yet")
+    pushes.finish()
+    return pushes
 
 
 def content(folder: Path) -> dict[str, bytes]:

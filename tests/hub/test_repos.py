@@ -9,19 +9,11 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from gdzoo.hub import client
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, connect, translated_errors, with_retries
-from gdzoo.hub.pushing import PushQueue
 from gdzoo.hub.repos import Target, missing, push_repo
 from gdzoo.zoo.names import CARD as CARD_FILE
 from gdzoo.zoo.names import RESULTS
 from tests.hub.conftest import fill
-from tests.hub.folders import CARD, NAME, REPO, RUN, WEIGHTS, assert_pushed_once, content, make_repo, on_hub
-
-
-def push(folders, target: Target = Target()) -> PushQueue:  # noqa: B008 - it is frozen
-    pushes = PushQueue(connect(), target)
-    pushes.waiting = dict.fromkeys(folders, "not tried yet")
-    pushes.finish()
-    return pushes
+from tests.hub.folders import CARD, NAME, REPO, RUN, WEIGHTS, assert_pushed_once, content, make_repo, on_hub, push
 
 
 def test_a_push_is_one_commit_a_tag_and_an_entry_in_the_collection(hub, tmp_path):
@@ -204,7 +196,7 @@ def test_every_call_has_a_time_limit(hub, tmp_path, monkeypatch):
 
 
 def test_offline_mode_is_respected(hub, monkeypatch, pauses):
-    """If this fails, the request hooks of huggingface_hub's own client no longer check HF_HUB_OFFLINE: connect() must."""
+    """If this fails, the request hooks of get_session() no longer check HF_HUB_OFFLINE, and connect() has to."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TemporaryHubError, match="OfflineModeIsEnabled"):
         with_retries(connect().whoami)
