@@ -3,20 +3,23 @@
 import argparse
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
 import diffusers
 import transformers
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 import gdzoo
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
 from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extractor, reference_features
-from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate, extract_features, fitted
+from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
 from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
 from gdzoo.evaluation.tables import evaluation_table
 from gdzoo.models.pipelines import draw_any, load_any_pipeline
@@ -82,7 +85,7 @@ def prepare(args: argparse.Namespace) -> Job:
     device = PartialState().default_device
     pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
     try:
-        first = next(draw_any(pipeline, 1, 1, args.seed, 1))
+        _, first = next(draw_any(pipeline, 1, 1, args.seed, 1))
     except Exception as error:  # a stranger's pipeline raises what it pleases
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
@@ -101,15 +104,48 @@ def default_output(args: argparse.Namespace) -> str:
     return name.replace("/", "-").lstrip("-") + ".json"
 
 
-def run(job: Job) -> dict:
-    """Draw, look and compare. Returns what is written to --output."""
-    args, tasks = job.args, job.tasks[: job.args.task]
+def fitted(images: Tensor, data: ImageData, name: str) -> Tensor:
+    """uint8 images [N, C, H, W] with the benchmark's channels and size: gray as RGB, pixels repeated.
+
+    Raises:
+        ValueError: information would be lost; `name` is the pipeline's, for the message.
+    """
+    channels, height, width = images.shape[1:]
+    resolution, benchmark = data.benchmark.resolution, data.benchmark.name
+    if channels not in (1, data.channels):
+        raise ValueError(f"{name} draws {channels} channels and {benchmark} has {data.channels}: colour would be lost")
+    if height != width or resolution % width:
+        raise ValueError(
+            f"{name} draws {width}x{height} pixels and {benchmark} has {resolution}x{resolution}:"
+            " only whole multiples of a square can be enlarged without loss"
+        )
+    enlarge = resolution // width
+    images = images.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    return images.expand(-1, data.channels, -1, -1)
+
+
+def run(job: Job) -> dict | None:
+    """Measure the pipeline, all processes together. Returns what is written to --output; None but on the main one."""
+    args = job.args
     extractor = job.extractor or evaluator_extractor(job.evaluator, job.evaluator_repo)
-    reference = reference_features(job.data, sum(job.tasks, []), extractor)
-    drawn = draw_any(job.pipeline, args.eval_samples, args.eval_steps, args.seed, args.eval_batch_size)
-    batches = (fitted(images, job.data, args.pipeline) for images in drawn)
-    result = evaluate(*extract_features(batches, args.eval_samples, job.evaluator, job.extractor), reference, tasks)
-    result["evaluation"] |= {"eval_steps": args.eval_steps, "seed": args.seed, "evaluator": job.evaluator_repo}
+    tasks = job.tasks[: args.task]
+    reference = reference_features(job.data, sum(tasks, []), extractor) if PartialState().is_main_process else None
+    found = evaluate_pipeline(
+        job.pipeline,
+        tasks,
+        job.evaluator,
+        reference,
+        count=args.eval_samples,
+        steps=args.eval_steps,
+        seed=args.seed,
+        batch_size=args.eval_batch_size,
+        extractor=job.extractor,
+        transform=lambda images: fitted(images, job.data, args.pipeline),
+    )
+    if found is None:
+        return None
+    result, _ = found
+    result["evaluation"]["evaluator"] = job.evaluator_repo
     facts = {
         "gdzoo": gdzoo.__version__,
         "pipeline": args.pipeline,
@@ -130,6 +166,8 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are dealt with
     datasets.disable_progress_bars()
+    # PartialState alone would ignore ACCELERATE_USE_CPU. The other processes wait for the main one's metrics.
+    Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))])
     try:
         job = prepare(args)
     except ValueError as error:
@@ -137,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         result = run(job)
+        if result is None:
+            return 0
         print(f"\n{evaluation_table(result)}\n")  # first, lest it be lost with a write that fails
         write_json(args.output, result)
     except (ValueError, OSError) as error:

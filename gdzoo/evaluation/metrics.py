@@ -1,8 +1,8 @@
-"""How good are the samples? Distances of features and distances of class histograms.
+"""Metrics of samples: distances between features, and distances between class histograms.
 
-Pure functions of arrays: the features are whatever an image model makes of real and of generated images. Features may
-be of any float type and on any device; everything is computed in float64 (on the CPU where the device is MPS, which
-has no float64). Errors in the input are ValueErrors of one line.
+A new metric is one function of `Compared` in METRICS (at the end), and one entry in gdzoo/zoo/metric_catalogue.py.
+All others are pure functions of arrays. Features may be of any float type and on any device; everything is computed in
+float64 (on the CPU where the device is MPS, which has no float64). Errors in the input are ValueErrors of one line.
 """
 
 import math
@@ -288,3 +288,38 @@ def _checked_counts(
         if not (counts >= 0).all() or not 0 < counts.sum() < math.inf:
             raise ValueError(f"{name} class counts must be >= 0 and not all 0, got {counts.tolist()}")
     return true_counts, sample_counts
+
+
+# ---- the metrics of results.json ----
+
+
+class Compared(NamedTuple):
+    """Real images and samples, as metrics see them."""
+
+    real: Tensor  # features [N, D]
+    generated: Tensor  # features [M, D]
+    real_counts: Tensor  # real images per class [C]
+    counts: Tensor  # samples per predicted class [C]
+
+
+def fid(compared: Compared) -> dict[str, float]:
+    real, generated = feature_statistics(compared.real), feature_statistics(compared.generated)
+    return {"fid": frechet_distance(real, generated)}
+
+
+def kid(compared: Compared) -> dict[str, float]:
+    mean, deviation = kernel_distance(compared.real, compared.generated)
+    return {"kid": mean, "kid_std": deviation}
+
+
+def manifold(compared: Compared) -> dict[str, float]:
+    precision, recall = precision_recall(compared.real, compared.generated)
+    return {"precision": precision, "recall": recall}
+
+
+def class_balance(compared: Compared) -> dict[str, float]:
+    counts = compared.real_counts, compared.counts
+    return {"kld": kl_divergence(*counts), "ard": absolute_ratio_difference(*counts)}
+
+
+METRICS = (fid, kid, manifold, class_balance)

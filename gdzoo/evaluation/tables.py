@@ -4,16 +4,17 @@
 def evaluation_table(result: dict) -> str:
     """What python -m gdzoo.evaluation found: all tasks together, then each by itself."""
     metrics, evaluation = result["metrics"], result["evaluation"]
+
+    def spread(name: str) -> str:
+        return f" +- {metrics[f'{name}_std']:.4f}" if f"{name}_std" in metrics else ""
+
     lines = [
         f"{result['pipeline']} on {result['benchmark']}, tasks 1 to {result['task']}",
         f"{evaluation['eval_samples']} samples of {evaluation['eval_steps']} steps,"
         f" {evaluation['reference_images']} real images ({evaluation['reference_split']}),"
         f" {evaluation['feature_dim']} features of {evaluation['features']}",
         "",
-        *(
-            f"{name:10}{metrics[name]:10.4f}" + (f" +- {metrics['kid_std']:.4f}" if name == "kid" else "")
-            for name in ("fid", "kid", "precision", "recall", "kld", "ard")
-        ),
+        *(f"{name:10}{value:10.4f}{spread(name)}" for name, value in metrics.items() if not name.endswith("_std")),
         "",
         f"{'task':>4}{'FID':>10}{'KID':>10}{'share':>8}  classes",
     ]

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    CMStochasticIterativeScheduler,
-    ConsistencyModelPipeline,
     DDIMPipeline,
     DDPMPipeline,
     DDPMScheduler,
@@ -39,7 +37,7 @@ from gdzoo import train
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation import __main__ as evaluation
-from gdzoo.evaluation.__main__ import default_output, find_evaluator, main, parse_args
+from gdzoo.evaluation.__main__ import default_output, find_evaluator, fitted, main, parse_args
 from gdzoo.evaluation.evaluator import Evaluator, create_classifier, image_processor, load_evaluator
 from gdzoo.evaluation.features import (
     Extractor,
@@ -49,10 +47,10 @@ from gdzoo.evaluation.features import (
     reference_features,
     weights_fingerprint,
 )
-from gdzoo.evaluation.measure import evaluate, fitted
+from gdzoo.evaluation.measure import evaluate
 from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting, quality_matrix
 from gdzoo.evaluation.tables import evaluation_table
-from gdzoo.models.pipelines import draw_any, draw_images, load_any_pipeline, load_pipeline
+from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler
 from gdzoo.training.terminal import task_line
 from tests.hub.server import FakeHub
@@ -366,23 +364,6 @@ def test_fitted_images_lose_nothing(digits):
             fitted(torch.zeros(shape, dtype=torch.uint8), digits, "it")
 
 
-def test_a_strangers_ddpm_is_sampled_as_the_zoo_samples(tmp_path):
-    unet = small_unet().eval()
-    folder = save(DDPMPipeline(unet, DDPMScheduler(beta_schedule="linear")), tmp_path)
-    drawn = torch.cat([*draw_any(load_any_pipeline(folder, 2), 5, 2, seed=1, batch_size=3)])
-    expected = torch.cat([*draw_images(DDIMPipeline(unet, create_scheduler()), 5, 2, seed=1, batch_size=3)])
-    assert drawn.dtype == torch.uint8 and torch.equal(drawn, expected)
-
-
-def test_other_pipelines_are_called(tmp_path):
-    folder = save(ConsistencyModelPipeline(small_unet(), CMStochasticIterativeScheduler()), tmp_path)
-    pipeline = load_any_pipeline(folder, 1)
-    assert isinstance(pipeline, ConsistencyModelPipeline)
-    first, again = (torch.cat([*draw_any(pipeline, 5, 1, seed=0, batch_size=3)]) for _ in range(2))
-    assert first.shape == (5, 1, 8, 8) and first.dtype == torch.uint8
-    assert torch.equal(first, again)
-
-
 # ---- the command line ----
 
 
@@ -446,7 +427,7 @@ def test_a_result_that_cannot_be_written_is_shown(zoo, tmp_path, monkeypatch, ca
     def full(*_):
         raise OSError(28, "No space left on device", "a.json")
 
-    monkeypatch.setattr(evaluation.zoo, "write_json", full)
+    monkeypatch.setattr(evaluation, "write_json", full)
     arguments = ["--benchmark", "split-digits", "--task", "1", "--eval_samples", "20", "--eval_steps", "2"]
     assert main([str(zoo / "split-digits-task1"), *arguments, "--output", str(tmp_path / "a.json")]) == 1
     printed = capsys.readouterr()
