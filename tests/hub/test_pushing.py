@@ -1,13 +1,18 @@
 """Many folders: outages, retries, the command line, and the process that pushes while training goes on."""
 
 import queue
+import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
 
+from gdzoo.arguments import parse_args
 from gdzoo.hub import pushing
-from gdzoo.hub.__main__ import main
+from gdzoo.hub.__main__ import main, make_parser
 from gdzoo.hub.client import connect
 from gdzoo.hub.pushing import Pusher, PushQueue, follow
 from gdzoo.hub.repos import Target, push_repo
@@ -178,6 +183,23 @@ def test_the_command_line_while_the_hub_is_down(hub, tmp_path, capsys, pauses):
     hub.down = True
     assert main(["push", "zoo"]) == 3
     assert "the Hub cannot be reached (ConnectError" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_readme_are_valid():
+    readme = Path(pushing.__file__).with_name("README.md").read_text()
+    for parse, command, number in (
+        (make_parser().parse_args, "python -m gdzoo.hub", 4),
+        (parse_args, "accelerate launch gdzoo/train.py", 3),
+    ):
+        found = re.findall(rf"`{command} ([^`]+)`", readme)
+        assert len(found) >= number
+        for arguments in found:
+            parse(shlex.split(arguments))
+
+
+def test_it_starts_without_torch():
+    check = "import sys, gdzoo.hub.__main__; assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 # The process beside a training run

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gdzoo import train
 from gdzoo.hub.__main__ import main
-from gdzoo.training import prepare
+from gdzoo.training import evaluators
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS
 from tests.hub.conftest import use
@@ -136,7 +136,7 @@ def test_the_evaluator_is_pushed_once_and_taken_from_the_hub(hub, tmp_path, monk
     name = "gdzoo/split-digits-evaluator"
     assert_pushed_once(hub, tmp_path / "zoo" / name, None)
     there = hub.commits(name)
-    monkeypatch.setattr(prepare, "train_evaluator", None)  # another machine need not train it
+    monkeypatch.setattr(evaluators, "train_evaluator", None)  # another machine need not train it
     assert train.main([*arguments, "--seed", "7", "--output_dir", "two"]) == 0
     assert content(tmp_path / "two" / name) == content(tmp_path / "zoo" / name) == on_hub(hub, name)
     assert hub.commits(name) == there
