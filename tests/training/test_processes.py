@@ -108,7 +108,7 @@ if __name__ == "__main__":
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-FLAGS = re.search(r"launch (--use_fsdp.*?) gdzoo/train.py", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+FLAGS = re.search(r"launch (--use_fsdp.*?) gdzoo/train.py", (ROOT / "gdzoo/training/README.md").read_text(), re.DOTALL)[1]
 FSDP = ["accelerate.commands.launch", *FLAGS.replace("\\\n", "").split(), "--num_processes", "2", "--main_process_port"]
 
 
