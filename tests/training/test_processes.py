@@ -108,7 +108,8 @@ if __name__ == "__main__":
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-FLAGS = re.search(r"launch (--use_fsdp.*?) gdzoo/train.py", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+PAGE = (ROOT / "gdzoo/training/README.md").read_text()
+FLAGS = re.search(r"launch (--use_fsdp.*?) gdzoo/train.py", PAGE, re.DOTALL)[1]
 FSDP = ["accelerate.commands.launch", *FLAGS.replace("\\\n", "").split(), "--num_processes", "2", "--main_process_port"]
 
 
@@ -260,7 +261,7 @@ DISTILLATION = ["--strategy", "generative_distillation"]
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> Path:
-    """Two processes with half the batch and half the U-Net each, launched as the README says."""
+    """Two processes with half the batch and half the U-Net each, launched as gdzoo/training/README.md says."""
     cwd = tmp_path_factory.mktemp("sharded")
     run = torchrun([*TWO_TASKS, *HALF, *DISTILLATION], cwd, FSDP)
     assert run.returncode == 0, run.stderr[-3000:]
