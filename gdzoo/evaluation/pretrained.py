@@ -17,7 +17,7 @@ from gdzoo.data.benchmarks import Benchmark, split_classes
 from gdzoo.data.streaming import DECODE_BATCH, DataError, ImageData
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
-from gdzoo.method.sampling import trailing_timesteps
+from gdzoo.method.sampling import check_steps
 from gdzoo.models.pipelines import draw_images, is_sampled_by_ddim, load_any_pipeline
 from gdzoo.zoo.folders import published_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
@@ -80,7 +80,7 @@ def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
             raise ConfigError(f"--{flag} {getattr(config, flag)}: {source} was trained otherwise; say {right}")
     for flag in ("replay_steps", "replay_pool_steps"):
         try:
-            trailing_timesteps(schedule.num_train_timesteps, getattr(config, flag))
+            check_steps(schedule.num_train_timesteps, getattr(config, flag))
         except ValueError as error:
             raise ConfigError(f"--{flag}: {error} of {source}") from error
 

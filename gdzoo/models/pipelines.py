@@ -8,7 +8,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from torch import Tensor
 
 from gdzoo.method.randomness import seed_from
-from gdzoo.method.sampling import ddim_sample, ddim_steps, to_uint8, trailing_timesteps
+from gdzoo.method.sampling import check_steps, ddim_sample, to_uint8
 
 # Schedulers that DDIM can replace: their betas and prediction type are all that it needs.
 SAMPLED_BY_DDIM = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
@@ -61,7 +61,7 @@ def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int)
     except NotImplementedError as error:  # an unsupported schedule of betas
         raise ValueError(f"{repo_or_folder}: {error}") from error
     try:
-        trailing_timesteps(scheduler.config.num_train_timesteps, steps)
+        check_steps(scheduler.config.num_train_timesteps, steps)
     except ValueError as error:
         raise ValueError(f"--eval_steps: {error}") from error
     return DDIMPipeline(pipeline.unet, scheduler)
@@ -110,7 +110,7 @@ def draw_any(
 
 def _draw_rows(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int]):
     generator = torch.Generator().manual_seed(seed)
-    config, ddim = pipeline.unet.config, ddim_steps(pipeline.scheduler, steps)
+    config = pipeline.unet.config
     process, processes = node
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
@@ -119,7 +119,7 @@ def _draw_rows(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_
         first, end = size * process // processes, size * (process + 1) // processes
         if first < end:
             x_t = noise[first:end].to(pipeline.unet.device)
-            x_0 = ddim_sample(pipeline.unet, pipeline.scheduler.config.prediction_type, x_t, ddim)
+            x_0 = ddim_sample(pipeline.unet, pipeline.scheduler, x_t, steps)
             yield start + first, to_uint8(x_0)
 
 
