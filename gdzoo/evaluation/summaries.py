@@ -36,7 +36,7 @@ def average_final_quality(quality: QualityMatrix) -> float:
 
 
 def average_incremental_quality(quality: QualityMatrix) -> float:
-    """Mean over k of the mean over j <= k of q[k][j], the average quality during training; in the unit of q, lower is better.
+    """Mean over k of the mean over j <= k of q[k][j], after every task; in the unit of q, lower is better.
 
     Source: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representation Learning" (average incremental
     accuracy). iCaRL averages over the test images of the classes seen, which is the same where tasks are equally large.
