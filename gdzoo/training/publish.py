@@ -1,4 +1,4 @@
-"""What does a published folder hold? Weights, pictures, results, configuration and card, written all at once."""
+"""The folders that training publishes: weights, pictures, results, settings and card, written as one."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ from gdzoo.zoo.results import SCHEMA_VERSION, catalogue_info, other_results, val
 
 def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image, results: dict, config: TrainConfig):
     """Write a task's folder: a stock DDIMPipeline, samples.png, results.json, train_config.json and the card."""
-    # from_pretrained notes where a model came from, and save_pretrained would publish that local path.
+    # Trap: from_pretrained records where a model came from, and save_pretrained would publish that local path.
     pipeline.unet.register_to_config(_name_or_path=None)
     results = {"schema_version": SCHEMA_VERSION} | results | catalogue_info(results) | made_with()
     validate_results(results)
@@ -43,7 +43,11 @@ def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image,
 
 
 def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, report: dict):
-    """Write the evaluator's folder: a transformers image classifier, real.png, results.json and the card."""
+    """Write the evaluator's folder: a transformers image classifier, real.png, results.json and the card.
+
+    Args:
+        report: what `train_evaluator` returned with the model.
+    """
     grid, cell = real_grid(data)
     results = {
         "schema_version": SCHEMA_VERSION,
