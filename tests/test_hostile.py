@@ -256,7 +256,7 @@ def test_an_edited_results_json_is_named_or_read(cwd, run, data):
     file.write_text(json.dumps(results))
     try:
         read_zoo(cwd / "zoo")
-        read_published(run, "finetune", folder)
+        read_published(folder)
     except ConfigError as error:
         assert FIRST in str(error)
     finally:
