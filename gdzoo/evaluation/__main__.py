@@ -1,4 +1,4 @@
-"""How good is a model, on all tasks that it has learned so far? The metrics, and `python -m gdzoo.evaluation`."""
+"""`python -m gdzoo.evaluation`: measure any unconditional diffusers pipeline on the tasks of a benchmark."""
 
 import argparse
 import sys
@@ -26,12 +26,10 @@ from gdzoo.models.pipelines import draw_any, load_any_pipeline
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
-# ---- the command line ----
-
 
 @dataclass
 class Job:
-    """What the command line asks for, checked, with everything loaded that it needs."""
+    """A checked command line, with everything loaded that it needs."""
 
     args: argparse.Namespace
     pipeline: DiffusionPipeline
@@ -48,11 +46,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         description="Measure any unconditional diffusers pipeline on the tasks 1 to K of a benchmark.",
     )
     parser.add_argument("pipeline", metavar="REPO_OR_FOLDER", help="a pipeline of the Hub or the disk")
-    parser.add_argument("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or that of a folder's own")
+    parser.add_argument(
+        "--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or the one in the model's train_config.json"
+    )
     parser.add_argument("--task", type=int, required=True, help="compare with the classes of tasks 1 to this one")
     parser.add_argument("--eval_samples", type=int, default=10_000, help="images to draw (default: 10000)")
     parser.add_argument("--eval_steps", type=int, default=20, help="DDIM steps of each (default: 20)")
-    parser.add_argument("--eval_batch_size", type=int, default=500, help="images drawn at once (default: 500)")
+    parser.add_argument(
+        "--eval_batch_size", type=int, default=500, help="images drawn at once, by all processes (default: 500)"
+    )
     parser.add_argument("--features", help="inception, or a transformers image model (default: the evaluator)")
     parser.add_argument(
         "--evaluator", help="the benchmark's image classifier (default: beside the model, or the zoo's)"
@@ -71,7 +73,7 @@ def prepare(args: argparse.Namespace) -> Job:
     """
     for flag, minimum in dict(eval_samples=FEWEST_SAMPLES, eval_steps=1, eval_batch_size=1, seed=0).items():
         if getattr(args, flag) < minimum:
-            raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least {minimum}")
+            raise ValueError(f"--{flag} {getattr(args, flag)}: it must be at least {minimum}")
     args.output = Path(args.output or default_output(args))
     if args.output.is_dir():
         raise ValueError(f"--output {args.output} is a folder: name the JSON file to write")
@@ -86,10 +88,10 @@ def prepare(args: argparse.Namespace) -> Job:
     pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
     try:
         _, first = next(draw_any(pipeline, 1, 1, args.seed, 1))
-    except Exception as error:  # a stranger's pipeline raises what it pleases
+    except Exception as error:  # pipelines have no common error type
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
-    fitted(first, data, args.pipeline)  # it tells the size
+    fitted(first, data, args.pipeline)  # fails if channels or size do not fit
     repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
     evaluator = load_evaluator(repo, data, device)
     extractor = load_extractor(args.features, device) if args.features else None
@@ -97,7 +99,7 @@ def prepare(args: argparse.Namespace) -> Job:
 
 
 def default_output(args: argparse.Namespace) -> str:
-    """A file name of its own for each model of each owner, and for each network behind --features."""
+    """A file name that differs for each owner, model and network of --features."""
     name = f"{repo_id(args.pipeline)}-{args.benchmark}-task{args.task}"
     if args.features:
         name += f"-{repo_id(args.features)}"
@@ -164,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are dealt with
+    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are errors
     datasets.disable_progress_bars()
     # PartialState alone would ignore ACCELERATE_USE_CPU. The other processes wait for the main one's metrics.
     Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))])
@@ -177,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         result = run(job)
         if result is None:
             return 0
-        print(f"\n{evaluation_table(result)}\n")  # first, lest it be lost with a write that fails
+        print(f"\n{evaluation_table(result)}\n")  # first: it must not be lost if writing fails
         write_json(args.output, result)
     except (ValueError, OSError) as error:
         print(f"gdzoo: {error}", file=sys.stderr)

@@ -55,9 +55,9 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
 
 def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int) -> DDIMPipeline:
     # Clipped always: with an epsilon model and linear betas the first step divides by 0.006.
-    settings = dict(timestep_spacing="trailing", clip_sample=True, clip_sample_range=1.0)
+    clipping = dict(clip_sample=True, clip_sample_range=1.0, thresholding=False)
     try:
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **settings)
+        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", **clipping)
     except NotImplementedError as error:  # an unsupported schedule of betas
         raise ValueError(f"{repo_or_folder}: {error}") from error
     try:

@@ -297,7 +297,7 @@ def misfits(digits: ImageData):
     yield "order", [model], "classes in another order than the benchmark, which begins with 0, 1, 2"
     model = create_classifier(digits)
     model.config.image_size = 16
-    yield "resolution", [model], r"made for images of 16 pixels \(image_size\), the benchmark has 8"
+    yield "resolution", [model], r"takes images of 16 pixels \(image_size\), the benchmark has 8"
     for name, change in dict(
         mean={"image_mean": [0.485]},
         std={"image_std": [0.229]},
@@ -307,7 +307,11 @@ def misfits(digits: ImageData):
         processor = image_processor(digits)
         for key, value in change.items():
             setattr(processor, key, value)
-        yield name, [create_classifier(digits), processor], r"preprocessor_config.json makes other input .* 8x8 pixels"
+        yield (
+            name,
+            [create_classifier(digits), processor],
+            r"preprocessor_config.json differs .* 8x8 pixels",
+        )
 
 
 @pytest.mark.parametrize("name", ["headless", "order", "resolution", "mean", "std", "size", "channels"])
@@ -340,7 +344,7 @@ def test_inception_sees_rgb_bytes(monkeypatch):
         raise OSError("urlopen error\nno route")
 
     utils.create_feature_extractor = offline
-    with pytest.raises(ValueError, match=r"--features inception: its weights cannot be had \(OSError: .* no route\)"):
+    with pytest.raises(ValueError, match=r"inception: its weights cannot be loaded \(OSError: .* no route\)"):
         load_extractor("inception", torch.device("cpu"))
 
 

@@ -26,7 +26,7 @@ from gdzoo.evaluation.measure import evaluate, evaluate_pipeline
 from gdzoo.evaluation.metrics import METRICS as METRIC_FUNCTIONS
 from gdzoo.evaluation.metrics import Compared
 from gdzoo.method.randomness import seed_from
-from gdzoo.method.sampling import ddim_sample, ddim_steps, to_uint8
+from gdzoo.method.sampling import ddim_sample, to_uint8
 from gdzoo.models.pipelines import draw_any, draw_images, load_any_pipeline
 from gdzoo.models.unet import create_scheduler
 from gdzoo.zoo.metric_catalogue import METRICS
@@ -81,7 +81,7 @@ def test_the_noise_and_the_images_are_those_of_a_plain_loop(pipelines):
     generator, expected = torch.Generator().manual_seed(3), []
     for size in (10, 10, 10, 2):
         noise = torch.randn((size, 1, 8, 8), generator=generator)
-        expected.append(to_uint8(ddim_sample(pipeline.unet, "epsilon", noise, ddim_steps(pipeline.scheduler, 2))))
+        expected.append(to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler, noise, 2)))
     drawn = [*draw_images(pipeline, **DRAW)]
     assert [len(images) for images in drawn] == [10, 10, 10, 2]
     assert torch.equal(torch.cat(drawn), torch.cat(expected))
