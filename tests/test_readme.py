@@ -1,4 +1,4 @@
-"""The commands, examples and links of the Markdown pages."""
+"""The pages' commands and examples: run with tiny settings where that needs no network, else only parsed; links."""
 
 import re
 import shlex
@@ -6,51 +6,146 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gdzoo import downstream, train
 from gdzoo.arguments import parse_args
 from gdzoo.evaluation import __main__ as evaluation
 from gdzoo.report import __main__ as report
 from tests.benchmarks import step
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT
+from tests.readme import commands, python_blocks
 
-README = (ROOT / "README.md").read_text()
-PAGES = [
-    ROOT / "README.md",
-    ROOT / ".github/CONTRIBUTING.md",
-    ROOT / "gdzoo/hub/README.md",
-    ROOT / "gdzoo/training/README.md",
-    ROOT / "tests/benchmarks/RESULTS.md",
-]
+TRAIN = "gdzoo/train.py"
+MAINS = {
+    TRAIN: train.main,
+    "gdzoo.evaluation": evaluation.main,
+    "gdzoo.report": report.main,
+    "gdzoo.downstream": downstream.main,
+}
+# A flag that is given twice has its last value.
+TINY = {
+    TRAIN: "--max_train_steps 2 --train_batch_size 4 --evaluator_steps 2 --eval_samples 10 --eval_steps 1 --seeds 42",
+    "gdzoo.evaluation": "--eval_samples 10 --eval_steps 1",
+    "gdzoo.report": "",
+    "gdzoo.downstream": "--max_train_steps 2 --replay_samples 10",
+}
+SMALLER = {"--replay_pool": "--replay_pool 8 --replay_pool_steps 1", "--dataset_root": "--model tiny"}
+NOT_RUN = {
+    "--benchmark split-cifar": "CIFAR-10 comes from the Hub; tests/training/test_train.py trains on a copy",
+    "org/pets": "this data set would be on the Hub",
+    "--push_to_hub": "pushes to the Hub; tests/hub does",
+    "gdzoo.hub": "pushes to the Hub; tests/hub does",
+    "--use_fsdp": "needs two processes; tests/training/test_processes.py launches it",
+    "spaces/compare/app.py": "serves until it is stopped; tests/spaces does",
+    "tests/benchmarks/": "measures; tests/benchmarks has its tests",
+}
+COMMANDS = commands()
+README = ROOT / "README.md"
+PAGES = [README, *(ROOT / page for page in ("gdzoo/hub/README.md", "gdzoo/training/README.md"))]
+PAGES += [ROOT / ".github/CONTRIBUTING.md", ROOT / "tests/benchmarks/RESULTS.md"]
 START = [
     "pip install -c constraints.txt -e . && accelerate launch gdzoo/train.py",
     'pip install -c constraints.txt -e ".[test]" && pytest',
 ]
 
 
-def commands(page: Path) -> list[str]:
-    """The indented lines and the code spans of a page; a line that ends with a backslash goes on."""
-    text = page.read_text().replace("\\\n", "")
-    return [line.strip() for line in re.findall(r"^    .+", text, re.MULTILINE)] + re.findall(r"`([^`\n]+)`", text)
+def split(command: str) -> tuple[str, list[str]]:
+    """What a command runs, and the arguments of that."""
+    words = shlex.split(command + '"' * (command.count('"') % 2))  # a part of `bash -c "..."`
+    if TRAIN in words:
+        return TRAIN, words[words.index(TRAIN) + 1 :]
+    return (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
 
 
-def arguments_of(script: str) -> list[str]:
-    """The arguments of every command of all pages that runs `script`."""
-    found = {command.partition(script)[2] for page in PAGES for command in commands(page) if f"{script} " in command}
-    return sorted(arguments.partition("#")[0].rstrip('"') for arguments in found)
+@pytest.fixture(scope="module")
+def digits(once) -> Path:
+    """The README's first command, tiny."""
+
+    def make(cwd: Path):
+        assert train.main([*TINY[TRAIN].split(), "--output_dir", str(cwd / "zoo")]) == 0
+
+    return once("readme", make)
 
 
 @pytest.fixture
-def halfway(tmp_path, monkeypatch):
-    """The README's own strategy as a module."""
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Halfway" in block)
-    (tmp_path / "my_strategies.py").write_text(code)
+def cwd(digits, tmp_path, monkeypatch) -> Path:
+    """A working directory with that zoo in it, and DIR/pets, where nothing else can be had."""
+    shutil.copytree(digits / "zoo", tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def own_images(root: Path):
+    for split_name in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog", "bird", "eel")):
+            folder = root / "pets" / split_name / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                Image.new("RGB", (16, 16), (50 * shade + number, 90, 90)).save(folder / f"{number}.png")
+
+
+def test_the_readmes_have_commands():
+    programs = {split(command)[0] for command in COMMANDS}
+    assert programs >= {*MAINS, "gdzoo.hub", "spaces/compare/app.py"}
+    assert split(COMMANDS[0]) == (TRAIN, [])
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if TRAIN in command])
+def test_their_settings_are_valid(command, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    write_examples(tmp_path)
+    parse_args(split(command)[1]).resolve()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_they_run(command, cwd, monkeypatch):
+    for part, reason in NOT_RUN.items():
+        if part in command:
+            pytest.skip(reason)
+    program, arguments = split(command)
+    smaller = [flag for name, flags in SMALLER.items() if name in arguments for flag in flags.split()]
+    arguments = [*arguments, *TINY[program].split(), *smaller]
+    if "ME/MODEL" in arguments:
+        arguments[arguments.index("ME/MODEL")] = "zoo/gdzoo/split-digits-task2"
+    if "DIR" in arguments:
+        own_images(cwd / "DIR")
+    monkeypatch.syspath_prepend(cwd)
+    write_examples(cwd)
+    assert MAINS[program](arguments) == 0
+
+
+def write_examples(folder: Path):
+    """The README's strategies, each in the module that its command names."""
+    for command in COMMANDS:
+        for word in split(command)[1]:
+            module, _, name = word.rpartition(".")
+            for block in python_blocks("README.md"):
+                if module and f"class {name}" in block:
+                    (folder / f"{module}.py").write_text(block)
+
+
+def test_the_models_are_used_as_they_say(cwd, monkeypatch):
+    monkeypatch.chdir(cwd / "zoo")
+    used = [block for block in python_blocks("README.md") if "from_pretrained" in block]
+    assert used
+    for block in used:
+        names = {}
+        exec(block, names)
+        assert any(isinstance(value, list) and isinstance(value[0], Image.Image) for value in names.values() if value)
+
+
+def test_every_file_that_they_name_is_there():
+    for command in COMMANDS:
+        for word in split(command)[1]:
+            if word.endswith((".yaml", ".py")):
+                assert (ROOT / word).exists(), command
 
 
 def test_the_readme_is_short_and_starts_with_two_commands():
-    assert len(README.splitlines()) <= 200
-    assert [command for command in commands(ROOT / "README.md") if "constraints.txt" in command][:2] == START
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 200
+    assert [line.strip() for line in lines if line.startswith("    pip install")][:2] == START
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -65,49 +160,13 @@ def test_links_and_pictures_exist(page):
             assert not anchor or anchor in slugs, target
 
 
-def test_the_flags_of_every_training_command_are_valid(halfway, monkeypatch):
+def test_the_commands_of_the_results_are_valid(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = [arguments for arguments in arguments_of("gdzoo/train.py") if "--help" not in arguments]
-    assert len(found) > 20
-    for arguments in found:
-        parse_args(shlex.split(arguments)).resolve()
-
-
-def test_the_flags_of_every_step_command_are_valid():
-    found = arguments_of("tests/benchmarks/step.py")
-    assert len(found) > 3
-    for arguments in found:
-        step.parse_args(shlex.split(arguments))
-
-
-def test_the_strategy_of_the_readme_trains(halfway, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = next(command for command in commands(ROOT / "README.md") if "my_strategies.Halfway" in command)
-    flags = shlex.split(command.partition("gdzoo/train.py")[2])
-    small = [*SMALL, "--max_train_steps", "2", "--tasks", "0;1", "--evaluator", "none"]
-    assert train.main([*flags, *small]) == 0
-    assert (tmp_path / "zoo/gdzoo/split-digits-halfway-task2/unet").is_dir()
-
-
-def test_the_commands_on_a_zoo_run_in_order(tiny_zoo, cache, tmp_path, monkeypatch):
-    """Its zoo has three tasks instead of five."""
-    for name in ("split-digits-evaluator", *(f"split-digits-task{task}" for task in (1, 2, 3))):
-        shutil.copytree(tiny_zoo.zoo / name, tmp_path / "zoo/gdzoo" / name)
-    monkeypatch.chdir(tmp_path)
-    shown = README.replace("task5", "task3").replace("--task 5", "--task 3")
-    for module, main, fewer in [
-        ("gdzoo.evaluation", evaluation.main, ["--eval_samples", "64"]),
-        ("gdzoo.downstream", downstream.main, ["--max_train_steps", "2", "--replay_samples", "20"]),
-        ("gdzoo.report", report.main, []),
-    ]:
-        arguments = re.search(rf"`python -m {module} ([^`]+)`", shown)[1]
-        assert main([*shlex.split(arguments), *fewer]) == 0
-    assert list(tmp_path.glob("*.json")) and (tmp_path / "report/report.md").exists()
-
-
-def test_the_example_draws_images(tiny_zoo, monkeypatch):
-    monkeypatch.chdir(tiny_zoo.cwd / "zoo")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "from_pretrained" in block)
-    names = {}
-    exec(code.replace("task5", "task3"), names)
-    assert len(names["images"]) == 16
+    found = commands("tests/benchmarks/RESULTS.md")
+    training = [arguments for program, arguments in map(split, found) if program == TRAIN]
+    steps = [arguments for program, arguments in map(split, found) if program.endswith("step.py")]
+    assert len(training) > 10 and len(steps) > 2
+    for arguments in training:
+        parse_args(arguments).resolve()
+    for arguments in steps:
+        step.parse_args(arguments)

@@ -21,7 +21,7 @@ from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.batches import TaskImages
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.evaluation import __main__ as evaluation
-from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data, tasks_taught, with_pretrained
+from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data, tasks_trained, with_pretrained
 from gdzoo.models.pipelines import draw_images
 from gdzoo.models.unet import create_scheduler
 from gdzoo.training import learner as learning
@@ -172,7 +172,7 @@ def test_evaluation_refuses_a_chain_that_was_torn_apart(taught, tmp_path, capsys
     arguments = ["--benchmark", "split-digits", "--task", "3", "--output", str(tmp_path / "found.json")]
     renamed = shutil.copytree(model, tmp_path / "zoo/gdzoo/renamed")  # it would stand for its own past
     shutil.rmtree(model.with_name("split-digits-task1"))
-    for folder, reason in ((renamed, f"{renamed} was not taught from {renamed}"), (model, "no diffusers pipeline")):
+    for folder, reason in ((renamed, f"{renamed} was not trained from {renamed}"), (model, "no diffusers pipeline")):
         assert evaluation.main([str(folder), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
@@ -248,14 +248,14 @@ def test_a_model_of_the_hub_is_taught_and_goes_on_and_is_measured_there(stranger
 
 
 def test_a_chain_of_gdzoo_counts_as_many_tasks_as_it_was_taught(tiny_zoo, taught, stranger, tmp_path):
-    assert tasks_taught(str(tiny_zoo.zoo / "split-digits-task3")) == 3
-    assert tasks_taught(str(taught / "split-digits-task2")) == 2
-    assert tasks_taught(stranger) == tasks_taught(str(tmp_path / "nowhere")) == 1
+    assert tasks_trained(str(tiny_zoo.zoo / "split-digits-task3")) == 3
+    assert tasks_trained(str(taught / "split-digits-task2")) == 2
+    assert tasks_trained(stranger) == tasks_trained(str(tmp_path / "nowhere")) == 1
     again = tmp_path / "again"  # taught after it had been a chain of three tasks
     shutil.copytree(taught / "split-digits-task2", again)
     settings = json.loads((again / "train_config.json").read_text()) | {"pretrained_tasks": 3}
     (again / "train_config.json").write_text(json.dumps(settings))
-    assert tasks_taught(str(again)) == 4
+    assert tasks_trained(str(again)) == 4
 
 
 @pytest.mark.parametrize("known, expected", [(None, [1, 2, 3]), (5, [5, 6, 7])])
@@ -280,11 +280,11 @@ def test_there_are_as_many_drawings_as_so_many_tasks_have_images(stranger):
     data = data_of(stranger, pretrained_tasks=3)
     assert data.tasks("dataset", 42) == [[10], [6, 7], [8, 9]] and data.synthetic_label == 10
     assert data.counts["train"][10] == 3 * (360 + 354) // 2
-    images = data.drawn("train")
+    images = data.samples("train")
     assert images.shape == (1071, 1, 8, 8) and images.dtype == torch.uint8
     expected = torch.cat([*draw_images(data.pretrained.pipeline, 1071, 2, 1, 500)])
     assert torch.equal(images, expected)
-    assert not torch.equal(images[:20], next(draw_images(data.pretrained.pipeline, 20, 2, 0, 20)))  # the samples' noise
+    assert not torch.equal(images[:20], next(draw_images(data.pretrained.pipeline, 20, 2, 0, 20)))
 
 
 def test_two_splits_have_other_drawings(tmp_path, stranger):
@@ -297,7 +297,7 @@ def test_two_splits_have_other_drawings(tmp_path, stranger):
                 Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
     data = data_of(stranger, dataset_name="pets", dataset_root=str(tmp_path), tasks="cat,dog")
     assert (data.counts["train"][2], data.counts["test"][2]) == (12, 10)  # of 8 nothing could be measured
-    assert not torch.equal(data.drawn("train")[:10], data.drawn("test"))
+    assert not torch.equal(data.samples("train")[:10], data.samples("test"))
     assert data.benchmark.resolution == 8  # the model's own
 
 
@@ -311,7 +311,7 @@ def test_every_image_is_read_once_and_drawings_lie_between_the_others(stranger, 
     assert Counter(labels.tolist()) == data.counts["train"]
     drawn = torch.cat([images[labels == 10] for images, labels in chunks])
     assert Counter(image.numpy().tobytes() for image in drawn) == Counter(
-        image.numpy().tobytes() for image in data.drawn("train")
+        image.numpy().tobytes() for image in data.samples("train")
     )
     thirds = [(part == 10).double().mean().item() for part in labels.chunk(3)]
     assert max(thirds) - min(thirds) < 0.15
@@ -385,7 +385,7 @@ def test_settings_that_do_not_fit_are_refused(stranger, arguments, reason, tmp_p
 def refused_models():
     scheduler = create_scheduler()
     yield "conditional", lambda f: save(DDIMPipeline(small_unet(num_class_embeds=3), scheduler), f), "class-conditional"
-    yield "variance", lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f), "cannot be taught"
+    yield "variance", lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f), "cannot be trained"
     yield (
         "sde",
         lambda f: save(ScoreSdeVePipeline(small_unet(), SdeScheduler()), f),

@@ -1,0 +1,207 @@
+"""evaluate_pipeline: which noise it draws, what it keeps, and that several processes find what one does."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDPMPipeline,
+    DDPMScheduler,
+    UNet2DModel,
+)
+
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.streaming import ImageData
+from gdzoo.evaluation import measure
+from gdzoo.evaluation.evaluator import Evaluator, create_classifier
+from gdzoo.evaluation.features import Extractor, Reference, evaluator_extractor
+from gdzoo.evaluation.measure import evaluate, evaluate_pipeline
+from gdzoo.evaluation.metrics import METRICS as METRIC_FUNCTIONS
+from gdzoo.evaluation.metrics import Compared
+from gdzoo.method.randomness import seed_from
+from gdzoo.method.sampling import ddim_sample, to_uint8
+from gdzoo.models.pipelines import draw_any, draw_images, load_any_pipeline
+from gdzoo.models.unet import create_scheduler
+from gdzoo.zoo.metric_catalogue import METRICS
+from tests.forked import FORKS
+
+TASKS = [[0, 1], [2, 3]]
+# The last batch has fewer images than there are processes.
+DRAW = dict(count=32, steps=2, seed=3, batch_size=10)
+
+
+def small_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory) -> dict[str, Path]:
+    """One that the zoo's sampler draws from, and one with a sampler of its own."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    DDPMPipeline(small_unet(), DDPMScheduler()).save_pretrained(folder / "ours")
+    ConsistencyModelPipeline(small_unet(), CMStochasticIterativeScheduler()).save_pretrained(folder / "other")
+    return {name: folder / name for name in ("ours", "other")}
+
+
+def create_evaluator() -> Evaluator:
+    torch.manual_seed(1)
+    return Evaluator(create_classifier(ImageData(BENCHMARKS["split-digits"])).eval())
+
+
+def create_reference(evaluator: Evaluator) -> Reference:
+    """Features of noise images, of ten classes in turn."""
+    images = torch.randint(0, 256, (200, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    extractor = evaluator_extractor(evaluator, "toy")
+    return Reference(extractor(images), torch.arange(200) % 10, "test", [*map(str, range(10))], extractor)
+
+
+def measured(folder: Path, main: bool = True, **settings):
+    evaluator = create_evaluator()
+    pipeline = load_any_pipeline(str(folder), DRAW["steps"])
+    reference = create_reference(evaluator) if main else None
+    return evaluate_pipeline(pipeline, TASKS, evaluator, reference, **DRAW | settings)
+
+
+# ---- noise ----
+
+
+def test_the_noise_and_the_images_are_those_of_a_plain_loop(pipelines):
+    pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
+    generator, expected = torch.Generator().manual_seed(3), []
+    for size in (10, 10, 10, 2):
+        noise = torch.randn((size, 1, 8, 8), generator=generator)
+        expected.append(to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler, noise, 2)))
+    drawn = [*draw_images(pipeline, **DRAW)]
+    assert [len(images) for images in drawn] == [10, 10, 10, 2]
+    assert torch.equal(torch.cat(drawn), torch.cat(expected))
+    _, kept = measured(pipelines["ours"], keep=32)
+    assert torch.equal(kept, torch.cat(expected))
+
+
+def test_a_strangers_ddpm_is_sampled_as_the_zoo_samples(pipelines):
+    pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
+    assert type(pipeline) is DDIMPipeline and pipeline.scheduler.config.timestep_spacing == "trailing"
+    assert (pipeline.scheduler.config.clip_sample, pipeline.scheduler.config.clip_sample_range) == (True, 1.0)
+    expected = torch.cat([*draw_images(DDIMPipeline(small_unet(), create_scheduler()), **DRAW)])
+    starts, images = zip(*draw_any(pipeline, **DRAW), strict=True)
+    assert starts == (0, 10, 20, 30) and torch.equal(torch.cat(images), expected)
+
+
+def test_other_pipelines_are_called_with_a_generator_for_each_batch(pipelines):
+    pipeline = load_any_pipeline(str(pipelines["other"]), 1)
+    assert isinstance(pipeline, ConsistencyModelPipeline)
+    starts, images = zip(*draw_any(pipeline, 5, 1, seed=0, batch_size=3), strict=True)
+    assert starts == (0, 3) and [each.shape for each in images] == [(3, 1, 8, 8), (2, 1, 8, 8)]
+    ((start, second),) = draw_any(pipeline, 5, 1, seed=0, batch_size=3, node=(1, 2))
+    assert start == 3 and second.dtype == torch.uint8 and torch.equal(second, images[1])
+    generator = torch.Generator().manual_seed(seed_from(0, 1))
+    (expected, _) = pipeline(2, num_inference_steps=1, generator=generator, output_type="np", return_dict=False)[0]
+    assert torch.equal(second[0, 0], torch.from_numpy(expected[..., 0] * 255).round().to(torch.uint8))
+
+
+# ---- what is kept and returned ----
+
+
+def test_no_more_images_are_kept_than_asked_for(pipelines, monkeypatch):
+    held = []
+    monkeypatch.setattr(measure, "gather_object", lambda parts: held.extend(parts) or parts)
+    found, kept = measured(pipelines["ours"], keep=14)
+    assert [part.kept.untyped_storage().nbytes() for part in held] == [10 * 64, 4 * 64, 0, 0]
+    assert kept.shape == (14, 1, 8, 8) and kept.dtype == torch.uint8
+    assert found["evaluation"]["eval_samples"] == sum(found["histogram"]["samples"]) == 32
+
+
+def test_it_says_what_evaluate_says_of_all_samples(pipelines):
+    evaluator = create_evaluator()
+    reference = create_reference(evaluator)
+    found, kept = measured(pipelines["ours"], keep=32)
+    expected = evaluate(*evaluator(kept), reference, TASKS)
+    assert found["evaluation"] == expected["evaluation"] | {"eval_steps": 2, "seed": 3}
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    assert found["histogram"] == expected["histogram"]
+
+
+def test_more_images_may_be_kept_than_measured(pipelines):
+    found, kept = measured(pipelines["ours"], count=15, keep=32)
+    assert found["evaluation"]["eval_samples"] == 15 and len(kept) == 32
+
+
+def test_features_may_come_from_another_network_and_images_be_transformed(pipelines):
+    extractor = Extractor("mean", "0" * 8, lambda images: images.float().mean((2, 3)))
+    evaluator = create_evaluator()
+    reference = Reference(torch.randn(20, 1), torch.arange(20) % 4, "test", [*map(str, range(10))], extractor)
+    pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
+    found, kept = evaluate_pipeline(
+        pipeline, TASKS, evaluator, reference, **DRAW, extractor=extractor, keep=1, transform=lambda images: images // 2
+    )
+    assert found["evaluation"]["features"] == "mean" and found["evaluation"]["feature_dim"] == 1
+    assert torch.equal(kept, next(draw_images(pipeline, **DRAW))[:1] // 2)
+
+
+def test_without_an_evaluator_only_the_kept_images_are_drawn(pipelines):
+    pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
+    found, kept = evaluate_pipeline(pipeline, TASKS, None, None, **DRAW, keep=12)
+    assert found == {"metrics": {}, "per_task": None, "histogram": None, "evaluation": None}
+    assert torch.equal(kept, torch.cat([*draw_images(pipeline, 12, 2, 3, 10)]))
+
+
+def test_every_metric_is_in_the_catalogue_in_its_order():
+    features, counts = torch.randn(10, 2), torch.tensor([5, 5])
+    compared = Compared(features, features + 1, counts, counts)
+    assert [name for metric in METRIC_FUNCTIONS for name in metric(compared)] == [*METRICS]
+
+
+# ---- processes ----
+
+
+@dataclass
+class Process:
+    """One of several that evaluate together; the main one saves what all found."""
+
+    rank: int
+    processes: int
+    port: str
+    folder: Path
+    output: Path
+
+    def __call__(self):
+        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "MASTER_ADDR": "localhost"}
+        os.environ |= {"WORLD_SIZE": str(self.processes), "LOCAL_WORLD_SIZE": str(self.processes)}
+        os.environ |= {"MASTER_PORT": self.port, "ACCELERATE_USE_CPU": "true"}
+        Accelerator()
+        for name in ("ours", "other"):
+            found = measured(self.folder / name, main=self.rank == 0, keep=32)
+            assert (found is None) == (self.rank > 0)
+            if found:
+                torch.save(found, self.output / name)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_find_what_one_does(pipelines, processes, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])
+    folder = pipelines["ours"].parent
+    started = [FORKS.Process(target=Process(rank, processes, port, folder, tmp_path)) for rank in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * processes
+    for name in ("ours", "other"):
+        expected, images = measured(pipelines[name], keep=32)
+        found, shared = torch.load(tmp_path / name)
+        assert (shared.int() - images.int()).abs().max() <= 1  # rounding: other sizes of batches
+        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
+        assert found["histogram"] == expected["histogram"] and found["evaluation"] == expected["evaluation"]
