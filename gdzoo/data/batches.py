@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdzoo.data.streaming import DataError, ImageData
+from gdzoo.data.opening import DataError
+from gdzoo.data.streaming import ImageData
 
 
 class TaskImages:

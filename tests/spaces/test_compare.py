@@ -29,7 +29,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the browser test
 from gradio_client import Client  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-from gdzoo.zoo.cards import METRICS, STRATEGIES  # noqa: E402
 from tests.hub.server import FakeHub  # noqa: E402
 
 SPACE = Path(__file__).parents[2] / "spaces" / "compare"
