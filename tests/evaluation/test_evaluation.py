@@ -1,8 +1,10 @@
 """The command line `python -m gdzoo.evaluation` on any pipeline, and training over seeds."""
 
 import json
+import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,24 +21,28 @@ from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler
 from tests.evaluation.models import save, small_unet
+from tests.evaluation.processes import distributed, exit_codes, free_port
 
 pytestmark = pytest.mark.usefixtures("cache")
+SECOND = ["--benchmark", "split-digits", "--task", "2", "--eval_samples", "64", "--eval_steps", "2"]
 SMALL = ["--max_train_steps=4", "--train_batch_size=8", "--evaluator_steps=20", "--eval_samples=64", "--eval_steps=2"]
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    """Two tasks of the digits, two seeds, by the training command line: the folder zoo/gdzoo."""
-    root = tmp_path_factory.mktemp("zoo") / "zoo"
-    arguments = ["--tasks", "0,1;2,3", "--strategy", "generative_distillation", "--seeds", "42", "69"]
-    assert train.main([*SMALL, *arguments, "--output_dir", str(root)]) == 0
-    return root / "gdzoo"
+def zoo(once) -> Path:
+    """Two tasks of the digits, two seeds, by the training command line: the folder zoo/gdzoo. Not to be changed."""
+
+    def make(folder: Path):
+        arguments = ["--tasks", "0,1;2,3", "--strategy", "generative_distillation", "--seeds", "42", "69"]
+        assert train.main([*SMALL, *arguments, "--output_dir", str(folder / "zoo")]) == 0
+
+    return once("two-seeds", make) / "zoo" / "gdzoo"
 
 
 # ---- images ----
 
 
-def test_fitted_images_lose_nothing(digits):
+def test_images_are_fitted_to_the_benchmark_without_loss(digits):
     rgb = ImageData(BENCHMARKS["split-digits"])
     rgb.channels = 3
     images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
@@ -56,9 +62,8 @@ def test_fitted_images_lose_nothing(digits):
 # ---- the command line ----
 
 
-def test_it_finds_what_training_found(zoo, tmp_path, capsys):
-    arguments = [str(zoo / "split-digits-task2"), "--benchmark", "split-digits", "--task", "2"]
-    arguments += ["--eval_samples", "64", "--eval_steps", "2"]
+def test_the_command_line_gives_the_metrics_of_training(zoo, tmp_path, capsys):
+    arguments = [str(zoo / "split-digits-task2"), *SECOND]
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file in files:
         assert main([*arguments, "--output", str(file)]) == 0
@@ -78,28 +83,51 @@ def test_it_finds_what_training_found(zoo, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("owner", ["gdzoo", "lab"])
-def test_a_model_of_the_hub_is_measured_as_its_folder_is(zoo, tmp_path, owner):
-    (tmp_path / "home").mkdir()
-    shutil.copytree(zoo, tmp_path / owner)
-    model, evaluator = tmp_path / owner / "split-digits-task2", tmp_path / owner / "split-digits-evaluator"
+def test_a_model_of_the_hub_is_measured_like_its_folder(zoo, hub, tmp_path, owner):
+    """The evaluator that its results name is loaded from the Hub, too."""
+    shutil.copytree(zoo, tmp_path / "local" / owner)
+    model = tmp_path / "local" / owner / "split-digits-task2"
     results = (model / "results.json").read_text().replace("gdzoo/split-digits", f"{owner}/split-digits")
     (model / "results.json").write_text(results)
-    arguments = ["--benchmark", "split-digits", "--task", "2", "--eval_samples", "64", "--eval_steps", "2"]
-    assert main([str(model), *arguments, "--output", str(tmp_path / "local.json")]) == 0
-    with FakeHub() as hub:
-        for folder in (model, evaluator):
-            hub.add_folder(f"{owner}/{folder.name}", folder, "model")
-        command = [sys.executable, "-m", "gdzoo.evaluation", f"{owner}/{model.name}", *arguments]
-        where = dict(cwd=tmp_path / "home", env=hub.env(home=tmp_path / "home"))
-        run = subprocess.run(command, **where, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr[-2000:]
-    local = json.loads((tmp_path / "local.json").read_text())
-    remote = json.loads((tmp_path / f"home/{owner}-split-digits-task2-split-digits-task2.json").read_text())
+    for folder in (model, model.with_name("split-digits-evaluator")):
+        hub.add_folder(f"{owner}/{folder.name}", folder, "model")
+    assert main([str(model), *SECOND, "--output", "local.json"]) == 0
+    assert main([f"{owner}/{model.name}", *SECOND]) == 0
+    local, remote = (
+        json.loads(Path(file).read_text())
+        for file in ("local.json", f"{owner}-split-digits-task2-split-digits-task2.json")
+    )
     assert (local.pop("pipeline"), remote.pop("pipeline")) == (str(model), f"{owner}/{model.name}")
     assert remote == local
+    # The feature extractor of the evaluator and the U-Net were downloaded into the cache of this test.
+    assert len([*(tmp_path / "home" / "hub").glob("models--*/snapshots/*/**/*.safetensors")]) == 2
 
 
-def test_a_stranger_is_looked_at_through_other_features(zoo, vit, tmp_path, capsys, monkeypatch):
+@dataclass
+class Process:
+    """The command line in one of several processes."""
+
+    rank: int
+    processes: int
+    port: str
+    arguments: list[str]
+
+    def __call__(self):
+        os.environ |= distributed(self.rank, self.processes, self.port)
+        sys.exit(main(self.arguments))
+
+
+def test_two_processes_write_one_file(zoo, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    port, arguments = free_port(), [str(zoo / "split-digits-task2"), *SECOND, "--output", "it.json"]
+    assert exit_codes([Process(rank, 2, port, arguments) for rank in range(2)]) == [0, 0]
+    found = json.loads((tmp_path / "it.json").read_text())
+    trained = json.loads((zoo / "split-digits-task2" / "results.json").read_text())
+    assert found["metrics"] == pytest.approx(trained["metrics"], rel=1e-4)
+    assert capfd.readouterr().out.count("Written to it.json") == 1
+
+
+def test_a_model_from_elsewhere_is_measured_with_other_features(zoo, vit, tmp_path, capsys, monkeypatch):
     folder = save(DDPMPipeline(small_unet(size=4), DDPMScheduler()), tmp_path / "stranger")
     monkeypatch.chdir(tmp_path)
     arguments = ["--benchmark", "split-digits", "--task", "1", "--eval_samples", "20", "--eval_steps", "2"]
@@ -112,7 +140,7 @@ def test_a_stranger_is_looked_at_through_other_features(zoo, vit, tmp_path, caps
     assert len(found["per_task"]) == 1 and sum(found["histogram"]["samples"]) == 20
 
 
-def test_a_result_that_cannot_be_written_is_shown(zoo, tmp_path, monkeypatch, capsys):
+def test_a_result_that_cannot_be_written_is_printed(zoo, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device", "a.json")
 
@@ -124,7 +152,7 @@ def test_a_result_that_cannot_be_written_is_shown(zoo, tmp_path, monkeypatch, ca
     assert "No space left on device: 'a.json'" in printed.err
 
 
-def test_models_owners_and_features_write_files_of_their_own(tmp_path, monkeypatch):
+def test_the_default_output_differs_by_owner_model_and_features(tmp_path, monkeypatch):
     (tmp_path / "flags" / "it").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "flags")
     for arguments, expected in {
@@ -137,7 +165,7 @@ def test_models_owners_and_features_write_files_of_their_own(tmp_path, monkeypat
         assert default_output(parse_args([*arguments, "--benchmark", "toys", "--task", "2"])) == expected
 
 
-def test_the_evaluator_is_the_one_that_the_models_results_name(tmp_path, monkeypatch):
+def test_the_evaluator_is_the_one_named_in_the_models_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "split-digits-evaluator"
     model, other, gdzoos = (Path(each) for each in ("alice/split-digits-task5", f"bob/{name}", f"zoo/gdzoo/{name}"))
@@ -223,7 +251,7 @@ def test_every_seed_is_trained_and_evaluated(zoo):
     assert results[1]["base_model"] == "gdzoo/split-digits-seed69-task1"
 
 
-def test_a_seed_of_several_is_as_it_is_alone(zoo, tmp_path):
+def test_a_seed_among_several_gives_the_weights_of_a_single_run(zoo, tmp_path):
     arguments = ["--tasks", "0,1;2,3", "--strategy", "generative_distillation", "--seed", "69", "--evaluator", "none"]
     assert train.main([*SMALL, *arguments, "--output_dir", str(tmp_path)]) == 0
     name = "split-digits-seed69-task2"

@@ -47,7 +47,7 @@ def test_real_features_are_computed_once(digits, cache, monkeypatch):
     assert torch.equal(load_file(file)["features"], computed.features)
 
 
-def test_real_features_of_regenerated_data_are_computed_anew(tmp_path):
+def test_real_features_of_changed_data_are_computed_again(tmp_path):
     extractor = Extractor("mean", "test_regenerated", lambda images: images.float().mean((2, 3)))
     folder = tmp_path / "me" / "pictures"
     folder.mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_real_features_of_regenerated_data_are_computed_anew(tmp_path):
         assert reference_features(data, [0, 1], extractor).features.tolist() == [[value]] * 4
 
 
-def test_features_are_known_by_their_weights(digits):
+def test_fingerprints_depend_on_the_weights(digits):
     torch.manual_seed(0)
     one, same, other = (create_classifier(digits) for _ in range(3))
     same.load_state_dict(one.state_dict())
@@ -69,7 +69,7 @@ def test_features_are_known_by_their_weights(digits):
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_a_transformers_model_sees_what_its_own_processor_makes_of_the_images(vit):
+def test_a_transformers_model_gets_images_through_its_own_processor(vit):
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pictures = [Image.fromarray(image[0].numpy()).convert("RGB") for image in images]
     inputs = ViTImageProcessorPil.from_pretrained(vit)(pictures, return_tensors="pt")
@@ -80,7 +80,7 @@ def test_a_transformers_model_sees_what_its_own_processor_makes_of_the_images(vi
     torch.testing.assert_close(extractor(images.expand(-1, 3, -1, -1)), expected)
 
 
-def test_a_classifiers_tokens_are_averaged_since_it_was_saved_without_a_pooler(tmp_path):
+def test_tokens_of_a_classifier_without_a_pooler_are_averaged(tmp_path):
     ViTForImageClassification(vit_config()).save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
@@ -92,7 +92,7 @@ def test_a_classifiers_tokens_are_averaged_since_it_was_saved_without_a_pooler(t
     torch.testing.assert_close(one(images), tokens.mean(1))
 
 
-def test_features_of_weights_drawn_at_random_are_refused(vit, tmp_path):
+def test_checkpoints_with_missing_weights_are_refused(vit, tmp_path):
     shutil.copytree(vit, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"], weights["pooler.dense.bias"]
@@ -101,7 +101,7 @@ def test_features_of_weights_drawn_at_random_are_refused(vit, tmp_path):
         load_extractor(str(tmp_path), torch.device("cpu"))
 
 
-def test_inception_sees_rgb_bytes(monkeypatch):
+def test_inception_gets_rgb_bytes(monkeypatch):
     seen = []
 
     class Network(torch.nn.Module):
@@ -130,7 +130,7 @@ def test_inception_sees_rgb_bytes(monkeypatch):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("processor", [True, False])
-def test_an_evaluator_of_the_benchmark_is_taken(channels, processor, tmp_path):
+def test_an_evaluator_of_the_benchmark_is_accepted(channels, processor, tmp_path):
     data = ImageData(BENCHMARKS["split-digits"])
     data.channels = channels
     create_classifier(data).save_pretrained(tmp_path)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +38,7 @@ from gdzoo.models.unet import create_scheduler
 from gdzoo.training.terminal import task_line
 from gdzoo.zoo.metric_catalogue import METRICS
 from tests.evaluation.models import small_unet
-from tests.forked import FORKS
+from tests.evaluation.processes import distributed, exit_codes, free_port
 
 TASKS = [[0, 1], [2, 3], [4, 5]]
 # The last batch has fewer images than there are processes.
@@ -92,7 +91,7 @@ def test_each_task_is_compared_with_its_own_real_images(toy):
     assert toy.result["metrics"]["fid"] == pytest.approx(scipys_fid(toy.real, toy.samples), rel=1e-5)
 
 
-def test_a_task_of_too_few_samples_has_no_number(toy):
+def test_fid_and_kid_of_too_few_samples_are_none(toy):
     last = toy.result["per_task"][2]
     assert (last["fid"], last["kid"], last["samples"]) == (None, None, 3)
     assert sum(row["share"] for row in toy.result["per_task"]) == pytest.approx(1)
@@ -109,19 +108,19 @@ def test_fid_is_reliable_from_one_sample_more_than_features(toy, count, reliable
     assert (result["evaluation"]["fid_samples_needed"], result["evaluation"]["fid_reliable"]) == (5, reliable)
 
 
-def test_results_name_the_network_and_tell_apart_two_of_one_name(toy):
+def test_results_have_the_name_and_fingerprint_of_the_network(toy):
     measured = toy.result["evaluation"]
     assert (measured["features"], measured["fingerprint"]) == ("toy", "01234567")
 
 
-def test_samples_of_classes_not_yet_learned_belong_to_no_task(toy):
+def test_samples_of_later_classes_belong_to_no_task(toy):
     result = evaluate(toy.reference.features, toy.reference.labels, toy.reference, TASKS[:1])
     assert [row["share"] for row in result["per_task"]] == [pytest.approx(1 / 3)]
     assert result["histogram"]["reference"] == [50, 50, 0, 0, 0, 0]
     assert result["histogram"]["samples"] == [50] * 6
 
 
-def test_the_matrix_and_its_summaries_come_from_the_history():
+def test_the_quality_matrix_comes_from_the_history():
     def entry(*fids):
         return {"per_task": [{"fid": fid, "kid": None} for fid in fids]}
 
@@ -136,7 +135,7 @@ def test_the_matrix_and_its_summaries_come_from_the_history():
     assert quality_matrix([{"metrics": {}}, entry(4.0, 2.0)], "fid") == [[None], [4, 2]]
 
 
-def test_the_terminal_says_when_fid_is_not_reliable(toy):
+def test_tables_warn_when_fid_is_not_reliable(toy):
     result = toy.result | {"pipeline": "me/it", "benchmark": "toys", "task": 3}
     result["tasks"] = [{"task": k, "names": [*names]} for k, names in enumerate(("ab", "cd", "ef"), start=1)]
     result["evaluation"] = result["evaluation"] | {"eval_steps": 2}
@@ -191,7 +190,7 @@ def test_the_noise_and_the_images_are_those_of_a_plain_loop(pipelines):
     assert torch.equal(kept, torch.cat(expected))
 
 
-def test_a_strangers_ddpm_is_sampled_as_the_zoo_samples(pipelines):
+def test_a_ddpm_pipeline_is_sampled_like_the_zoos(pipelines):
     pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
     assert type(pipeline) is DDIMPipeline and pipeline.scheduler.config.timestep_spacing == "trailing"
     assert (pipeline.scheduler.config.clip_sample, pipeline.scheduler.config.clip_sample_range) == (True, 1.0)
@@ -224,7 +223,7 @@ def test_no_more_images_are_kept_than_asked_for(pipelines, monkeypatch):
     assert found["evaluation"]["eval_samples"] == sum(found["histogram"]["samples"]) == 32
 
 
-def test_it_says_what_evaluate_says_of_all_samples(pipelines):
+def test_the_result_is_that_of_evaluate_on_all_samples(pipelines):
     evaluator = create_evaluator()
     reference = create_reference(evaluator)
     found, kept = measured(pipelines["ours"], keep=32)
@@ -278,9 +277,7 @@ class Process:
     output: Path
 
     def __call__(self):
-        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "MASTER_ADDR": "localhost"}
-        os.environ |= {"WORLD_SIZE": str(self.processes), "LOCAL_WORLD_SIZE": str(self.processes)}
-        os.environ |= {"MASTER_PORT": self.port, "ACCELERATE_USE_CPU": "true"}
+        os.environ |= distributed(self.rank, self.processes, self.port)
         Accelerator()
         for name in ("ours", "other"):
             found = measured(self.folder / name, main=self.rank == 0, keep=32)
@@ -290,17 +287,10 @@ class Process:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_find_what_one_does(pipelines, processes, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
-    folder = pipelines["ours"].parent
-    started = [FORKS.Process(target=Process(rank, processes, port, folder, tmp_path)) for rank in range(processes)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-    assert [process.exitcode for process in started] == [0] * processes
+def test_several_processes_give_the_samples_and_metrics_of_one(pipelines, processes, tmp_path):
+    port, folder = free_port(), pipelines["ours"].parent
+    ranks = range(processes)
+    assert exit_codes([Process(rank, processes, port, folder, tmp_path) for rank in ranks]) == [0] * processes
     for name in ("ours", "other"):
         expected, images = measured(pipelines[name], keep=32)
         found, shared = torch.load(tmp_path / name)
