@@ -68,10 +68,7 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
 
 
 def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
-    """
-    Raises:
-        ConfigError: a setting contradicts the model.
-    """
+    """Raises ConfigError where a setting contradicts the model."""
     size, schedule = pipeline.unet.config.sample_size, pipeline.scheduler.config
     if config.resolution not in (None, size):
         raise ConfigError(f"--resolution {config.resolution}: {source} draws {size}x{size} pixels; say {size}")
