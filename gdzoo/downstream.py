@@ -28,9 +28,9 @@ from gdzoo.evaluation.published import open_chain, published_config
 from gdzoo.method.randomness import StepRandom, seed_from
 from gdzoo.method.sampling import to_float
 from gdzoo.models.pipelines import draw_images, load_pipeline
-from gdzoo.report.collection import DOWNSTREAM, read_downstream, read_zoo
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
+from gdzoo.zoo.results import DOWNSTREAM, read_downstream, read_models
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ CHAIN = ("namespace", "benchmark", "strategy", "seed", "run")
 def whole_chains(root: Path) -> dict[tuple[str, str, str, int, str], list[dict]]:
     """The results of every task in order, by CHAIN, for chains that have all tasks, all of one run."""
     chains = defaultdict(dict)
-    for comparison in read_zoo(root).comparisons:
-        for (strategy, seed, task), model in comparison.models.items():
-            if "folder" in model:
-                chains[(*comparison.condition[:2], strategy, seed, model["run"])][task] = model
+    models, _, _ = read_models(root)
+    for model in models:
+        key = (model["folder"].parent.name, *(model[name] for name in CHAIN[1:]))
+        chains[key][model["task"]] = model
     return {
         key: [models[task] for task in sorted(models)]
         for key, models in sorted(chains.items())

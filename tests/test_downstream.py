@@ -18,8 +18,8 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.downstream import Recipe, main, read_tasks, replay_accuracies, run, whole_chains
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.unet import create_scheduler, create_unet
-from gdzoo.report.collection import read_downstream
 from gdzoo.zoo.folders import write_json
+from gdzoo.zoo.results import read_downstream
 
 TASKS = [[0, 1], [2, 3]]
 CPU = torch.device("cpu")
@@ -50,8 +50,14 @@ def zoo(tmp_path_factory) -> Path:
         pipeline.save_pretrained(root / "gdzoo" / name)
         write_json(root / "gdzoo" / name / "train_config.json", config.resolve().to_dict())
         results = dict(benchmark="split-digits", strategy=strategy, seed=42, run=config.run_id(), task=task)
-        results |= dict(metrics={}, cost={}, history=[])
-        results["tasks"] = [{"task": number, "classes": classes} for number, classes in enumerate(TASKS, start=1)]
+        results |= dict(gdzoo="0.1.0", versions={}, hardware="a machine", base_model=None, evaluation=None)
+        results["tasks"] = [
+            {"task": number, "classes": classes, "names": [*map(str, classes)], "images": 9}
+            for number, classes in enumerate(TASKS, start=1)
+        ]
+        cost = dict(seconds=1, student_passes=1, teacher_passes=0, peak_memory_mib=1)
+        entry = dict(metrics={}, cost=cost)
+        results |= entry | {"history": [entry | {"task": number} for number in range(1, task + 1)]}
         write_json(root / "gdzoo" / name / "results.json", results)
     return root
 

@@ -1,10 +1,13 @@
-"""evaluate_pipeline: which noise it draws, what it keeps, and that several processes find what one does."""
+"""Metrics against independent computations; the noise, the memory and the processes of evaluate_pipeline."""
 
+import json
+import math
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,8 +17,9 @@ from diffusers import (
     DDIMPipeline,
     DDPMPipeline,
     DDPMScheduler,
-    UNet2DModel,
 )
+from scipy.linalg import sqrtm
+from sklearn.metrics.pairwise import polynomial_kernel
 
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
@@ -25,24 +29,124 @@ from gdzoo.evaluation.features import Extractor, Reference, evaluator_extractor
 from gdzoo.evaluation.measure import evaluate, evaluate_pipeline
 from gdzoo.evaluation.metrics import METRICS as METRIC_FUNCTIONS
 from gdzoo.evaluation.metrics import Compared
+from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting, quality_matrix
+from gdzoo.evaluation.tables import evaluation_table
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import ddim_sample, to_uint8
 from gdzoo.models.pipelines import draw_any, draw_images, load_any_pipeline
 from gdzoo.models.unet import create_scheduler
+from gdzoo.training.terminal import task_line
 from gdzoo.zoo.metric_catalogue import METRICS
-from tests.forked import FORKS
+from tests.evaluation.models import small_unet
+from tests.evaluation.processes import distributed, exit_codes, free_port
 
-TASKS = [[0, 1], [2, 3]]
+TASKS = [[0, 1], [2, 3], [4, 5]]
 # The last batch has fewer images than there are processes.
 DRAW = dict(count=32, steps=2, seed=3, batch_size=10)
 
 
-def small_unet() -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
-        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
+# ---- metrics of features ----
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """Features of 4 dimensions: 300 real images of 6 classes, and samples of which task 3 gets only 3."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 50)
+    real = rng.standard_normal((300, 4)) + labels[:, None]
+    found = np.array([0, 1] * 50 + [2, 3] * 20 + [4, 4, 5])
+    samples = 1.1 * rng.standard_normal((len(found), 4)) + found[:, None] + 0.2
+    as_tensor = [torch.from_numpy(each) for each in (real, labels, samples, found)]
+    extractor = Extractor("toy", "0123456789", None)
+    reference = Reference(as_tensor[0].float(), as_tensor[1], "test", list("abcdef"), extractor)
+    result = evaluate(as_tensor[2].float(), as_tensor[3], reference, TASKS)
+    return SimpleNamespace(real=real, labels=labels, samples=samples, found=found, reference=reference, result=result)
+
+
+def scipys_fid(x: np.ndarray, y: np.ndarray) -> float:
+    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    return np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
+
+
+def sklearns_kid(x: np.ndarray, y: np.ndarray) -> float:
+    def off_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    def kernel(a, b):
+        return polynomial_kernel(a, b, degree=3, gamma=1 / a.shape[1], coef0=1)
+
+    return off_diagonal(kernel(x, x)) + off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def test_each_task_is_compared_with_its_own_real_images(toy):
+    for row, classes in zip(toy.result["per_task"][:2], TASKS[:2], strict=True):
+        real = toy.real[np.isin(toy.labels, classes)]
+        routed = toy.samples[np.isin(toy.found, classes)]
+        assert row["fid"] == pytest.approx(scipys_fid(real, routed), rel=1e-5)
+        assert (row["samples"], row["reference_images"]) == (len(routed), 100)
+        assert row["share"] == len(routed) / 143
+    # Task 1 has 100 of both, so that every subset is the whole set.
+    first = toy.result["per_task"][0]
+    assert first["kid"] == pytest.approx(sklearns_kid(toy.real[:100], toy.samples[:100]), rel=1e-4)
+    assert toy.result["metrics"]["fid"] == pytest.approx(scipys_fid(toy.real, toy.samples), rel=1e-5)
+
+
+def test_fid_and_kid_of_too_few_samples_are_none(toy):
+    last = toy.result["per_task"][2]
+    assert (last["fid"], last["kid"], last["samples"]) == (None, None, 3)
+    assert sum(row["share"] for row in toy.result["per_task"]) == pytest.approx(1)
+    json.dumps(toy.result, allow_nan=False)
+
+
+@pytest.mark.parametrize("count, reliable", [(4, False), (5, True)])
+def test_fid_is_reliable_from_one_sample_more_than_features(toy, count, reliable):
+    chosen = torch.arange(count) * 20
+    result = evaluate(
+        torch.from_numpy(toy.samples)[chosen].float(), torch.from_numpy(toy.found)[chosen], toy.reference, TASKS
+    )
+    assert math.isfinite(result["metrics"]["fid"])
+    assert (result["evaluation"]["fid_samples_needed"], result["evaluation"]["fid_reliable"]) == (5, reliable)
+
+
+def test_results_have_the_name_and_fingerprint_of_the_network(toy):
+    measured = toy.result["evaluation"]
+    assert (measured["features"], measured["fingerprint"]) == ("toy", "01234567")
+
+
+def test_samples_of_later_classes_belong_to_no_task(toy):
+    result = evaluate(toy.reference.features, toy.reference.labels, toy.reference, TASKS[:1])
+    assert [row["share"] for row in result["per_task"]] == [pytest.approx(1 / 3)]
+    assert result["histogram"]["reference"] == [50, 50, 0, 0, 0, 0]
+    assert result["histogram"]["samples"] == [50] * 6
+
+
+def test_the_quality_matrix_comes_from_the_history():
+    def entry(*fids):
+        return {"per_task": [{"fid": fid, "kid": None} for fid in fids]}
+
+    history = [entry(1.0), entry(4.0, 2.0), entry(9.0, 4.0, 3.0)]
+    matrix = quality_matrix(history, "fid")
+    assert matrix == [[1], [4, 2], [9, 4, 3]]
+    assert average_final_quality(matrix) == pytest.approx(16 / 3)
+    assert average_incremental_quality(matrix) == pytest.approx((1 + 3 + 16 / 3) / 3)
+    assert forgetting(matrix) == pytest.approx((8 + 2) / 2)
+    assert math.isnan(forgetting(quality_matrix(history, "kid")))
+    # Models of before there were numbers for each task.
+    assert quality_matrix([{"metrics": {}}, entry(4.0, 2.0)], "fid") == [[None], [4, 2]]
+
+
+def test_tables_warn_when_fid_is_not_reliable(toy):
+    result = toy.result | {"pipeline": "me/it", "benchmark": "toys", "task": 3}
+    result["tasks"] = [{"task": k, "names": [*names]} for k, names in enumerate(("ab", "cd", "ef"), start=1)]
+    result["evaluation"] = result["evaluation"] | {"eval_steps": 2}
+    table = evaluation_table(result)
+    assert "143 samples of 2 steps" in table and "fewer than the 5 samples" in table and "not reliable" not in table
+    result["evaluation"] |= {"fid_reliable": False}
+    assert "4 features need 5 of each; use KID" in evaluation_table(result)
+    assert "use KID" in task_line(result | {"strategy": "joint", "seed": 1})
+
+
+# ---- noise ----
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +177,12 @@ def measured(folder: Path, main: bool = True, **settings):
     return evaluate_pipeline(pipeline, TASKS, evaluator, reference, **DRAW | settings)
 
 
-# ---- noise ----
-
-
 def test_the_noise_and_the_images_are_those_of_a_plain_loop(pipelines):
     pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
     generator, expected = torch.Generator().manual_seed(3), []
     for size in (10, 10, 10, 2):
         noise = torch.randn((size, 1, 8, 8), generator=generator)
-        expected.append(to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler, noise, 2)))
+        expected.append(to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler, noise, steps=2)))
     drawn = [*draw_images(pipeline, **DRAW)]
     assert [len(images) for images in drawn] == [10, 10, 10, 2]
     assert torch.equal(torch.cat(drawn), torch.cat(expected))
@@ -89,11 +190,11 @@ def test_the_noise_and_the_images_are_those_of_a_plain_loop(pipelines):
     assert torch.equal(kept, torch.cat(expected))
 
 
-def test_a_strangers_ddpm_is_sampled_as_the_zoo_samples(pipelines):
+def test_a_ddpm_pipeline_is_sampled_like_the_zoos(pipelines):
     pipeline = load_any_pipeline(str(pipelines["ours"]), 2)
     assert type(pipeline) is DDIMPipeline and pipeline.scheduler.config.timestep_spacing == "trailing"
     assert (pipeline.scheduler.config.clip_sample, pipeline.scheduler.config.clip_sample_range) == (True, 1.0)
-    expected = torch.cat([*draw_images(DDIMPipeline(small_unet(), create_scheduler()), **DRAW)])
+    expected = torch.cat([*draw_images(DDIMPipeline(small_unet().eval(), create_scheduler()), **DRAW)])
     starts, images = zip(*draw_any(pipeline, **DRAW), strict=True)
     assert starts == (0, 10, 20, 30) and torch.equal(torch.cat(images), expected)
 
@@ -122,7 +223,7 @@ def test_no_more_images_are_kept_than_asked_for(pipelines, monkeypatch):
     assert found["evaluation"]["eval_samples"] == sum(found["histogram"]["samples"]) == 32
 
 
-def test_it_says_what_evaluate_says_of_all_samples(pipelines):
+def test_the_result_is_that_of_evaluate_on_all_samples(pipelines):
     evaluator = create_evaluator()
     reference = create_reference(evaluator)
     found, kept = measured(pipelines["ours"], keep=32)
@@ -176,9 +277,7 @@ class Process:
     output: Path
 
     def __call__(self):
-        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "MASTER_ADDR": "localhost"}
-        os.environ |= {"WORLD_SIZE": str(self.processes), "LOCAL_WORLD_SIZE": str(self.processes)}
-        os.environ |= {"MASTER_PORT": self.port, "ACCELERATE_USE_CPU": "true"}
+        os.environ |= distributed(self.rank, self.processes, self.port)
         Accelerator()
         for name in ("ours", "other"):
             found = measured(self.folder / name, main=self.rank == 0, keep=32)
@@ -188,17 +287,10 @@ class Process:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_find_what_one_does(pipelines, processes, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
-    folder = pipelines["ours"].parent
-    started = [FORKS.Process(target=Process(rank, processes, port, folder, tmp_path)) for rank in range(processes)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-    assert [process.exitcode for process in started] == [0] * processes
+def test_several_processes_give_the_samples_and_metrics_of_one(pipelines, processes, tmp_path):
+    port, folder = free_port(), pipelines["ours"].parent
+    ranks = range(processes)
+    assert exit_codes([Process(rank, processes, port, folder, tmp_path) for rank in ranks]) == [0] * processes
     for name in ("ours", "other"):
         expected, images = measured(pipelines[name], keep=32)
         found, shared = torch.load(tmp_path / name)
