@@ -44,6 +44,7 @@ LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
 CPU_PEAK, GPU_PEAK = (64, 4096), (64, 8192)  # images of the convolution and rows of the matrix product of a peak
 TIMED = (*LOOPS, UNETS)
+FRESH = multiprocessing.get_context("spawn")  # for processes whose peak memory is measured
 
 
 class ReferenceLoop:
@@ -266,7 +267,7 @@ def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
 
 
 def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, FRESH) as executor:
         return executor.submit(function, *arguments).result()
 
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gdzoo.config import TrainConfig
 from gdzoo.method.catalogue import STRATEGIES
 from tests.benchmarks.step import LOOPS, UNETS, main, make_loop, passes, some_batches
+from tests.forked import FORKS
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,8 @@ def test_the_step_timed_with_torch_compile_is_compiled(small_peak, monkeypatch, 
     assert graphs
 
 
-def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, capsys):
+def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORKS)  # without two cold interpreters
     flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
     assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
     found = json.loads((tmp_path / "step.json").read_text())
