@@ -44,7 +44,7 @@ def decode_image(cell: dict, channels: int, resolution: int, refuse_colours: boo
     image = _IMAGE.decode_example(cell)
     if refuse_colours and not _is_gray(image.mode):
         raise ValueError(f"it has colours, and the first {FIRST_IMAGES} images are gray: save all with the same mode")
-    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits; PIL's convert() would clip them at 255
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no known range: save the images with 8 or 16 bits")

@@ -24,6 +24,7 @@ FORMATS = {
     "text", "tsfile", "videofolder", "vortex", "webdataset", "xml",
 }
 # fmt: on
+_NAME_CLASSES = "name the column that holds the classes"
 
 
 class DataError(ValueError):
@@ -49,6 +50,10 @@ class Source:
     def name(self) -> str:
         return f"data set {self.benchmark.dataset_name}"
 
+    @property
+    def features(self) -> datasets.Features:
+        return self.splits["train"].features
+
     def rows(self, split: str, columns: list[str], values: Sequence | None = None) -> datasets.IterableDataset:
         """The rows of `split`: all, or those with one of `values` in the label column. Nothing is looked up again."""
         image, label = self.benchmark.image_column, self.benchmark.label_column
@@ -72,22 +77,17 @@ class Source:
         Raises:
             DataError: the column of images or that of labels is missing or of another kind.
         """
-        features = self.splits["train"].features
-        for flag in ("image_column", "label_column"):
-            column = getattr(self.benchmark, flag)
+        features, image, label = self.features, self.benchmark.image_column, self.benchmark.label_column
+        for flag, column in (("--image_column", image), ("--label_column", label)):
             if column not in features:
-                raise DataError(f"--{flag} {column}: choose one of the columns of {self.name}: {', '.join(features)}")
-        if not _can_be_image(features[self.benchmark.image_column]):
+                raise DataError(f"{flag} {column}: choose one of the columns of {self.name}: {', '.join(features)}")
+        if not _can_be_image(features[image]):
             raise DataError(
-                f"--image_column {self.benchmark.image_column} of {self.name} holds no images: name the column that"
-                " does (paths of files are read only from an image folder's metadata.csv, with the columns file_name"
-                " and label)"
+                f"--image_column {image} of {self.name} holds no images: name the column that does (paths of files are"
+                " read only from an image folder's metadata.csv, with the columns file_name and label)"
             )
-        if not _can_be_label(features[self.benchmark.label_column]):
-            raise DataError(
-                f"--label_column {self.benchmark.label_column} of {self.name} holds no integers or strings: name the"
-                " column that holds the classes"
-            )
+        if not _can_be_label(features[label]):
+            raise DataError(f"--label_column {label} of {self.name} holds no integers or strings: {_NAME_CLASSES}")
 
     def count_values(self, split: str) -> Counter:
         """The number of rows with each value of the label column; no other column is read."""
@@ -107,15 +107,13 @@ class Source:
 
         None is no label, nor is -1 of a ClassLabel.
         """
-        feature = self.splits["train"].features[self.benchmark.label_column]
-        if isinstance(feature, datasets.ClassLabel):
-            return list(feature.names), list(range(len(feature.names)))
+        column = self.benchmark.label_column
+        if isinstance(self.features[column], datasets.ClassLabel):
+            names = list(self.features[column].names)
+            return names, list(range(len(names)))
         found = sorted(value for value in values if value is not None)
         if not found:
-            raise DataError(
-                f"--label_column {self.benchmark.label_column} of {self.name} is empty: name the column that holds the"
-                " classes"
-            )
+            raise DataError(f"--label_column {column} of {self.name} is empty: {_NAME_CLASSES}")
         return [str(value) for value in found], found
 
 
@@ -139,9 +137,8 @@ def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
         reason = f"({type(error).__name__}: {one_line(error)})"
         if folder or isinstance(error, ValueError):
             setting = f" with --dataset_config_name {config_name}" if config_name else ""
-            raise DataError(
-                f"data set {name} in {folder or 'the Hub'} cannot be read{setting}: check its files {reason}"
-            ) from error
+            where = f"{folder or 'the Hub'}{setting}"
+            raise DataError(f"data set {name} in {where} cannot be read: check its files {reason}") from error
         raise DataError(
             f"data set {name} cannot be reached: check the network, or give --dataset_root DIR, where DIR/{name} is a"
             f" copy of it {reason}"
@@ -165,9 +162,7 @@ def _local_folder(name: str, dataset_root: str | None) -> Path | None:
     return None
 
 
-def _load_streams(
-    path: str, config_name: str | None
-) -> tuple[datasets.DatasetBuilder, dict[str, datasets.IterableDataset]]:
+def _load_streams(path: str, config_name: str | None) -> tuple[datasets.DatasetBuilder, dict]:
     builder = datasets.load_dataset_builder(path, config_name)
     splits = builder.as_streaming_dataset()
     if builder.info.builder_name == "imagefolder" and all(len(each.features) == 1 for each in splits.values()):

@@ -18,7 +18,7 @@ class TemporaryHubError(Exception):
     """The same call may succeed later.
 
     Attributes:
-        retry_after: seconds that the Hub asks to wait; 0 if it does not say.
+        retry_after: seconds that the Hub asks to wait; 0 if it sets none.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0):

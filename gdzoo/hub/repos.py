@@ -91,8 +91,8 @@ def push_repo(api: HfApi, folder: Path, target: Target) -> str:
 
     Raises:
         TemporaryHubError: the same call later does the rest.
-        PermanentHubError: among others, if the repository, or the run's tag, holds other weights and `target` does not
-            say to overwrite them.
+        PermanentHubError: among others, if the repository, or the run's tag, holds other weights and
+            `target.overwrite` is not set.
     """
     repo_id = target.repo_id(folder)
     with translated_errors():

@@ -20,7 +20,7 @@ def push_space(api: HfApi, folder: Path, repo_id: str, target: Target):
 
     Raises:
         TemporaryHubError
-        PermanentHubError: among others, if gdzoo did not push the Space's files and `target` does not overwrite.
+        PermanentHubError: among others, if gdzoo did not push the Space and `target.overwrite` is not set.
     """
     owner = repo_id.split("/")[0]
     with translated_errors():

@@ -42,6 +42,7 @@ MEASURED = ("finetune", "generative_replay", "generative_distillation")  # by de
 ALONE = ("finetune", "joint")  # without a rehearsal batch
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
+CPU_MATRIX, GPU_MATRIX = 4096, 8192  # rows of the matrix product whose speed is the peak
 TIMED = (*LOOPS, UNETS)
 
 
@@ -193,7 +194,7 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """FLOP/s of a 3x3 convolution with 256 channels and of a square matrix product, the best of ten."""
-    size = 4096 if device.type == "cpu" else 8192
+    size = CPU_MATRIX if device.type == "cpu" else GPU_MATRIX
     conv = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     images = torch.randn(64, 256, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     matrix = torch.randn(size, size, device=device, dtype=dtype)

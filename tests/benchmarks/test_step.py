@@ -17,6 +17,12 @@ def config() -> TrainConfig:
     return TrainConfig(train_batch_size=4, lr_warmup_steps=0, random_flip=True).resolve()
 
 
+@pytest.fixture
+def small_matrix(monkeypatch):
+    """The real one takes a minute on one busy core."""
+    monkeypatch.setattr("tests.benchmarks.step.CPU_MATRIX", 512)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_both_loops_compute_the_same(config, strategy):
     accelerator = Accelerator()
@@ -49,7 +55,7 @@ def test_flops_of_a_step_are_those_of_its_passes(config):
     assert counted["finetune"] == pytest.approx(3 * config.train_batch_size * forward, rel=0.05)
 
 
-def test_the_step_timed_with_torch_compile_is_compiled(monkeypatch, capsys):
+def test_the_step_timed_with_torch_compile_is_compiled(small_matrix, monkeypatch, capsys):
     graphs, plain = [], torch.compile
 
     def count(graph, inputs):
@@ -64,7 +70,7 @@ def test_the_step_timed_with_torch_compile_is_compiled(monkeypatch, capsys):
     assert graphs
 
 
-def test_it_prints_a_table_and_writes_json(tmp_path, capsys):
+def test_it_prints_a_table_and_writes_json(small_matrix, tmp_path, capsys):
     flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
     assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
     found = json.loads((tmp_path / "step.json").read_text())

@@ -14,25 +14,20 @@ The real clients (huggingface_hub, diffusers, transformers, datasets) work with 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from tests.hub.connections import Server
+from tests.hub.faults import Fault
 from tests.hub.routes import Endpoint, Request, Response, error_response, find_route, json_response
 from tests.hub.store import Account, Collection, Commit, File, HubError, Store
 
 HOST = "127.0.0.1"
-HTML_ERROR = b"<!DOCTYPE html><html><body><h1>503</h1><p>The Hub is down for maintenance.</p></body></html>"
 
 
 class LoggedRequest(NamedTuple):
@@ -42,45 +37,6 @@ class LoggedRequest(NamedTuple):
     kind: str
     path: str
     status: int | None
-
-
-@dataclass
-class Fault:
-    """A failure to come, see `FakeHub.fault`. `hits` counts how often it struck."""
-
-    match: str
-    kind: str
-    times: int | None
-    skip: int
-    method: str | None
-    retry_after: int
-    seconds: float
-    hits: int = 0
-
-    def strikes(self, method: str, kind: str) -> bool:
-        """Whether this call fails. Counts the call."""
-        if not fnmatchcase(kind, self.match) or self.method not in (None, method) or self.hits == self.times:
-            return False
-        if self.skip > 0:
-            self.skip -= 1
-            return False
-        self.hits += 1
-        return True
-
-    def response(self) -> Response | None:
-        """What is answered in place of the endpoint's own answer; None where nothing is."""
-        if self.kind == "html":
-            return Response(503, HTML_ERROR, {"Content-Type": "text/html"})
-        if self.kind == "quota":
-            headers = {
-                "ratelimit": f'"api";r=0;t={self.retry_after}',
-                "ratelimit-policy": '"fixed window";"api";q=9;w=300',
-            }
-            return json_response({"error": "Too many requests"}, 429, headers)
-        if self.kind.isdigit():
-            headers = {"Retry-After": str(self.retry_after)} if self.kind == "429" else {}
-            return json_response({"error": f"A fault of kind {self.kind}"}, int(self.kind), headers)
-        return None
 
 
 class FakeHub:
@@ -98,7 +54,7 @@ class FakeHub:
     def __init__(self, port: int = 0):
         self.lock = threading.RLock()
         self._port = port
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._stopped = threading.Event()
         self._clear()
 
@@ -142,12 +98,12 @@ class FakeHub:
             self._listen()
 
     def _listen(self) -> None:
-        self._server = _Server((HOST, self._port), self)
+        self._server = Server((HOST, self._port), self.handle)
         self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def env(self, token: str | None = None, home: str | Path | None = None) -> dict[str, str]:
-        """An environment for a process whose clients talk to this Hub; `home` is its HF_HOME (cache, datasets)."""
+        """An environment for a process whose clients use this Hub; `home` is its HF_HOME (cache, datasets)."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING_FACE_"))}
         return env | self.client_env(token, home)
 
@@ -265,7 +221,7 @@ class FakeHub:
         Args:
             match: the endpoint's kind, as in `requests` (whoami, create_repo, commit, ...), or a pattern ("lfs_*").
             kind: an HTTP error status ("429" with Retry-After, "500", "503", ...), or
-                quota: a 429 that says how long in a ratelimit header, as the Hub's own does;
+                quota: a 429 with the time in a ratelimit header, as the Hub sends it;
                 html: an HTML error page with status 503;
                 drop: the connection is closed without an answer, and nothing is done;
                 stall: like drop, but only after `seconds`;
@@ -322,80 +278,6 @@ class FakeHub:
             return endpoint(self.store, request)
         except HubError as error:
             return error_response(error)
-        except Exception:  # a mistake of this server must not look like a fault that a test asked for
+        except Exception:  # an error of this server must differ from the faults of the tests
             traceback.print_exc()
             return json_response({"error": "The test Hub itself failed:\n" + traceback.format_exc()}, 501)
-
-
-class _Server(ThreadingHTTPServer):
-    """Keeps its open connections, to cut them when the Hub goes down."""
-
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], hub: FakeHub):
-        self.hub = hub
-        self.connections: set[socket.socket] = set()
-        super().__init__(address, _Handler)
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        for connection in list(self.connections):
-            _cut(connection)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are expected; anything else gets a traceback."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
-def _cut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the client was faster
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Reads a call off a kept-alive connection, and writes the answer."""
-
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body in one packet
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.connections.discard(self.connection)
-        super().finish()
-
-    def _answer(self) -> None:
-        body = self._read_body()
-        response = self.server.hub.handle(self.command, self.path, self.headers, body)
-        if response is None:
-            self.close_connection = True
-            _cut(self.connection)
-            return
-        self.send_response(response.status)
-        for name, value in response.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(response.body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.body)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
-
-    def _read_body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = b""
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: `FakeHub.requests` is the log."""

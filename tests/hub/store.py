@@ -209,7 +209,7 @@ class Repo:
         return commits
 
     def upload_mode(self, path: str, size: int, revision: str = "main") -> str:
-        """`lfs` for big files and for those that the repo's .gitattributes says so of, else `regular`."""
+        """`lfs` for big files and for the patterns of the repo's .gitattributes, else `regular`."""
         attributes = self.at(revision).files.get(".gitattributes", File.regular(b"")).content.decode()
         patterns = [line.split()[0] for line in attributes.splitlines() if "filter=lfs" in line]
         name = path.rsplit("/", 1)[-1]
