@@ -113,7 +113,7 @@ class Comparison:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per model, indexed by KEY; the quality matrix as fid_task1, kid_task1, share_task1, ..."""
-        index = pd.MultiIndex.from_tuples(self.models, names=KEY)
+        index = pd.MultiIndex.from_tuples([*self.models], names=KEY)
         rows = [_row(model, self.tasks) for model in self.models.values()]
         return pd.DataFrame(rows, index, dtype=object).sort_index()  # object: integers stay integers
 
@@ -122,7 +122,9 @@ class Comparison:
         """One row per (strategy, seed) that has all tasks, with its COSTS, PASSES and SUMMARIES."""
         chains = self.table.groupby(level=KEY[:2])
         rows = {key: _chain_row(chain) for key, chain in chains if len(chain) == len(self.tasks)}
-        return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=KEY[:2]), [*COSTS, PASSES, *SUMMARIES])
+        return pd.DataFrame(
+            [*rows.values()], pd.MultiIndex.from_tuples([*rows], names=KEY[:2]), [*COSTS, PASSES, *SUMMARIES]
+        )
 
     def has(self, column: str) -> bool:
         """Whether any model has a value in this column of the table."""
