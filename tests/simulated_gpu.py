@@ -126,8 +126,7 @@ def serve():
         if not pid:
             os.chdir(folder)
             code = 1
-            log = open("log.txt", "w", buffering=1)
-            with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            with open("log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 try:
                     code = run(module, arguments)
                 except BaseException:
