@@ -125,6 +125,7 @@ def serve():
         pid = os.fork()
         if not pid:
             os.chdir(folder)
+            sys.path.insert(0, folder)  # as `python -m` does
             code = 1
             with open("log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 try:
