@@ -125,9 +125,9 @@ def serve():
         pid = os.fork()
         if not pid:
             os.chdir(folder)
+            sys.path.insert(0, folder)  # as `python -m` does
             code = 1
-            log = open("log.txt", "w", buffering=1)
-            with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            with open("log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 try:
                     code = run(module, arguments)
                 except BaseException:

@@ -73,10 +73,7 @@ class Source:
         return stream
 
     def check_columns(self):
-        """
-        Raises:
-            DataError: the column of images or that of labels is missing or of another kind.
-        """
+        """Raises DataError if the column of images or that of labels is missing or of another kind."""
         features, image, label = self.features, self.benchmark.image_column, self.benchmark.label_column
         for flag, column in (("--image_column", image), ("--label_column", label)):
             if column not in features:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import DDIMPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -40,7 +41,7 @@ class Pretrained:
 
 
 def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> Pretrained:
-    """The model of --pretrained_model_name_or_path.
+    """The model of --pretrained_model_name_or_path, on the device of this process.
 
     Args:
         config: resolved; resolution and pretrained_tasks may still be None.
@@ -62,14 +63,12 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
         )
     pipeline.unet.float().eval()
     _check_settings(pipeline, config, source)
+    pipeline.to(PartialState().device)
     return Pretrained(pipeline, f"{Path(original).resolve().name} @{weights_fingerprint(pipeline.unet)[:8]}")
 
 
 def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
-    """
-    Raises:
-        ConfigError: a setting contradicts the model.
-    """
+    """Raises ConfigError where a setting contradicts the model."""
     size, schedule = pipeline.unet.config.sample_size, pipeline.scheduler.config
     if config.resolution not in (None, size):
         raise ConfigError(f"--resolution {config.resolution}: {source} draws {size}x{size} pixels; say {size}")

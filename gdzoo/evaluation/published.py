@@ -4,8 +4,6 @@ import dataclasses
 import os
 from pathlib import Path
 
-from accelerate import PartialState
-
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
@@ -30,7 +28,6 @@ def open_chain(config: TrainConfig, repo_or_folder: str | Path, dataset_root: st
     pretrained = load_pretrained(config, first)
     match published_json(str(repo_or_folder), RESULTS):
         case {"tasks": [{"names": [str(name)]}, *_]} if name == pretrained.name:
-            pretrained.pipeline.to(PartialState().default_device)
             return open_data(config, dataset_root, pretrained=pretrained)
     raise ValueError(
         f"{repo_or_folder} was not trained from {first}: keep the folders of a chain together and do not rename them"

@@ -130,10 +130,7 @@ class Checkpoints:
         return Progress()
 
     def refuse_other_run(self):
-        """
-        Raises:
-            CheckpointError: there are checkpoints, all of another run; continuing would delete them.
-        """
+        """Raises CheckpointError if all checkpoints are of another run: continuing would delete them."""
         origins = {}
         for folder in self._by_step().values():
             with contextlib.suppress(ValueError):  # a damaged one is reported when it is to be used

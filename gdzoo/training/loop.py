@@ -4,6 +4,7 @@ import math
 import signal
 import time
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -69,15 +70,13 @@ def train_all(run: Run, evaluator: Evaluator | None, pusher: Pusher | None) -> l
             if pusher and config.evaluator == "train":
                 pusher.push(evaluator_folder(config))
             reference = real_features(run, evaluator) if evaluator and accelerator.is_main_process else None
-            results = [
-                result for chain in run.chains for result in train_chain(run, chain, evaluator, reference, pusher)
-            ]
+            chains = [train_chain(run, chain, evaluator, reference, pusher) for chain in run.chains]
     finally:
         if pusher:
             pusher.finish()
     if config.report_to:
         accelerator.end_training()
-    return results
+    return sum(chains, [])
 
 
 def train_chain(
@@ -149,9 +148,10 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     bar = progress_bar(title, progress.step, config.max_train_steps, accelerator.is_main_process)
     started, losses = time.perf_counter() - progress.seconds, []
     with closing(batches), closing(bar), noted_signals() as signals:
+        saver = Saver(checkpoints, progress, accelerator, signals)
         for step in range(progress.step, config.max_train_steps):
             if past and past.pool:
-                fill_pool(past.pool, checkpoints, progress, accelerator, signals, bar)
+                saver.fill(past.pool, bar)
             losses.append(learner.learn(step, batches))
             bar.update()
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
@@ -162,8 +162,7 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
                 losses.clear()
             # Also after the last step: evaluation may take long.
             due = progress.step % config.checkpointing_steps == 0 or progress.step == config.max_train_steps
-            agree = progress.step % READ_LOSS_EVERY == 0
-            save_or_stop(checkpoints, progress, accelerator, signals, due, agree)
+            saver.save(due, agree=progress.step % READ_LOSS_EVERY == 0)
     pipeline = learner.pipeline()
     accelerator.free_memory()
     return pipeline, cost_of(chain, accelerator, progress)
@@ -186,28 +185,18 @@ def start_of_task(
     if method.uses_buffer:
         buffer = to_float(keep_some(data, chain.seen(task - 1), config.buffer_size, config.seed).to(device))
     if method.draws_replay and config.replay_pool:
-        pool = replay_pool(config, chain.seen(task - 1), task, teacher, accelerator, evaluator)
+        pool = replay_pool(chain, task, teacher, accelerator, evaluator)
     return published.scheduler, student.to(device), Past(teacher, buffer, pool)
 
 
 def replay_pool(
-    config: TrainConfig,
-    seen: list[int],
-    task: int,
-    teacher: Teacher,
-    accelerator: Accelerator,
-    evaluator: Evaluator | None,
+    chain: Chain, task: int, teacher: Teacher, accelerator: Accelerator, evaluator: Evaluator | None
 ) -> ReplayPool:
-    """The task's pool, still empty; with --replay_pool_balanced its images are sorted into the classes seen so far."""
-    return ReplayPool(
-        teacher,
-        accelerator,
-        size=config.replay_pool,
-        steps=config.replay_pool_steps,
-        eta=config.replay_eta,
-        key=(config.seed, task),
-        classify=(lambda images: evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None,
-    )
+    """The task's pool, still empty; with --replay_pool_balanced the evaluator sorts it into the classes seen so far."""
+    config, seen = chain.config, chain.seen(task - 1)
+    classify = (lambda images: evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None
+    how = dict(size=config.replay_pool, steps=config.replay_pool_steps, eta=config.replay_eta)
+    return ReplayPool(teacher, accelerator, **how, key=(config.seed, task), classify=classify)
 
 
 def task_images(chain: Chain, task: int, data: ImageData, accelerator: Accelerator) -> TaskImages:
@@ -239,45 +228,44 @@ def restore(checkpoints: Checkpoints, learner: Learner, config: TrainConfig, acc
     return progress
 
 
-def fill_pool(
-    pool: ReplayPool,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    accelerator: Accelerator,
-    signals: list[int],
-    bar: tqdm,
-):
-    """Draw what the replay pool lacks, and save it in a checkpoint.
+@dataclass
+class Saver:
+    """Writes the checkpoints of a task: when one is due, and when SIGTERM or Ctrl-C came."""
 
-    Raises:
-        Interrupted
-    """
-    started = time.perf_counter() - progress.seconds
-    for count in pool.fill():
-        bar.set_postfix_str(f"replay pool {count}/{pool.size}")
-        progress.seconds, progress.teacher_passes = time.perf_counter() - started, pool.teacher.passes
-        save_or_stop(checkpoints, progress, accelerator, signals, due=count == pool.size, agree=True)
+    checkpoints: Checkpoints
+    progress: Progress
+    accelerator: Accelerator
+    signals: list[int]
 
+    def save(self, due: bool, agree: bool):
+        """
+        Args:
+            agree: whether several processes exchange their signals, which takes time.
 
-def save_or_stop(
-    checkpoints: Checkpoints, progress: Progress, accelerator: Accelerator, signals: list[int], due: bool, agree: bool
-):
-    """Write a checkpoint when it is due, and when SIGTERM or Ctrl-C came.
+        Raises:
+            Interrupted: a signal came.
+        """
+        accelerator, stop = self.accelerator, bool(self.signals)
+        if accelerator.num_processes > 1:
+            stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
+        if stop or due:
+            self.checkpoints.save(self.progress)
+        if stop:
+            accelerator.wait_for_everyone()
+            signum = self.signals[0] if self.signals else signal.SIGTERM
+            raise Interrupted(signum, f"stopped and saved after step {self.progress.step}")
 
-    Args:
-        agree: whether several processes exchange their signals, which takes time.
+    def fill(self, pool: ReplayPool, bar: tqdm):
+        """Draw what the replay pool lacks, and save it.
 
-    Raises:
-        Interrupted: a signal came.
-    """
-    stop = bool(signals)
-    if accelerator.num_processes > 1:
-        stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
-    if stop or due:
-        checkpoints.save(progress)
-    if stop:
-        accelerator.wait_for_everyone()
-        raise Interrupted(signals[0] if signals else signal.SIGTERM, f"stopped and saved after step {progress.step}")
+        Raises:
+            Interrupted
+        """
+        started = time.perf_counter() - self.progress.seconds
+        for count in pool.fill():
+            bar.set_postfix_str(f"replay pool {count}/{pool.size}")
+            self.progress.seconds, self.progress.teacher_passes = time.perf_counter() - started, pool.teacher.passes
+            self.save(due=count == pool.size, agree=True)
 
 
 def report_loss(chain: Chain, task: int, progress: Progress, losses: list[Tensor], accelerator: Accelerator, bar: tqdm):

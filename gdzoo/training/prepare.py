@@ -11,7 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from gdzoo.config import ConfigError, TrainConfig
-from gdzoo.evaluation.pretrained import Pretrained, load_pretrained, open_data, with_pretrained
+from gdzoo.evaluation.pretrained import load_pretrained, open_data, with_pretrained
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
 from gdzoo.training.checkpoint import CheckpointError, other_run, read_state
 from gdzoo.training.output import check_output
@@ -29,7 +29,7 @@ def prepare(config: TrainConfig) -> Run:
     accelerator = create_accelerator(config)
     config = with_precision(config, accelerator)
     set_torch_globals(config, accelerator)
-    pretrained = prepare_pretrained(config, accelerator)
+    pretrained = load_pretrained(config) if config.pretrained_model_name_or_path else None
     if pretrained:
         config = with_pretrained(config, pretrained)
     data = open_data(config, config.dataset_root, config.dataloader_num_workers, pretrained)
@@ -84,19 +84,6 @@ def set_torch_globals(config: TrainConfig, accelerator: Accelerator):
         # Trap: `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
-
-
-def prepare_pretrained(config: TrainConfig, accelerator: Accelerator) -> Pretrained | None:
-    """The model of --pretrained_model_name_or_path on the accelerator's device, if one is given.
-
-    Raises:
-        ConfigError
-    """
-    if not config.pretrained_model_name_or_path:
-        return None
-    pretrained = load_pretrained(config)
-    pretrained.pipeline.to(accelerator.device)
-    return pretrained
 
 
 def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accelerator) -> TrainConfig:

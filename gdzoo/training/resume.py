@@ -53,7 +53,7 @@ def consult_hub(run: Run):
         except TemporaryHubError as error:
             if config.resume_from_hub:
                 raise ConfigError(f"--resume_from_checkpoint: the Hub cannot be reached ({error})") from error
-            print(f"gdzoo: the Hub cannot be reached ({error}); training goes on, pushes wait", file=sys.stderr)
+            print(f"gdzoo: the Hub cannot be reached ({error}); training continues, pushes wait", file=sys.stderr)
     run.accelerator.wait_for_everyone()
 
 
@@ -78,7 +78,7 @@ def check_repos(run: Run, api: HfApi):
             with_retries(refuse_other_run, api, info, chain.config.run_id())
             if task > trained:
                 raise PermanentHubError(
-                    f"{info.id} is on the Hub already: --resume_from_checkpoint hub goes on from there,"
+                    f"{info.id} is on the Hub already: --resume_from_checkpoint hub continues from there,"
                     " --overwrite_hub replaces it"
                 )
 
@@ -103,10 +103,7 @@ def fetch_chains(run: Run, api: HfApi):
 
 
 def fetch_by_name(run: Run, api: HfApi, repo_id: str, revision: str | None):
-    """
-    Raises:
-        ConfigError, PermanentHubError, TemporaryHubError
-    """
+    """Download one repository, as a task of the chain that its results name; raises as `fetch_chains` does."""
     info = with_retries(find, api, repo_id, revision)
     if info is None:
         raise ConfigError(f"--resume_from_checkpoint {run.config.resume_from_checkpoint} is not there for this token")
@@ -150,10 +147,7 @@ def fetch(run: Run, chain: Chain, api: HfApi, info: RepoInfo):
 
 
 def check_pipeline(run: Run, folder: Path, what: str):
-    """
-    Raises:
-        ConfigError: the model in `folder` cannot be loaded, or is not what this run would train.
-    """
+    """Raises ConfigError if the model in `folder` cannot be loaded, or is not what this run would train."""
     config = run.config
     try:
         pipeline = load_pipeline(folder)

@@ -7,26 +7,12 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
 
 from safety import RepoRefused
 
 NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 HUB_TIMEOUT = 10  # seconds without an answer; huggingface_hub tries six times
 HUB_RESCAN_SECONDS = 60
-
-
-class Source(Protocol):
-    """A folder or the Hub."""
-
-    def revisions(self) -> dict[str, str]:
-        """The revision of each repository by its id. It changes with the repository's content."""
-
-    def file_names(self, repo_id: str, revision: str) -> list[str]:
-        """All files of a repository, relative to its root."""
-
-    def file(self, repo_id: str, revision: str, name: str) -> Path:
-        """The local path of a repository's file, downloaded if necessary. Raises FileNotFoundError."""
 
 
 class FolderSource:
@@ -38,6 +24,7 @@ class FolderSource:
         self.description = f"{root}/{namespace}"
 
     def revisions(self) -> dict[str, str]:
+        """The revision of each repository by its id. It changes with the repository's content."""
         folder = self.root / self.namespace
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         revisions = {}
@@ -49,10 +36,12 @@ class FolderSource:
         return revisions
 
     def file_names(self, repo_id: str, revision: str) -> list[str]:
+        """All files of a repository, relative to its root."""
         folder = self.root / repo_id
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
     def file(self, repo_id: str, revision: str, name: str) -> Path:
+        """The local path of a repository's file, downloaded if necessary. Raises FileNotFoundError."""
         path = self.root / repo_id / name
         if not path.exists():
             raise FileNotFoundError(f"{repo_id} has no {name}")
@@ -62,7 +51,7 @@ class FolderSource:
 
 
 class HubSource:
-    """Repositories of a user or an organisation on the Hub (or on HF_ENDPOINT)."""
+    """Repositories of a user or an organisation on the Hub (or on HF_ENDPOINT), with FolderSource's methods."""
 
     def __init__(self, namespace: str):
         self.api = hub_client()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from results import Catalogue, Evaluator, Model, Task, parse_evaluator, parse_model
@@ -17,7 +17,7 @@ from safety import (
     check_file_names,
     check_model_index,
 )
-from sources import Source
+from sources import FolderSource, HubSource
 
 PIPELINE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}-task[1-9]\d{0,3}", re.ASCII)
 EVALUATOR_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}-evaluator", re.ASCII)
@@ -27,14 +27,14 @@ MAX_JSON_BYTES = 1 << 20
 class Zoo:
     """The models of a source, by benchmark, strategy, seed and task. `refresh` reads them; threads may share a zoo."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FolderSource | HubSource):
         self.source = source
         self.models: dict[tuple[str, str, int, int], Model] = {}
         self.evaluators: dict[str, Evaluator] = {}
         self.catalogue = Catalogue({}, {})
         self.failure: str | None = None
         self.problems: list[str] = []
-        self._read = lru_cache(maxsize=4096)(self._read_results)
+        self._read = lru_cache(maxsize=4096)(partial(self.read_json, name="results.json"))
 
     def refresh(self) -> None:
         """Read all repositories. `problems` lists those that cannot be read.
@@ -64,9 +64,6 @@ class Zoo:
                 problems.append(f"{repo_id} could not be read: {first_line(error)}")
         self.models, self.evaluators, self.catalogue = models, evaluators, catalogue
         self.failure, self.problems = None, problems
-
-    def _read_results(self, repo_id: str, revision: str) -> dict:
-        return self.read_json(repo_id, revision, "results.json")
 
     def read_json(self, repo_id: str, revision: str, name: str) -> dict:
         """A JSON object of a repository.

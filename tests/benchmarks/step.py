@@ -42,8 +42,9 @@ MEASURED = ("finetune", "generative_replay", "generative_distillation")  # by de
 ALONE = ("finetune", "joint")  # without a rehearsal batch
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
-CPU_MATRIX, GPU_MATRIX = 4096, 8192  # rows of the matrix product whose speed is the peak
+CPU_PEAK, GPU_PEAK = (64, 4096), (64, 8192)  # images of the convolution and rows of the matrix product of a peak
 TIMED = (*LOOPS, UNETS)
+FRESH = multiprocessing.get_context("spawn")  # for processes whose peak memory is measured
 
 
 class ReferenceLoop:
@@ -194,9 +195,9 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """FLOP/s of a 3x3 convolution with 256 channels and of a square matrix product, the best of ten."""
-    size = CPU_MATRIX if device.type == "cpu" else GPU_MATRIX
+    count, size = CPU_PEAK if device.type == "cpu" else GPU_PEAK
     conv = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    images = torch.randn(64, 256, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    images = torch.randn(count, 256, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     with torch.inference_mode():
         times = {
@@ -266,7 +267,7 @@ def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
 
 
 def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, FRESH) as executor:
         return executor.submit(function, *arguments).result()
 
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gdzoo.config import TrainConfig
 from gdzoo.method.catalogue import STRATEGIES
 from tests.benchmarks.step import LOOPS, UNETS, main, make_loop, passes, some_batches
+from tests.forked import FORKS
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +19,9 @@ def config() -> TrainConfig:
 
 
 @pytest.fixture
-def small_matrix(monkeypatch):
+def small_peak(monkeypatch):
     """The real one takes a minute on one busy core."""
-    monkeypatch.setattr("tests.benchmarks.step.CPU_MATRIX", 512)
+    monkeypatch.setattr("tests.benchmarks.step.CPU_PEAK", (1, 256))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -55,7 +56,7 @@ def test_flops_of_a_step_are_those_of_its_passes(config):
     assert counted["finetune"] == pytest.approx(3 * config.train_batch_size * forward, rel=0.05)
 
 
-def test_the_step_timed_with_torch_compile_is_compiled(small_matrix, monkeypatch, capsys):
+def test_the_step_timed_with_torch_compile_is_compiled(small_peak, monkeypatch, capsys):
     graphs, plain = [], torch.compile
 
     def count(graph, inputs):
@@ -70,7 +71,8 @@ def test_the_step_timed_with_torch_compile_is_compiled(small_matrix, monkeypatch
     assert graphs
 
 
-def test_it_prints_a_table_and_writes_json(small_matrix, tmp_path, capsys):
+def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORKS)  # without two cold interpreters
     flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
     assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
     found = json.loads((tmp_path / "step.json").read_text())

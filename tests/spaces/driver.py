@@ -31,13 +31,8 @@ SPACE = Path(__file__).parents[2] / "spaces" / "compare"
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 # Without these flags Chromium sends requests to Google's servers, or fails as root in a container.
 CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 DRAW_SECONDS = 60  # the first drawing imports torch, diffusers and transformers
 

@@ -28,8 +28,10 @@ def test_api_compare(app):
 
 
 def test_api_bounds_its_inputs(app):
-    view = app.compare(task=-3, seed=42, noise_seed=10**30, samples=10**9, steps=10**9)["view"]
-    assert (view["task"], view["noise_seed"], view["samples"], view["steps"]) == (1, 2**31 - 1, 64, 100)
+    view = app.compare(task=-3, seed=42, noise_seed=10**30, samples=10**9, steps=-1)["view"]
+    assert (view["task"], view["noise_seed"], view["samples"], view["steps"]) == (1, 2**31 - 1, 64, 1)
+    view = app.compare(samples=-1, steps=10**9)["view"]
+    assert (view["task"], view["samples"], view["steps"]) == (3, 1, 100)
     view = app.compare(task="two", samples=None, steps={"a": 1})["view"]
     assert (view["task"], view["samples"], view["steps"]) == (3, 16, 20)
 
