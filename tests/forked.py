@@ -1,20 +1,22 @@
 """The command line in processes that are forked from one that has imported everything: each starts in milliseconds."""
 
+import gc
 import json
 import multiprocessing
 import os
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 from gdzoo import train
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS
+from tests.conftest import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets"])
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets", "tests.kills"])
 
 
 @dataclass
@@ -45,8 +47,8 @@ class Launched:
 
 
 def _child(arguments: list[str], cwd: Path, log: Path, before):
+    gc.freeze()  # what was imported is not looked through again by each gc.collect() of accelerate
     os.chdir(cwd)
-    os.sched_getaffinity = lambda pid: {0}  # one thread: tests share the cores, and tiny models gain nothing from two
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -55,8 +57,17 @@ def _child(arguments: list[str], cwd: Path, log: Path, before):
     sys.exit(train.main(arguments))
 
 
+def _start_server():
+    """In the root of the repository, where it finds what it imports ahead; once started, it stays."""
+    here = os.getcwd()
+    os.chdir(ROOT)
+    ensure_running()
+    os.chdir(here)
+
+
 def launch(arguments: list[str], cwd: Path, before=None) -> Launched:
     """Start the command line; `before` runs in its process first."""
+    _start_server()
     cwd.mkdir(exist_ok=True)
     log = cwd / f"log{len(list(cwd.glob('log*')))}.txt"
     process = FORKS.Process(target=_child, args=(arguments, cwd, log, before))

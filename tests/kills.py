@@ -44,6 +44,10 @@ class DieAt:
         setattr(module, self.function, dies)
 
 
+def undisturbed():
+    """No kill."""
+
+
 def kill_until_done(cwd: Path, plans: list, moments: random.Random, arguments: list[str] = TINY) -> int:
     """Run with one killer after another, None being a random moment; how many kills it took to get to the end."""
     kills = 0

@@ -1,11 +1,15 @@
-"""A GPU that the machine need not have: `python -m tests.simulated_gpu gdzoo.train ARGUMENTS` trains on it.
+"""A simulated GPU: `python -m tests.simulated_gpu gdzoo.train ARGUMENTS` trains on it; without arguments, see `serve`.
 
 The device `gpu:0` computes on the CPU, and is as strict as a real one: what mixes its tensors with the CPU's ends the
 run. It says nothing of CUDA's kernels, precision or speed.
 """
 
+import contextlib
 import importlib
+import json
+import os
 import sys
+import traceback
 
 import torch
 from torch import Tensor
@@ -105,7 +109,34 @@ def simulate() -> torch.library.Library:
     return kernels
 
 
+def run(module: str, arguments: list[str]) -> int:
+    return importlib.import_module(module).main(arguments)
+
+
+def serve():
+    """Run commands of stdin, a JSON list [module, arguments, folder] each, and print their pids and then exit codes.
+
+    They are forked, so that the imports are made once, and write to log.txt in their folder.
+    """
+    for module in ("gdzoo.train", "gdzoo.evaluation.__main__", "sklearn.datasets"):
+        importlib.import_module(module)
+    for line in sys.stdin:
+        module, arguments, folder = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            os.chdir(folder)
+            sys.path.insert(0, folder)  # as `python -m` does
+            code = 1
+            with open("log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                try:
+                    code = run(module, arguments)
+                except BaseException:
+                    traceback.print_exc()
+            os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
     kept = simulate()
-    _, module, *arguments = sys.argv
-    sys.exit(importlib.import_module(module).main(arguments))
+    sys.exit(run(sys.argv[1], sys.argv[2:]) if sys.argv[1:] else serve())

@@ -252,10 +252,13 @@ def test_wrong_types_from_python(settings):
         (dict(mixed_precision="int4"), "--mixed_precision int4: choose from no"),
         (dict(strategy=[]), "--strategy"),
         (dict(strategy=["lwf", "lwf"]), "--strategy names each strategy once"),
-        (dict(strategy=["finetune", "gdzoo.strategies.Finetune"]), "--strategy names each strategy once"),
+        (dict(strategy=["finetune", "gdzoo.method.strategies.Finetune"]), "--strategy names each strategy once"),
         (dict(strategy=["magic"]), "--strategy 'magic' is none of finetune"),
         (dict(strategy=["no_such_package.Magic"]), "--strategy 'no_such_package.Magic' cannot be imported"),
-        (dict(strategy=["gdzoo.strategies.Magic"]), "--strategy 'gdzoo.strategies.Magic' cannot be imported"),
+        (
+            dict(strategy=["gdzoo.method.strategies.Magic"]),
+            "--strategy 'gdzoo.method.strategies.Magic' cannot be imported",
+        ),
         (dict(report_to="mlflow"), "--report_to mlflow: choose from tensorboard"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value),
@@ -322,7 +325,7 @@ def test_a_home_that_the_shell_left_is_found():
 
 
 def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "my_methods.py").write_text("from gdzoo.strategies import Finetune as Mine\n")
+    (tmp_path / "my_methods.py").write_text("from gdzoo.method.strategies import Finetune as Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert TrainConfig(strategy=["my_methods.Mine"]).resolve().strategy == ["my_methods.Mine"]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from gdzoo import train
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.method import pool as pool_module
@@ -18,9 +17,10 @@ from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import Teacher, to_float, to_uint8
 from gdzoo.method.strategies import Past, create_strategy, noised
 from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.training import loop
 from gdzoo.zoo.folders import read_json
 from tests.forked import launch, outcome
-from tests.kills import RESUME, TINY, DieAt, kill_until_done
+from tests.kills import RESUME, TINY, DieAt, kill_until_done, undisturbed
 
 SIZE = 2 * BLOCK + 88  # two blocks and a part of a third
 
@@ -32,14 +32,14 @@ def teacher() -> Teacher:
 
 
 def make_pool(teacher, **settings) -> ReplayPool:
-    settings = dict(size=SIZE, steps=2, eta=0.0, refresh=0, key=(7, 2)) | settings
+    settings = dict(size=SIZE, steps=2, eta=0.0, key=(7, 2)) | settings
     return ReplayPool(teacher, Accelerator(), **settings)
 
 
 def test_it_is_drawn_by_the_teacher_and_counts_its_passes(teacher):
     before = teacher.passes
     pool = make_pool(teacher)
-    assert list(pool.fill(0)) == [BLOCK, 2 * BLOCK, SIZE]
+    assert list(pool.fill()) == [BLOCK, 2 * BLOCK, SIZE]
     assert teacher.passes - before == 3 * BLOCK * 2
     assert pool.images.shape == (SIZE, 1, 8, 8) and pool.images.dtype == torch.uint8
     expected = teacher.draw(BLOCK, 2, 0.0, StepRandom((7, 2, 0, 2), "cpu"))
@@ -50,13 +50,13 @@ def test_it_is_drawn_by_the_teacher_and_counts_its_passes(teacher):
 def test_another_seed_or_task_draws_another_pool(teacher):
     pools = [make_pool(teacher, size=BLOCK, key=key) for key in ((7, 2), (8, 2), (7, 3))]
     for pool in pools:
-        list(pool.fill(0))
+        list(pool.fill())
     assert not any(torch.equal(pools[0].images, pool.images) for pool in pools[1:])
 
 
 def test_batches_are_taken_from_the_pool_and_nowhere_else(teacher):
     pool = make_pool(teacher, size=40)
-    list(pool.fill(0))
+    list(pool.fill())
     before = teacher.passes
     images = pool.take(500, StepRandom((1,), "cpu"))
     assert teacher.passes == before
@@ -67,7 +67,7 @@ def test_batches_are_taken_from_the_pool_and_nowhere_else(teacher):
 @pytest.mark.parametrize("name, passes", [("generative_replay", 0), ("generative_distillation", 6)])
 def test_strategies_rehearse_from_the_pool(teacher, name, passes):
     pool = make_pool(teacher, size=3)
-    list(pool.fill(0))
+    list(pool.fill())
     config = TrainConfig(replay_batch_size=6)
     real = noised(torch.zeros(2, 1, 8, 8), teacher.scheduler, StepRandom((2,), "cpu"))
     before = teacher.passes
@@ -77,31 +77,22 @@ def test_strategies_rehearse_from_the_pool(teacher, name, passes):
     assert torch.equal(batch.x_t, expected.x_t) and torch.equal(batch.t, expected.t)
 
 
-def test_it_is_drawn_anew_when_asked_for(teacher):
-    pool = make_pool(teacher, size=BLOCK, refresh=10)
-    list(pool.fill(0))
-    first = pool.images
-    assert list(pool.fill(9)) == [] and torch.equal(pool.images, first)
-    assert list(pool.fill(10)) == [BLOCK] and not torch.equal(pool.images, first)
-    assert list(pool.fill(19)) == [] and list(pool.fill(20)) == [BLOCK]
-
-
 def test_a_pool_cut_off_goes_on_with_the_same_images(teacher):
-    whole = make_pool(teacher, refresh=10)
-    list(whole.fill(0)), list(whole.fill(10))
-    cut_off = make_pool(teacher, refresh=10)
-    list(cut_off.fill(0))
-    next(cut_off.fill(10))
-    again = make_pool(teacher, refresh=10)
+    whole = make_pool(teacher)
+    list(whole.fill())
+    cut_off = make_pool(teacher)
+    next(cut_off.fill())
+    again = make_pool(teacher)
     again.load_state_dict(cut_off.state_dict())
-    assert list(again.fill(10)) == [2 * BLOCK, SIZE]
+    assert list(again.fill()) == [2 * BLOCK, SIZE]
     assert torch.equal(again.images, whole.images)
+    assert list(again.fill()) == []
 
 
 def test_classes_are_taken_equally_often(teacher):
     """One image of class 0, three of class 2, the rest of class 5."""
     pool = make_pool(teacher, size=40, classify=lambda images: torch.tensor([0, 2, 2, 2] + [5] * 36))
-    list(pool.fill(0))
+    list(pool.fill())
     images = pool.take(6000, StepRandom((1,), "cpu"))
     rows = (images[:, None] == to_float(pool.images)[None]).flatten(2).all(2).int().argmax(1)
     counts = rows.bincount(minlength=40).float()
@@ -127,8 +118,8 @@ def test_balancing_knows_only_classes_that_the_teacher_has_seen(teacher):
         seen=lambda task: [0, 1, 2][: task + 1],
     )
     for task, expected in ((2, [0, 1, 0]), (3, [0, 1, 2])):
-        pool = train.replay_pool(run, teacher, task)
-        list(pool.fill(0))
+        pool = loop.replay_pool(run, teacher, task)
+        list(pool.fill())
         assert pool.classify(pool.images)[:3].tolist() == expected
     assert run.evaluator(pool.images)[1][:3].tolist() == [0, 1, 3]
 
@@ -138,8 +129,7 @@ def test_balancing_knows_only_classes_that_the_teacher_has_seen(teacher):
     [
         (dict(replay_pool=-1), "--replay_pool -1: it is at least 0"),
         (dict(replay_pool=64, replay_pool_steps=3), "--replay_pool_steps 3 does not divide"),
-        (dict(replay_pool_refresh=5), "--replay_pool_refresh goes with --replay_pool"),
-        (dict(replay_pool_balanced=True), "--replay_pool_balanced goes with --replay_pool"),
+        (dict(replay_pool_balanced=True), "--replay_pool_balanced needs --replay_pool, e.g. --replay_pool 1024"),
         (
             dict(replay_pool=64, replay_pool_balanced=True, evaluator="none"),
             "--replay_pool_balanced needs an evaluator",
@@ -153,30 +143,28 @@ def test_settings_that_cannot_work(settings, message):
 
 # ---- through the command line ----
 
-POOL = [*TINY, *("--replay_pool", "600", "--replay_pool_steps", "2", "--replay_pool_refresh", "8")]
+POOL = [*TINY, "--replay_pool", "600", "--replay_pool_steps", "2"]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> dict:
-    cwd = tmp_path_factory.mktemp("pool")
-    run = launch(POOL, cwd)
-    assert run.wait() == 0, run.text
-    # 12 steps of 8 targets, and two pools of three blocks and two passes.
+def uninterrupted(once) -> dict:
+    def make(cwd):
+        run = launch(POOL, cwd)
+        assert run.wait() == 0, run.text
+
+    cwd = once("pool", make)
+    # 12 steps of 8 targets, and one pool of three blocks and two passes.
     cost = read_json(cwd / "zoo/gdzoo/split-digits-task2/results.json")["cost"]
-    assert cost["teacher_passes"] == 12 * 8 + 2 * 3 * BLOCK * 2
+    assert cost["teacher_passes"] == 12 * 8 + 3 * BLOCK * 2
     return outcome(cwd)
 
 
 def test_killed_while_the_pool_is_drawn_it_ends_with_the_same_bits(tmp_path, uninterrupted):
-    # Calls of to_uint8 in gdzoo.pool: a block each, three for the pool of a task and three for drawing it anew.
+    # Calls of to_uint8 in gdzoo.method.pool: a block each, three for the pool of a task.
     plans = [DieAt("gdzoo.method.pool", "to_uint8", nth=nth) for nth in (1, 3, 5, 2)]
     kills = kill_until_done(tmp_path, [*plans, undisturbed], random.Random(0), POOL)
     assert kills == len(plans)
     assert outcome(tmp_path) == uninterrupted
-
-
-def undisturbed():
-    """No kill."""
 
 
 def signal_at_the_second_block():

@@ -152,11 +152,11 @@ def test_min_snr_weights(prediction_type, zero_snr):
 
 
 def test_a_strategy_of_ones_own_by_its_dotted_path():
-    assert strategy_class("tests.test_strategies.Halved") is Halved
+    assert strategy_class("tests.method.test_strategies.Halved") is Halved
     with pytest.raises(ValueError, match="none of finetune, joint"):
         strategy_class("generative_repaly")
     with pytest.raises(ValueError, match="cannot be imported"):
-        strategy_class("tests.test_strategies.Missing")
+        strategy_class("tests.method.test_strategies.Missing")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,16 +22,18 @@ from gdzoo.training.checkpoint import CheckpointError, Checkpoints, GlobalRandom
 from gdzoo.training.prepare import clear_output, hold_output, prepare
 from gdzoo.zoo.folders import read_json
 from tests.forked import launch, outcome
-from tests.kills import RESUME, TINY, DieAt, kill_until_done
+from tests.kills import RESUME, TINY, DieAt, kill_until_done, undisturbed
 
 NO_METRICS = ["--evaluator", "none", "--eval_steps", "1"]
 
 
-@pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory) -> dict:
-    cwd = tmp_path_factory.mktemp("uninterrupted")
-    run = launch(TINY, cwd)
-    assert run.wait() == 0, run.text
+@pytest.fixture(scope="module")
+def uninterrupted(once) -> dict:
+    def make(cwd):
+        run = launch(TINY, cwd)
+        assert run.wait() == 0, run.text
+
+    cwd = once("uninterrupted", make)
     assert len(outcome(cwd)) == 4
     assert not list((cwd / "zoo" / ".training").glob("*task*"))
     return outcome(cwd)
@@ -75,11 +77,15 @@ TARGETED = [
 ]
 
 
+@pytest.mark.parametrize("plans", [TARGETED[:6], TARGETED[6:]], ids=["while it saves", "between its steps"])
+def test_killed_where_it_hurts_it_ends_with_the_same_bits(tmp_path, uninterrupted, plans):
+    assert kill_until_done(tmp_path, [*plans, undisturbed], random.Random(0)) == len(plans)
+    assert outcome(tmp_path) == uninterrupted
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, uninterrupted):
     kills, moments = 0, random.Random(0)
-    kills += kill_until_done(tmp_path / "0", TARGETED, moments)
-    assert outcome(tmp_path / "0") == uninterrupted
-    while kills < 20:
+    while kills < 8:
         kills += kill_until_done(tmp_path / str(kills), [], moments)
         assert outcome(max(tmp_path.iterdir(), key=os.path.getctime)) == uninterrupted
     print(f"{kills} kills")

@@ -1,9 +1,12 @@
 """Does everything that a run does stay on its device? On a simulated GPU, since the suite hides real ones."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,19 +38,35 @@ POOL = [
 ]
 
 
-def on_gpu(command: list[str], cwd: Path) -> subprocess.Popen:
-    """`python -m MODULE ARGUMENTS` on the simulated GPU."""
-    cwd.mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.simulated_gpu", *command]
-    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+class GPU:
+    """A simulated GPU, on which one command runs at a time; the interpreter is started once for all of them."""
+
+    def __init__(self):
+        command = [sys.executable, "-m", "tests.simulated_gpu"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.server = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, module: str, arguments: list[str], cwd: Path) -> int:
+        """Begin MODULE's main(arguments) in a folder; its process."""
+        cwd.mkdir(exist_ok=True)
+        self.log = cwd / "log.txt"
+        self.server.stdin.write(json.dumps([module, arguments, str(cwd)]) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def finish(self) -> tuple[int, str]:
+        """Its exit code, and what it printed."""
+        return int(self.server.stdout.readline()), self.log.read_text()
 
 
-def finish(run: subprocess.Popen) -> str:
-    """What a run that goes well wrote to stderr."""
-    _, text = run.communicate(timeout=300)
-    assert run.returncode == 0, text[-3000:]
-    return text
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[GPU]:
+    gpu = GPU()
+    yield gpu
+    gpu.server.stdin.close()
+    assert gpu.server.wait(60) == 0
 
 
 def on_cpu(arguments: list[str], cwd: Path, monkeypatch):
@@ -61,7 +80,7 @@ def same_weights(folder: Path, other: Path) -> bool:
     return all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5) for name in ours | theirs)
 
 
-def test_what_mixes_devices_ends_as_on_a_gpu(tmp_path):
+def test_what_mixes_devices_ends_as_on_a_gpu(gpu, tmp_path):
     (tmp_path / "forgetful.py").write_text(
         "from dataclasses import dataclass\n"
         "@dataclass(frozen=True)\n"
@@ -69,38 +88,45 @@ def test_what_mixes_devices_ends_as_on_a_gpu(tmp_path):
         "    def __call__(self, real, past, random):\n"
         "        return real._replace(target=real.target.cpu())\n"
     )
-    run = on_gpu(["gdzoo.train", *SHORT, "--strategy", "forgetful.Forgetful", "--evaluator", "none"], tmp_path)
-    assert "mixes tensors of gpu:0 and of the CPU" in run.communicate(timeout=300)[1]
-    assert run.returncode == 1
+    gpu.start("gdzoo.train", [*SHORT, "--strategy", "forgetful.Forgetful", "--evaluator", "none"], tmp_path)
+    code, text = gpu.finish()
+    assert code == 1 and "mixes tensors of gpu:0 and of the CPU" in text
 
 
-def test_every_strategy_trains_on_a_gpu_as_on_a_cpu_and_is_measured_there(tmp_path, monkeypatch):
-    arguments, gpu, cpu = [*SHORT, "--strategy", *STRATEGIES], tmp_path / "gpu", tmp_path / "cpu"
-    run = on_gpu(["gdzoo.train", *arguments], gpu)
-    on_cpu(arguments, cpu, monkeypatch)
-    finish(run)
-    folders = [folder.relative_to(cpu) for folder in list_repos(cpu / "zoo")]
+def test_every_strategy_trains_on_a_gpu_as_on_a_cpu_and_is_measured_there(gpu, tmp_path, monkeypatch):
+    arguments, there, here = [*SHORT, "--strategy", *STRATEGIES], tmp_path / "gpu", tmp_path / "cpu"
+    gpu.start("gdzoo.train", arguments, there)
+    on_cpu(arguments, here, monkeypatch)
+    code, text = gpu.finish()
+    assert code == 0, text[-3000:]
+    folders = [folder.relative_to(here) for folder in list_repos(here / "zoo")]
     assert len(folders) == 2 * len(STRATEGIES) + 1
     for folder in folders:
-        if (gpu / folder / "unet").exists():
-            assert same_weights(gpu / folder, cpu / folder)
-            there, here = (read_json(root / folder / RESULTS)["metrics"] for root in (gpu, cpu))
-            assert there == pytest.approx(here, rel=0.01)
-    again = ["gdzoo.evaluation", "zoo/gdzoo/split-digits-task2", "--benchmark", "split-digits", "--task", "2"]
-    finish(on_gpu([*again, "--eval_samples", "20", "--eval_steps", "2", "--output", "again.json"], gpu))
-    trained = read_json(gpu / "zoo/gdzoo/split-digits-task2/results.json")
-    assert read_json(gpu / "again.json")["metrics"] == pytest.approx(trained["metrics"])
+        if (there / folder / "unet").exists():
+            assert same_weights(there / folder, here / folder)
+            ours, theirs = (read_json(root / folder / RESULTS)["metrics"] for root in (there, here))
+            assert ours == pytest.approx(theirs, rel=0.01)
+    again = ["zoo/gdzoo/split-digits-task2", "--benchmark", "split-digits", "--task", "2", "--output", "again.json"]
+    gpu.start("gdzoo.evaluation.__main__", [*again, "--eval_samples", "20", "--eval_steps", "2"], there)
+    code, text = gpu.finish()
+    assert code == 0, text[-3000:]
+    trained = read_json(there / "zoo/gdzoo/split-digits-task2/results.json")
+    assert read_json(there / "again.json")["metrics"] == pytest.approx(trained["metrics"])
 
 
-def test_a_run_with_a_pool_goes_on_on_a_gpu(tmp_path, monkeypatch):
-    gpu, cpu = tmp_path / "gpu", tmp_path / "cpu"
-    run = on_gpu(["gdzoo.train", *SHORT, *POOL], gpu)
-    while not list(gpu.glob("zoo/.training/*task2/checkpoint-1")) and run.poll() is None:
+def test_a_run_with_a_pool_goes_on_on_a_gpu(gpu, tmp_path, monkeypatch):
+    there, here = tmp_path / "gpu", tmp_path / "cpu"
+    process = gpu.start("gdzoo.train", [*SHORT, *POOL], there)
+    deadline = time.monotonic() + 120
+    while not list(there.glob("zoo/.training/*task2/checkpoint-1")):
+        assert time.monotonic() < deadline, gpu.log.read_text()
         time.sleep(0.01)
-    run.terminate()
-    assert "stopped and saved after step" in run.communicate(timeout=300)[1]
-    assert run.returncode == 143
-    assert "task 2/2" in finish(on_gpu(["gdzoo.train", *SHORT, *POOL, "--resume_from_checkpoint", "latest"], gpu))
-    on_cpu([*SHORT, *POOL], cpu, monkeypatch)
+    os.kill(process, signal.SIGTERM)
+    code, text = gpu.finish()
+    assert code == 143 and "stopped and saved after step" in text
+    gpu.start("gdzoo.train", [*SHORT, *POOL, "--resume_from_checkpoint", "latest"], there)
+    code, text = gpu.finish()
+    assert code == 0 and "task 2/2" in text, text[-3000:]
+    on_cpu([*SHORT, *POOL], here, monkeypatch)
     name = "zoo/gdzoo/split-digits-task2"
-    assert same_weights(gpu / name, cpu / name)
+    assert same_weights(there / name, here / name)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,20 +24,25 @@ from gdzoo import train
 from gdzoo.config import ConfigError
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
+from gdzoo.method.strategies import strategy_class
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.training import learner as learning
+from gdzoo.training.learner import Learner
 from gdzoo.training.prepare import check_fsdp
 from gdzoo.zoo.folders import read_json
 from tests.conftest import ROOT, STRATEGIES
 from tests.forked import launch
 from tests.kills import RESUME
+from tests.readme import commands
 
-STEPS, BATCH = 50, 8
-TWO_TASKS = [
-    *("--tasks", "0,1;2,3", "--max_train_steps", str(STEPS), "--evaluator", "none", "--eval_steps", "1"),
-    *("--learning_rate", "2e-4", "--lr_warmup_steps", "0", "--checkpointing_steps", "10"),
-]
-ONE = ["--train_batch_size", str(BATCH)]
+STEPS, BATCH = 50, 8  # 45 steps are an epoch of the first task's 360 images
+MAIN = "generative_distillation"
+PLAIN = ["--tasks", "0,1;2,3", "--eval_steps", "1", "--learning_rate", "2e-4", "--lr_warmup_steps", "0"]
+TWO_TASKS = [*PLAIN, "--evaluator", "none", "--checkpointing_steps", "10"]
+LONG = [*TWO_TASKS, "--max_train_steps", str(STEPS), "--strategy", MAIN]
+# The other strategies differ in a step's batch, so a few steps show whether two processes make the same one.
+OTHERS = [name for name in STRATEGIES if name != MAIN]
+SHORT = [*TWO_TASKS, "--max_train_steps", "12", "--strategy", *OTHERS]
 HALF = ["--train_batch_size", str(BATCH // 2)]
 
 
@@ -48,7 +54,7 @@ def digests(images: torch.Tensor) -> list[str]:
 
 
 def watch(die_at: int | None = None):
-    """Write what this process does to rank{n}.json when it ends.
+    """Write what this process does to rank{n}.json after the last step of each task.
 
     Losses of all steps, images seen, files written, how many parameters it holds of how many, what it is told of FSDP.
     """
@@ -57,14 +63,15 @@ def watch(die_at: int | None = None):
     if seen["environment"]:
         let_a_cpu_shard()
     rank = int(os.environ.get("RANK", 0))
-    report_loss, real_images, whole_unet = train.report_loss, learning.real_images, learning.whole_unet
+    learn, real_images, whole_unet = Learner.learn, learning.real_images, learning.whole_unet
 
-    def spy_on_losses(run, strategy, task, progress, losses, bar):
-        mean = run.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        seen["losses"].append([strategy, task, progress.step, mean])
-        if progress.step == STEPS:
+    def spy_on_losses(learner, step, *args):
+        loss = learn(learner, step, *args)
+        mean = learner.accelerator.reduce(loss, "mean").item()
+        seen["losses"].append([type(learner.rehearse).__name__, learner.task, step, mean])
+        if step + 1 == learner.config.max_train_steps:
             Path(f"rank{rank}.json").write_text(json.dumps(seen))
-        return report_loss(run, strategy, task, progress, losses, bar)
+        return loss
 
     def spy_on_images(pixels, *args):
         seen["images"] += digests(pixels)
@@ -82,8 +89,7 @@ def watch(die_at: int | None = None):
         if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"):
             seen["written"].append(str(args[0]))
 
-    train.READ_LOSS_EVERY, train.report_loss, learning.real_images = 1, spy_on_losses, spy_on_images
-    learning.whole_unet = spy_on_shards
+    Learner.learn, learning.real_images, learning.whole_unet = spy_on_losses, spy_on_images, spy_on_shards
     sys.addaudithook(spy_on_files)
 
 
@@ -108,16 +114,16 @@ if __name__ == "__main__":
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-FLAGS = re.search(r"launch (--use_fsdp.*?) gdzoo/train.py", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-FSDP = ["accelerate.commands.launch", *FLAGS.replace("\\\n", "").split(), "--num_processes", "2", "--main_process_port"]
+[FLAGS] = re.findall(r"launch (--use_fsdp.*?) gdzoo/train.py", "\n".join(commands()))
+FSDP = ["accelerate.commands.launch", *FLAGS.split(), "--num_processes", "2", "--main_process_port"]
 
 
 def torchrun(arguments: list[str], cwd: Path, launcher=TORCHRUN, **environment: str) -> subprocess.CompletedProcess:
-    variables = {"ACCELERATE_USE_CPU": "true", "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"} | environment
+    variables = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(
         [sys.executable, "-m", *launcher, free_port(), __file__, *arguments],
         cwd=cwd,
-        env=os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=300,
@@ -148,39 +154,61 @@ class Worker:
         watch(self.die_at)
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory) -> Path:
-    """One process, every strategy."""
-    cwd = tmp_path_factory.mktemp("one")
-    run = launch([*TWO_TASKS, *ONE, "--strategy", *STRATEGIES], cwd, watch)
-    assert run.wait(300) == 0, run.text
-    return cwd
+def in_one(arguments: list[str]) -> Callable[[Path], None]:
+    """Fills a folder with a run in one process."""
+
+    def make(cwd: Path):
+        run = launch([*arguments, "--train_batch_size", str(BATCH)], cwd, watch)
+        assert run.wait(300) == 0, run.text
+
+    return make
+
+
+def in_two(arguments: list[str]) -> Callable[[Path], None]:
+    """Fills a folder with a run in two processes that have half the batch each."""
+
+    def make(cwd: Path):
+        runs = launch_two([*arguments, *HALF], cwd)
+        assert [run.wait(300) for run in runs] == [0, 0], runs[0].text
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """Two processes with half the batch each, every strategy."""
-    cwd = tmp_path_factory.mktemp("two")
-    run = torchrun([*TWO_TASKS, *HALF, "--strategy", *STRATEGIES], cwd)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return cwd
+def one(once) -> Path:
+    return once("processes-one", in_one(LONG))
+
+
+@pytest.fixture(scope="module")
+def two(once) -> Path:
+    return once("processes-two", in_two(LONG))
 
 
 def watched(cwd: Path, rank: int) -> dict:
     return read_json(cwd / f"rank{rank}.json")
 
 
+def losses_of(cwd: Path, task: int, strategy: str = MAIN) -> list[float]:
+    kind = strategy_class(strategy).__name__
+    return [loss for name, number, _, loss in watched(cwd, 0)["losses"] if (name, number) == (kind, task)]
+
+
 def weights(cwd: Path, name: str) -> bytes:
     return (cwd / "zoo/gdzoo" / name / "unet/diffusion_pytorch_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_learn_as_one_does(one, two, strategy):
+def test_two_processes_learn_as_one_does(one, two):
+    assert len(losses_of(one, 2)) == STEPS
+    assert losses_of(two, 2) == pytest.approx(losses_of(one, 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", OTHERS)
+def test_two_processes_learn_as_one_does_by_every_strategy(once, strategy):
     curves = [
-        [loss for name, task, _, loss in watched(cwd, 0)["losses"] if name == strategy and task == 2]
-        for cwd in (one, two)
+        losses_of(once(name, make(SHORT)), 2, strategy)
+        for name, make in (("processes-one-short", in_one), ("processes-two-short", in_two))
     ]
-    assert len(curves[0]) == STEPS
+    assert len(curves[0]) == 12
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
 
 
@@ -190,7 +218,6 @@ def of_task(labels: list[int]) -> Counter:
 
 
 def test_two_processes_see_each_image_once_an_epoch(two):
-    # The first task of the first strategy: 45 steps are an epoch of 360 images.
     epoch = of_task([0, 1]).total() // 2
     seen = Counter(watched(two, 0)["images"][:epoch] + watched(two, 1)["images"][:epoch])
     assert seen == of_task([0, 1])
@@ -204,7 +231,7 @@ def test_only_the_main_process_writes(two):
 
 
 def test_a_dying_worker_ends_the_other_and_both_go_on_bit_for_bit(tmp_path, two):
-    arguments = [*TWO_TASKS, *HALF, "--strategy", "generative_distillation"]
+    arguments = [*LONG, *HALF]
     started = time.monotonic()
     died = torchrun(arguments, tmp_path, DIE_AT=str(25 * BATCH // 2))
     assert died.returncode != 0 and time.monotonic() - started < 60
@@ -229,7 +256,7 @@ def test_a_dying_worker_ends_the_other_and_both_go_on_bit_for_bit(tmp_path, two)
 
 def test_uneven_streams_do_not_hang(tmp_path):
     arguments = ["--tasks", "0,1", "--strategy", "finetune", "--cache_limit_gb", "0"]
-    runs = launch_two([*TWO_TASKS, *HALF, *arguments], tmp_path)
+    runs = launch_two([*LONG, *HALF, *arguments], tmp_path)
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
     seen = [set(watched(tmp_path, rank)["images"]) for rank in (0, 1)]
     assert len(seen[0]) != len(seen[1])
@@ -237,39 +264,27 @@ def test_uneven_streams_do_not_hang(tmp_path):
 
 
 def test_two_processes_draw_and_use_the_pool_as_one_does(tmp_path):
-    flags = ["--tasks", "0,1;2,3", "--max_train_steps", "50", "--evaluator_steps", "10", "--eval_samples", "16"]
-    flags += ["--eval_steps", "1", "--learning_rate", "2e-4", "--lr_warmup_steps", "0"]
-    flags += ["--strategy", "generative_distillation", "--replay_pool", "300", "--replay_pool_steps", "2"]
-    flags += ["--replay_pool_balanced"]
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    one = launch([*flags, "--train_batch_size", "8"], tmp_path / "one", watch)
-    assert one.wait(300) == 0, one.text
-    for process in launch_two([*flags, "--train_batch_size", "4"], tmp_path / "two"):
-        assert process.wait(300) == 0, process.text
-    curves = [
-        [loss for _, task, _, loss in watched(tmp_path / cwd, 0)["losses"] if task == 2] for cwd in ("one", "two")
-    ]
-    assert len(curves[0]) == 50
+    flags = [*PLAIN, "--max_train_steps", "20", "--evaluator_steps", "10", "--eval_samples", "16", "--strategy", MAIN]
+    flags += ["--replay_pool", "300", "--replay_pool_steps", "2", "--replay_pool_balanced"]
+    in_one(flags)(tmp_path / "one")
+    in_two(flags)(tmp_path / "two")
+    curves = [losses_of(tmp_path / cwd, 2) for cwd in ("one", "two")]
+    assert len(curves[0]) == 20
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
 
 
 # ---- with FSDP ----
 
-DISTILLATION = ["--strategy", "generative_distillation"]
-
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> Path:
+def sharded(once) -> Path:
     """Two processes with half the batch and half the U-Net each, launched as the README says."""
-    cwd = tmp_path_factory.mktemp("sharded")
-    run = torchrun([*TWO_TASKS, *HALF, *DISTILLATION], cwd, FSDP)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return cwd
 
+    def make(cwd: Path):
+        run = torchrun([*LONG, *HALF], cwd, FSDP)
+        assert run.returncode == 0, run.stderr[-3000:]
 
-def losses_of(cwd: Path, task: int) -> list[float]:
-    losses = watched(cwd, 0)["losses"]
-    return [loss for name, number, _, loss in losses if (name, number) == (DISTILLATION[1], task)]
+    return once("processes-sharded", make)
 
 
 def test_two_processes_with_fsdp_learn_as_one_does(one, sharded):
@@ -290,7 +305,7 @@ def test_fsdp_publishes_a_plain_unet(sharded, one):
 
 
 def test_fsdp_goes_on_bit_for_bit_and_so_do_processes_without_it(tmp_path, sharded):
-    arguments = [*TWO_TASKS, *HALF, *DISTILLATION]
+    arguments = [*LONG, *HALF]
     fsdp = watched(sharded, 0)["environment"]
     runs = launch_two(arguments, tmp_path, die_at=25 * BATCH // 2, **fsdp)
     assert 0 not in [run.wait() for run in runs]

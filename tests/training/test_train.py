@@ -21,11 +21,13 @@ from safetensors.torch import load_file
 from gdzoo import train
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
-from gdzoo.method.strategies import Batch
-from gdzoo.training import learner as learning
-from gdzoo.training import prepare as preparation
-from gdzoo.training import publish, terminal
+from gdzoo.data.batches import TaskImages
+from gdzoo.method.strategies import Batch, strategy_class
+from gdzoo.training import loop, terminal
 from gdzoo.training.checkpoint import Progress
+from gdzoo.training.learner import Learner
+from gdzoo.training.prepare import prepare
+from gdzoo.zoo import environment
 from gdzoo.zoo.names import repo_name
 from tests.conftest import ROOT, SMALL, STRATEGIES, run_command_line
 
@@ -164,14 +166,14 @@ def test_another_seed_has_its_own_repos_and_weights(cwd):
 
 def test_joint_streams_all_classes_so_far_and_the_others_their_own(cwd, monkeypatch):
     streamed = {}
-    original = train.TaskImages
+    original = TaskImages.__init__
 
-    def spy(data, labels, *args):
+    def spy(images, data, labels, *args):
         streamed.setdefault(current[0], []).append(list(labels))
-        return original(data, labels, *args)
+        original(images, data, labels, *args)
 
     current = [None]
-    monkeypatch.setattr(train, "TaskImages", spy)
+    monkeypatch.setattr(TaskImages, "__init__", spy)
     for current[0] in ("joint", "lwf"):
         assert train.main([*TWO_TASKS, "--strategy", current[0], "--output_dir", current[0]]) == 0
     assert streamed == {"joint": [[0, 1], [0, 1, 2, 3]], "lwf": [[0, 1], [2, 3]]}
@@ -179,14 +181,13 @@ def test_joint_streams_all_classes_so_far_and_the_others_their_own(cwd, monkeypa
 
 def test_ema_is_what_is_published_and_what_the_next_task_knows(cwd, monkeypatch):
     began = []
-    original = train.start_of_task
+    original = Learner.__init__
 
-    def spy(run, strategy, task):
-        scheduler, student, past = original(run, strategy, task)
-        began.append(({k: v.clone() for k, v in student.state_dict().items()}, past))
-        return scheduler, student, past
+    def spy(learner, *args, **kwargs):
+        original(learner, *args, **kwargs)
+        began.append(({k: v.clone() for k, v in learner.unet.state_dict().items()}, learner.past))
 
-    monkeypatch.setattr(train, "start_of_task", spy)
+    monkeypatch.setattr(Learner, "__init__", spy)
     arguments = [*TWO_TASKS, "--strategy", "generative_distillation"]
     assert train.main([*arguments, "--output_dir", "ema", "--use_ema"]) == 0
     assert train.main([*arguments, "--output_dir", "raw", "--no-use_ema"]) == 0
@@ -198,29 +199,41 @@ def test_ema_is_what_is_published_and_what_the_next_task_knows(cwd, monkeypatch)
     assert all(torch.equal(published[name], teacher[name]) for name in published)
 
 
-def losses_of(arguments, monkeypatch) -> list[float]:
-    seen = []
-    original = train.report_loss
+def losses_of(arguments: list[str]) -> list[tuple[str, int, float]]:
+    """(class of the strategy, task, loss) of every step of a run."""
+    seen, original = [], Learner.learn
 
-    def spy(run, strategy, task, step, losses, *rest):
-        seen.append(torch.stack(losses).mean().item())
-        return original(run, strategy, task, step, losses, *rest)
+    def spy(learner, *args):
+        loss = original(learner, *args)
+        seen.append((type(learner.rehearse).__name__, learner.task, loss.item()))
+        return loss
 
-    monkeypatch.setattr(train, "report_loss", spy)
-    monkeypatch.setattr(train, "READ_LOSS_EVERY", 1)
-    assert train.main(arguments) == 0
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "learn", spy)
+        assert train.main(arguments) == 0
     return seen
 
 
+@pytest.fixture(scope="module")
+def accumulated(once) -> tuple[list, list]:
+    """What `losses_of` says of batches of 8 and of 4 times 2, of every strategy; the first task is trained once."""
+
+    def make(cwd: Path):
+        arguments = [*TWO_TASKS, "--strategy", *STRATEGIES, "--lr_warmup_steps", "0", "--eval_steps", "1"]
+        whole = losses_of([*arguments, "--output_dir", str(cwd / "whole")])
+        parts = ["--train_batch_size", "2", "--gradient_accumulation_steps", "4"]
+        both = [whole, losses_of([*arguments, *parts, "--output_dir", str(cwd / "parts")])]
+        (cwd / "losses.json").write_text(json.dumps(both))
+
+    return tuple(json.loads((once("accumulated", make) / "losses.json").read_text()))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_accumulated_micro_batches_equal_one_batch(cwd, monkeypatch, strategy):
-    arguments = [*TWO_TASKS, "--strategy", strategy, "--lr_warmup_steps", "0", "--eval_steps", "1"]
-    whole = losses_of([*arguments, "--output_dir", str(cwd / "whole")], monkeypatch)
-    parts = ["--train_batch_size", "2", "--gradient_accumulation_steps", "4", "--output_dir", str(cwd / "parts")]
-    accumulated = losses_of([*arguments, *parts], monkeypatch)
+def test_accumulated_micro_batches_equal_one_batch(accumulated, strategy):
+    name = strategy_class(strategy).__name__
+    whole, parts = ([loss for kind, task, loss in each if task == 1 or kind == name] for each in accumulated)
     assert len(whole) == 16
-    assert accumulated == pytest.approx(whole, rel=1e-5)
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -230,13 +243,13 @@ def test_accumulated_micro_batches_equal_one_batch(cwd, monkeypatch, strategy):
         pytest.param(["--mixed_precision", "bf16"], 0.03, id="bf16"),
     ],
 )
-def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, any_precision, fast, tolerance):
+def test_the_fast_paths_learn_as_the_plain_one_does(cwd, any_precision, fast, tolerance):
     if "--torch_compile" in fast and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     arguments = [*TWO_TASKS, "--strategy", "generative_distillation", "--lr_warmup_steps", "0", "--eval_steps", "1"]
-    plain = losses_of([*arguments, "--output_dir", str(cwd / "plain")], monkeypatch)
+    plain = [loss for *_, loss in losses_of([*arguments, "--output_dir", str(cwd / "plain")])]
     AcceleratorState._reset_state()
-    quick = losses_of([*arguments, *fast, "--output_dir", str(cwd / "fast")], monkeypatch)
+    quick = [loss for *_, loss in losses_of([*arguments, *fast, "--output_dir", str(cwd / "fast")])]
     assert len(plain) == 16 and quick != plain
     assert quick == pytest.approx(plain, rel=tolerance)
     for name in repos(tasks=2):
@@ -245,7 +258,7 @@ def test_the_fast_paths_learn_as_the_plain_one_does(cwd, monkeypatch, any_precis
 
 @pytest.mark.parametrize("flags, precision", [([], "highest"), (["--allow_tf32"], "high")])
 def test_tf32_is_used_only_when_asked_for(cwd, flags, precision):
-    train.prepare(parse_args(flags))
+    prepare(parse_args(flags))
     assert torch.get_float32_matmul_precision() == precision
 
 
@@ -258,10 +271,10 @@ def test_another_precision_in_the_same_process_is_refused(cwd, capsys):
 
 def test_the_precision_of_the_launcher_is_recorded(cwd, monkeypatch, any_precision):
     plain = TrainConfig().resolve().run_id()
-    assert preparation.prepare(TrainConfig(mixed_precision="no")).config.run_id() == plain
+    assert prepare(TrainConfig(mixed_precision="no")).config.run_id() == plain
     AcceleratorState._reset_state()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16` does
-    config = preparation.prepare(TrainConfig()).config
+    config = prepare(TrainConfig()).config
     assert config.mixed_precision == "bf16" and config.run_id() != plain
 
 
@@ -278,13 +291,13 @@ def test_the_peak_of_memory_is_the_tasks_own():
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux can reset it")
     device = torch.device("cpu")
-    publish.reset_peak_memory(device)
-    before = publish.peak_memory_mib(device)
+    environment.reset_peak_memory(device)
+    before = environment.peak_memory_mib(device)
     filled = torch.ones(300 * 2**18)
-    assert publish.peak_memory_mib(device) > before + 250
+    assert environment.peak_memory_mib(device) > before + 250
     del filled
-    publish.reset_peak_memory(device)
-    assert publish.peak_memory_mib(device) < before + 50
+    environment.reset_peak_memory(device)
+    assert environment.peak_memory_mib(device) < before + 50
 
 
 # ---- trackers, bad input, bad luck ----
@@ -292,12 +305,12 @@ def test_the_peak_of_memory_is_the_tasks_own():
 
 def test_wandb_gets_the_step_as_a_value(cwd, monkeypatch):
     """It drops what comes at an earlier step than the last, and the next chain begins at 0."""
-    logged, run = [], preparation.prepare(TrainConfig(max_train_steps=50))
+    logged, run = [], prepare(TrainConfig(max_train_steps=50))
     monkeypatch.setattr(run.accelerator, "log", lambda values, **settings: logged.append((values, settings)))
     for tracker in ("tensorboard", "wandb"):
         run.config = dataclasses.replace(run.config, report_to=tracker)
         bar = terminal.progress_bar("", 0, 50, shown=False)
-        train.report_loss(run, "lwf", 2, Progress(10, seconds=1.0), [torch.tensor(0.5)], bar)
+        loop.report_loss(run, "lwf", 2, Progress(10, seconds=1.0), [torch.tensor(0.5)], bar)
     assert logged == [({"lwf/loss": 0.5}, {"step": 60}), ({"lwf/loss": 0.5, "lwf/step": 60}, {})]
 
 
@@ -459,17 +472,17 @@ class Explodes:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_task(cwd, capsys):
-    assert train.main([*TWO_TASKS, "--strategy", "tests.test_train.Explodes"]) == 1
+    assert train.main([*TWO_TASKS, "--strategy", "tests.training.test_train.Explodes"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("gdzoo: the loss of tests.test_train.Explodes, task 2, is ") and "is kept" in error
+    assert error.startswith("gdzoo: the loss of tests.training.test_train.Explodes, task 2, is ") and "is kept" in error
     assert [folder.name for folder in (cwd / "zoo/gdzoo").iterdir()] == ["split-digits-explodes-task1"]
 
 
 def test_the_package_is_no_output_folder(capsys):
     with pytest.raises(ConfigError, match="--output_dir"):
-        preparation.prepare(TrainConfig(output_dir=str(ROOT / "gdzoo")))
+        prepare(TrainConfig(output_dir=str(ROOT / "gdzoo")))
     with pytest.raises(ConfigError, match="--output_dir"):
-        preparation.prepare(TrainConfig(output_dir=str(ROOT)))
+        prepare(TrainConfig(output_dir=str(ROOT)))
 
 
 def test_help_groups_the_flags(cwd):
@@ -502,14 +515,14 @@ def test_cifar_with_the_papers_unet(cwd):
 
 @pytest.mark.parametrize("schedule, last", [("constant_with_warmup", 1.0), ("linear", 0.0)])
 def test_the_learning_rate_warms_up_over_the_steps_asked_for(cwd, monkeypatch, schedule, last):
-    rates, learners, original = [], [], learning.Learner.learn
+    rates, learners, original = [], [], Learner.learn
 
     def spy(learner, step, batches):
         learners.append(learner)
         rates.append(learner.lr_scheduler.get_last_lr()[0])
         return original(learner, step, batches)
 
-    monkeypatch.setattr(learning.Learner, "learn", spy)
+    monkeypatch.setattr(Learner, "learn", spy)
     flags = ["--lr_scheduler", schedule, "--lr_warmup_steps", "4", "--learning_rate", "0.001"]
     assert train.main([*TWO_TASKS, "--strategy", "finetune", *flags]) == 0
     assert rates[:5] == pytest.approx([0, 0.00025, 0.0005, 0.00075, 0.001])
