@@ -91,9 +91,9 @@ def draw_images(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch
 def draw_any(
     pipeline: DiffusionPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[int, Tensor]]:
-    """Draw `count` images, divided among processes that get the same noise for an image however many they are.
+    """Draw this process's share of `count` images. An image gets the same noise however many processes there are.
 
-    A pipeline that the zoo's own sampler can draw from is divided by rows of each batch, any other by whole batches.
+    With a pipeline for the zoo's own sampler a share is rows of each batch, with any other it is whole batches.
 
     Args:
         steps: sampling steps.
@@ -101,7 +101,7 @@ def draw_any(
         node: the number of this process, and how many there are.
 
     Yields:
-        Which of the `count` images is the first, and images [b, C, H, W] (uint8) from there on.
+        The index of the first image among all, and the images [b, C, H, W] (uint8) from there on.
     """
     ours = type(pipeline) is DDIMPipeline and is_sampled_by_ddim(pipeline)
     draw = _draw_rows if ours else _draw_whole_batches
