@@ -22,7 +22,7 @@ from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extra
 from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
 from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
 from gdzoo.evaluation.tables import evaluation_table
-from gdzoo.models.pipelines import draw_any, load_any_pipeline
+from gdzoo.models.pipelines import draw_any, load_any_pipeline, one_line
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
@@ -103,8 +103,7 @@ def check_images(pipeline: DiffusionPipeline, data: ImageData, args: argparse.Na
     try:
         _, image = next(draw_any(pipeline, 1, 1, args.seed, 1))
     except Exception as error:  # pipelines have no common error type
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"{args.pipeline} draws no image ({one_line(error)})") from error
     fitted(image, data, args.pipeline)
 
 

@@ -24,7 +24,7 @@ def load_pipeline(folder, **kwargs) -> DDIMPipeline:
     try:
         return DDIMPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
     except Exception as error:  # `from_pretrained` has no common error type
-        raise ValueError(f"{folder} is no whole pipeline with safetensors ({_one_line(error)})") from error
+        raise ValueError(f"{folder} is no whole pipeline with safetensors ({one_line(error)})") from error
 
 
 def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
@@ -43,7 +43,7 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
         pipeline = DiffusionPipeline.from_pretrained(repo_or_folder, use_safetensors=True)
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(
-            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own ({_one_line(error)})"
+            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own ({one_line(error)})"
         ) from error
     if not inspect.signature(pipeline.__call__).parameters.keys() >= UNCONDITIONAL:
         raise ValueError(f"{repo_or_folder}: a {type(pipeline).__name__} is no unconditional pipeline")
@@ -138,5 +138,6 @@ def _draw_whole_batches(
             yield start, to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Type and message of a library's error, for a message of one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
