@@ -1,4 +1,4 @@
-"""How does a command line, or a file of settings, become a config? A flag for each field of TrainConfig."""
+"""The command line and YAML files: a flag or a line for each field of TrainConfig."""
 
 import argparse
 import dataclasses
@@ -9,9 +9,12 @@ import yaml
 
 from gdzoo.config import ConfigError, TrainConfig, plain_type
 
+NULL = ("", "~", "null")
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the usage of so many flags would bury it."""
+    """Reports errors in one line, without the long usage text."""
 
     def error(self, message):
         raise ConfigError(message)
@@ -22,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="accelerate launch gdzoo/train.py",
         description="Train a diffusion model on one task after another, with one or more strategies. Where no default"
-        " is shown, the benchmark's recipe decides (gdzoo/benchmarks.py).",
+        " is shown, the benchmark's recipe decides (gdzoo/data/benchmarks.py).",
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; the command line wins")
     groups = {}
@@ -47,51 +50,58 @@ def _argument(spec: dataclasses.Field) -> dict:
     return dict(type=kind, help=text, metavar=spec.name.split("_")[-1].upper(), **nargs)
 
 
-def _yaml_arguments(file: str) -> list[str]:
-    """A settings file as command-line arguments, so that both are read and checked alike."""
-    try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2020-13-45
-        raise ConfigError(f"--config {file}: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--config {file}: it holds lines such as `seed: 42`")
-    known = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
-    arguments = []
-    for name, value in settings.items():
-        if name not in known:
-            raise ConfigError(f"--config {file}: there is no setting {name!r}")
-        if value is False and known[name].metadata["choices"]:
-            value = "no"  # YAML's way of reading `mixed_precision: no`
-        if plain_type(known[name].type) is bool and isinstance(value, bool):
-            arguments.append(f"--{'' if value else 'no-'}{name}")
-        elif isinstance(value, list):
-            if typing.get_origin(known[name].type) is not list:
-                raise ConfigError(f"--config {file}: {name} takes one value, not a list")
-            arguments += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            if plain_type(known[name].type) is bool:
-                raise ConfigError(f"--config {file}: {name} takes true or false, not {value!r}")
-            arguments.append(f"--{name}={value}")
-    return arguments
-
-
 def parse_args(argv: list[str]) -> TrainConfig:
-    """The config of a command line; what it does not know ends the process with code 2 and one line."""
+    """The config of a command line; a flag or a file that is wrong ends the process with code 2 and one line."""
     parser = make_parser()
     try:
+        if file := parser.parse_args(argv).config:
+            try:
+                parser.set_defaults(**read_settings(file))
+                parser.parse_args([])  # converts and checks the values of the file alone
+            except ConfigError as error:
+                raise ConfigError(f"--config {file}: {error}") from error
         flags = vars(parser.parse_args(argv))
-        file = flags.pop("config")
-        return TrainConfig(**(_read_yaml(file) if file else {}) | flags)
+        del flags["config"]
+        return TrainConfig(**flags)
     except ConfigError as error:
         parser.exit(2, f"gdzoo: {error}\n")
 
 
-def _read_yaml(file: str) -> dict:
-    """The settings of a file, read as the command line would be."""
-    arguments = _yaml_arguments(file)
+def read_settings(file: str) -> dict:
+    """The settings in a YAML file, as text that the parser converts as it does the command line's.
+
+    Raises:
+        ConfigError
+    """
     try:
-        settings = vars(make_parser().parse_args(arguments))
-    except ConfigError as error:
-        raise ConfigError(f"--config {file}: {error}") from error
-    settings.pop("config")
-    return settings
+        # BaseLoader leaves every value a string: others make False of `mixed_precision: no`.
+        settings = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if not isinstance(settings, dict):
+        raise ConfigError("write one setting a line, such as `seed: 42`")
+    known = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"there is no setting {name!r}")
+    return {name: _value(known[name], value) for name, value in settings.items() if value not in NULL}
+
+
+def _value(spec: dataclasses.Field, value: str | list[str]):
+    """A value of a file for `parser.set_defaults`, which converts strings but no lists."""
+    kind, many = plain_type(spec.type), typing.get_origin(spec.type) is list
+    if isinstance(value, dict) or isinstance(value, list) and not many:
+        raise ConfigError(f"{spec.name} takes one value, not {'a list' if isinstance(value, list) else 'a mapping'}")
+    if kind is bool:
+        if value.lower() not in BOOLEANS:
+            raise ConfigError(f"{spec.name} takes true or false, not {value!r}")
+        return BOOLEANS[value.lower()]
+    if not many:
+        return value
+    try:
+        values = [kind(item) for item in ([value] if isinstance(value, str) else value)]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--{spec.name}: {error}") from error
+    if not values:
+        raise ConfigError(f"--{spec.name} needs at least one value")
+    return values

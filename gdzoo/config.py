@@ -1,4 +1,4 @@
-"""What can be set? One dataclass, and its checks."""
+"""The settings of a training run: one dataclass and its checks."""
 
 import dataclasses
 import hashlib
@@ -17,17 +17,17 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
-from gdzoo.method.catalogue import strategy_info
-from gdzoo.method.strategies import STRATEGIES, create_strategy
+from gdzoo.method.catalogue import STRATEGIES, strategy_info
+from gdzoo.method.strategies import create_strategy
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS, smallest_resolution
 from gdzoo.zoo.names import is_checkpoint, repo_name
 
-LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # it needs rules
+LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
 FOLDERS = ("dataset_root", "output_dir", "pretrained_model_name_or_path")  # settings that are, or may be, paths
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}  # --report_to: module
 
-# What a benchmark that has no recipe of its own trains with: the paper's optimizer, lengths in the middle.
+# For benchmarks without a recipe of their own: the paper's optimizer, and lengths between those of its recipes.
 GENERIC_DEFAULTS = dict(
     model="cifar",
     class_order="seed",
@@ -46,15 +46,16 @@ GENERIC_DEFAULTS = dict(
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work; its text is one line that names the flag and says what would be right."""
+    """A setting that cannot work; its text is one line that names the flag and says what to do."""
 
 
 def option(
     default, group: str, help: str, *, minimum=None, maximum=None, choices=None, result: bool = True, repr: bool = True
 ):
-    """A field of TrainConfig. `result`: False where it cannot change what comes out, so that it is not hashed.
+    """A field of TrainConfig; a default of None may be filled in by `resolve()` from the benchmark's recipe.
 
-    A default of None that `resolve()` fills in comes from the benchmark's recipe.
+    Args:
+        result: False where the setting cannot change the trained weights; it is not part of the run id then.
     """
     metadata = dict(group=group, help=help, minimum=minimum, maximum=maximum, choices=choices, result=result)
     if isinstance(default, list):
@@ -68,7 +69,7 @@ EVALUATION, OUTPUT, HUB = "evaluation", "output", "Hub"
 
 @dataclass
 class TrainConfig:
-    """All settings of a run; the command line's flags have the same names. None: the benchmark's recipe decides."""
+    """All settings of a run; the flags have the same names. None: the benchmark's recipe decides."""
 
     benchmark: str | None = option(
         None, DATA, f"{', '.join(BENCHMARKS)} (default: split-digits), or a name of your own"
@@ -99,17 +100,19 @@ class TrainConfig:
     replay_weight: float | None = option(None, METHOD, "lambda, the weight of the rehearsal", minimum=0)
     replay_batch_size: int | None = option(None, METHOD, "default: train_batch_size", minimum=1)
     replay_pool: int = option(
-        0, METHOD, "draw this many replay images once a task and use them again; 0: fresh ones each step", minimum=0
+        0, METHOD, "draw this many replay images once a task and reuse them; 0: fresh ones each step", minimum=0
     )
     replay_pool_steps: int = option(50, METHOD, "DDIM steps of an image of the pool", minimum=1)
-    replay_pool_balanced: bool = option(False, METHOD, "take all classes equally often, as the evaluator sees them")
+    replay_pool_balanced: bool = option(False, METHOD, "use all classes equally often, as classified by the evaluator")
     buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
 
     pretrained_model_name_or_path: str | None = option(
-        None, MODEL, "teach this unconditional pipeline (repo or folder): it is task 1, those of --tasks come after it"
+        None,
+        MODEL,
+        "start from this unconditional pipeline (repo or folder) as task 1; --tasks come after it",
     )
     pretrained_tasks: int | None = option(
-        None, MODEL, "as how many tasks it counts (default: as many as gdzoo taught it, else 1)", minimum=1
+        None, MODEL, "number of tasks that it counts as (default: as many as gdzoo trained it on, else 1)", minimum=1
     )
     model: str | None = option(None, MODEL, "preset of the U-Net", choices=tuple(MODELS))
     prediction_type: str = option(
@@ -132,11 +135,11 @@ class TrainConfig:
     mixed_precision: str | None = option(
         None, TRAINING, "default: what `accelerate config` says", choices=("no", "fp16", "bf16")
     )
-    torch_compile: bool = option(False, TRAINING, "compile student and teacher; the first steps wait for it")
+    torch_compile: bool = option(False, TRAINING, "compile student and teacher; the first steps take longer")
     allow_tf32: bool = option(
         False, TRAINING, "matrix products in TF32, on GPUs that have it (convolutions are, by torch's default)"
     )
-    seed: int = option(42, TRAINING, "of everything", minimum=0, maximum=2**32 - 1)
+    seed: int = option(42, TRAINING, "of all random numbers", minimum=0, maximum=2**32 - 1)
     seeds: list[int] = option(
         [], TRAINING, "train with each of these, instead of --seed", minimum=0, maximum=2**32 - 1, result=False
     )
@@ -156,12 +159,12 @@ class TrainConfig:
     resume_from_checkpoint: str | None = option(
         None,
         OUTPUT,
-        "go on from the latest checkpoint (or from one, DIR/checkpoint-500); hub: from the last task of each chain"
-        " there; or from a repo, e.g. gdzoo/split-digits-task3@run-1a2b3c4d",
+        "latest: continue from the latest checkpoint (or give one, DIR/checkpoint-500); hub: from the last task of each"
+        " chain on the Hub; or from a repo, e.g. gdzoo/split-digits-task3@run-1a2b3c4d",
         result=False,
     )
     report_to: str | None = option(None, OUTPUT, "tracker", choices=tuple(TRACKERS), result=False)
-    push_to_hub: bool = option(False, HUB, "push each task's model as soon as it is whole", result=False)
+    push_to_hub: bool = option(False, HUB, "push each task's model as soon as it is published locally", result=False)
     hub_namespace: str | None = option(
         None, HUB, "user or organisation (default: gdzoo; with --push_to_hub the token's account)", result=False
     )
@@ -181,12 +184,12 @@ class TrainConfig:
 
     @property
     def resume_from_hub(self) -> str | None:
-        """What to go on from, if it is not a checkpoint on this machine."""
+        """The value of --resume_from_checkpoint, if it names something on the Hub."""
         where = self.resume_from_checkpoint
         return where if where and not is_checkpoint(where) else None
 
     def resolve(self) -> "TrainConfig":
-        """A copy with every None that the benchmark's recipe decides filled in. Checks everything first.
+        """A checked copy, in which every None that the benchmark's recipe decides is filled in.
 
         Raises:
             ConfigError: before any work, in one line that names the flag.
@@ -200,7 +203,7 @@ class TrainConfig:
             if benchmark in BENCHMARKS:
                 raise ConfigError(f"--benchmark {benchmark} has its own data set: leave out --dataset_name or rename")
             if not HUB_ID.fullmatch(self.dataset_name):
-                # Nor may a published train_config.json tell where on this machine the images lay.
+                # A path would also be published in train_config.json.
                 raise ConfigError(
                     f"--dataset_name {self.dataset_name}: a name such as uoft-cs/cifar10; the folder DIR/NAME is"
                     " --dataset_root DIR --dataset_name NAME"
@@ -226,11 +229,8 @@ class TrainConfig:
                 strategy = create_strategy(name, config)
             except ValueError as error:
                 raise ConfigError(f"--strategy {error}") from error
-            wants_images = getattr(strategy, "sees_all_classes", False) or getattr(strategy, "uses_buffer", False)
-            if wants_images and config.pretrained_model_name_or_path:
-                raise ConfigError(
-                    f"--strategy {name} needs images of all tasks: there are none of a pretrained model's"
-                )
+            if config.pretrained_model_name_or_path and (strategy.sees_all_classes or strategy.uses_buffer):
+                raise ConfigError(f"--strategy {name} needs the real images of all tasks; a pretrained model has none")
         return config
 
     def _check_together(self):
@@ -241,11 +241,11 @@ class TrainConfig:
             if TRAIN_TIMESTEPS % getattr(self, flag):
                 raise ConfigError(f"--{flag} {getattr(self, flag)} does not divide the {TRAIN_TIMESTEPS} timesteps")
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"--ema_decay {self.ema_decay}: it lies in [0, 1)")
+            raise ConfigError(f"--ema_decay {self.ema_decay}: it must be in [0, 1)")
         if self.replay_pool_balanced and not self.replay_pool:
             raise ConfigError("--replay_pool_balanced needs --replay_pool, e.g. --replay_pool 1024")
         if self.replay_pool_balanced and self.evaluator == "none":
-            raise ConfigError("--replay_pool_balanced needs an evaluator that sees the classes, not --evaluator none")
+            raise ConfigError("--replay_pool_balanced needs an evaluator: leave out --evaluator none")
         if not self.learning_rate:
             raise ConfigError("--learning_rate 0: it is more than 0")
         if not self.strategy or len({strategy_info(name).slug for name in self.strategy}) < len(self.strategy):
@@ -253,21 +253,21 @@ class TrainConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("--seeds names each seed once")
         if self.report_to and not importlib.util.find_spec(TRACKERS[self.report_to]):
-            # accelerate itself would only warn, and log nothing.
+            # Trap: accelerate only warns, and logs nothing.
             raise ConfigError(f'--report_to {self.report_to} is not installed: pip install "gdzoo[{self.report_to}]"')
         if not self.benchmark.replace("-", "").isalnum() or not self.benchmark.isascii():
             raise ConfigError(f"--benchmark {self.benchmark!r}: use letters, digits and hyphens")
         if self.resume_from_checkpoint and self.overwrite_output_dir:
-            raise ConfigError("--overwrite_output_dir would delete what --resume_from_checkpoint goes on from")
+            raise ConfigError("--overwrite_output_dir would delete what --resume_from_checkpoint needs: leave one out")
         self._check_hub()
 
     def _check_model(self):
         if self.pretrained_model_name_or_path:
             if self.model:
-                raise ConfigError(f"--model {self.model}: a pretrained model has a U-Net of its own; leave it out")
+                raise ConfigError(f"--model {self.model}: a pretrained model has its own U-Net; leave out --model")
             if self.replay_pool_balanced:
                 raise ConfigError(
-                    "--replay_pool_balanced needs all classes, and those of a pretrained model are unknown"
+                    "--replay_pool_balanced cannot be used with a pretrained model, whose classes are unknown"
                 )
             return
         if self.pretrained_tasks:
@@ -296,7 +296,7 @@ class TrainConfig:
                 )
 
     def get_benchmark(self) -> Benchmark:
-        """The benchmark of a resolved config, the command line's own settings laid over the named one."""
+        """The benchmark of a resolved config, with the settings that were given in place of its own."""
         base = BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, self.dataset_name, None, 0, tasks=0)
         given = {
             name: getattr(self, name)
@@ -309,26 +309,26 @@ class TrainConfig:
         return dataclasses.replace(base, tasks=tasks, **given)
 
     def tasks_known(self, task: int) -> int:
-        """As how many tasks the model after `task` counts: a pretrained one, which is task 1, may do for several."""
+        """The number of tasks that the model after `task` counts as; a pretrained one, task 1, may count as several."""
         return task - 1 + (self.pretrained_tasks or 1)
 
     def chain(self, strategy: str) -> "TrainConfig":
-        """The config of one strategy's chain alone."""
+        """The config of one strategy's chain."""
         return dataclasses.replace(self, strategy=[strategy])
 
     def to_dict(self) -> dict:
-        """What train_config.json holds: enough to train it again, and nothing of this machine or its user."""
+        """The content of train_config.json: enough to train it again, and nothing about this machine or its user."""
         groups = {spec.name: spec.metadata["group"] for spec in dataclasses.fields(self)}
         private = {name for name in groups if groups[name] in (OUTPUT, HUB)} | {"dataset_root", "seeds"}
         return {name: value for name, value in self._public().items() if name not in private}
 
     def results_dict(self) -> dict:
-        """The settings that decide what comes out: two runs with the same ones are the same run."""
+        """The settings that decide the result: two runs with the same ones are the same run."""
         values = self._public()
         return {spec.name: values[spec.name] for spec in dataclasses.fields(self) if spec.metadata["result"]}
 
     def _public(self) -> dict:
-        """All settings; of a model's folder only its name, since its path is this machine's own affair."""
+        """All settings; of a model's folder only its name, since its path is private."""
         values = dataclasses.asdict(self)
         for name in ("evaluator", "pretrained_model_name_or_path"):
             if values[name] and not HUB_ID.fullmatch(values[name]):
@@ -336,14 +336,14 @@ class TrainConfig:
         return values
 
     def difference(self, train_config: dict) -> str:
-        """The first setting that a train_config.json has otherwise, as "--seed 1, not 2"; empty if none has."""
+        """The first setting in which a train_config.json differs, e.g. "--seed 1, not 2"; empty if none does."""
         for name, value in self.results_dict().items():
             if train_config.get(name) != value:
                 return f"--{name} {train_config.get(name)}, not {value}"
         return ""
 
     def command(self) -> str:
-        """The command line that trains one chain again, on any machine: what the benchmark's recipe does not imply."""
+        """The command line that trains one chain again; values of the benchmark's recipe are left out."""
         given = ("dataset_name", "tasks", "resolution", "model") if self.dataset_name else ()
         plain = TrainConfig(benchmark=self.benchmark, **{name: getattr(self, name) for name in given}).resolve()
         implied = {name: value for name, value in plain.results_dict().items() if name not in (*given, "strategy")}
@@ -358,7 +358,7 @@ class TrainConfig:
         return f"accelerate launch gdzoo/train.py {shlex.join(flags)}"
 
     def run_id(self) -> str:
-        """The first 8 hex digits of the settings' hash, without those that are None: a new one changes no old hash."""
+        """The first 8 hex digits of a hash of the settings that are not None, so that new settings keep old hashes."""
         given = {name: value for name, value in self.results_dict().items() if value is not None}
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -371,7 +371,7 @@ def plain_type(annotation) -> type:
 
 
 def _checked(spec: dataclasses.Field, value):
-    """The value of a field as its type has it: a list for one name, a float for a whole number."""
+    """The value of a field, checked and converted: one name becomes a list, a whole number a float."""
     if value is None:
         if spec.default is not None:
             raise ConfigError(f"--{spec.name} needs a value")

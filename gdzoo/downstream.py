@@ -1,9 +1,9 @@
-"""What are the models good for? A classifier learns task after task, and replays images from them.
+"""`python -m gdzoo.downstream`: train classifiers task by task on replay from the models of a zoo.
 
 As in Masip et al. 2023, "Continual Learning of Diffusion Models with Generative Distillation" (arXiv 2311.14028): at
-task k it sees the real images of task k and images from the diffusion model after task k - 1, labelled softly by the
-classifier as it was after task k - 1. The better the model remembers, the better the classifier does. What differs
-from the paper is the classifier: it has the architecture of the benchmark's evaluator.
+task k the classifier is trained on the real images of task k and on samples from the diffusion model after task k - 1,
+with soft labels from the classifier after task k - 1. The less the model forgot, the better the classifier. Unlike in
+the paper, the classifier has the architecture of the benchmark's evaluator.
 """
 
 import argparse
@@ -23,28 +23,28 @@ from tqdm.auto import tqdm
 import gdzoo
 from gdzoo.config import TrainConfig
 from gdzoo.data.streaming import ImageData
-from gdzoo.evaluation.evaluator import BATCH_SIZE, HOLD_OUT, LEARNING_RATE, create_classifier
+from gdzoo.evaluation.evaluator import BATCH_SIZE, HOLD_OUT, create_classifier, create_optimizer
 from gdzoo.evaluation.published import open_chain, published_config
 from gdzoo.method.randomness import StepRandom, seed_from
 from gdzoo.method.sampling import to_float
 from gdzoo.models.pipelines import draw_images, load_pipeline
-from gdzoo.report.collection import DOWNSTREAM, read_downstream, read_zoo
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
+from gdzoo.zoo.results import DOWNSTREAM, read_downstream, read_models
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the classifier learns; the same for all models, or their accuracies could not be compared."""
+    """How the classifier is trained; only accuracies with the same recipe can be compared."""
 
-    steps: int  # optimizer steps a task
-    replay_samples: int  # images drawn from the model after the task before
+    steps: int  # optimizer steps per task
+    replay_samples: int  # images drawn from the model after the previous task
     eval_steps: int  # DDIM steps of each
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Real images [N, C, H, W] (uint8) and labels [N] of one task, to learn from and to test with."""
+    """Real images [N, C, H, W] (uint8) and labels [N] of one task, for training and for testing."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -53,7 +53,7 @@ class TaskData:
 def read_tasks(data: ImageData, tasks: list[list[int]], device: torch.device) -> list[TaskData]:
     """All tasks; without a test split every fifth image of a task is held out.
 
-    The diffusion models have seen those, which flatters the accuracies a little, but all of them alike.
+    The diffusion models were trained on those images, which raises all accuracies a little.
     """
 
     def read(labels: list[int], split: str) -> tuple[Tensor, Tensor]:
@@ -75,10 +75,10 @@ def read_tasks(data: ImageData, tasks: list[list[int]], device: torch.device) ->
 def replay_accuracies(
     folders: list[Path], data: ImageData, tasks: list[TaskData], recipe: Recipe, seed: int
 ) -> list[float]:
-    """Accuracy on the real test images of all classes seen, after each task.
+    """Accuracy on the real test images of all classes so far, after each task.
 
     Args:
-        folders: of the diffusion model after each task; the last one is not needed, for nothing follows it.
+        folders: of the diffusion model after each task; the last one is not used.
     """
     device = tasks[0].train[0].device
     torch.manual_seed(seed)
@@ -87,14 +87,14 @@ def replay_accuracies(
     for task, real in enumerate(tasks, start=1):
         replay = None
         if task > 1:
-            images = _drawn(folders[task - 2], recipe, seed_from(seed, task), device)
+            images = _samples(folders[task - 2], recipe, seed_from(seed, task), device)
             replay = images, _soft_labels(classifier, images)
-        _learn(classifier, real.train, replay, task, recipe.steps, StepRandom((seed, task), device))
+        _train(classifier, real.train, replay, task, recipe.steps, StepRandom((seed, task), device))
         accuracies.append(_accuracy(classifier, tasks[:task]))
     return accuracies
 
 
-def _drawn(folder: Path, recipe: Recipe, seed: int, device: torch.device) -> Tensor:
+def _samples(folder: Path, recipe: Recipe, seed: int, device: torch.device) -> Tensor:
     pipeline = load_pipeline(folder).to(device)
     return torch.cat([*draw_images(pipeline, recipe.replay_samples, recipe.eval_steps, seed, batch_size=500)])
 
@@ -106,11 +106,10 @@ def _soft_labels(classifier: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([classifier(to_float(batch)).logits.softmax(1) for batch in images.split(500)]).clone()
 
 
-def _learn(classifier: nn.Module, real, replay, task: int, steps: int, random: StepRandom):
+def _train(classifier: nn.Module, real, replay, task: int, steps: int, random: StepRandom):
     """w CE(real) + (1 - w) CE(replay, soft labels), w = 1 / task, as for the diffusion models themselves."""
     classifier.train()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2))
+    optimizer, schedule = create_optimizer(classifier, steps)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         rows = random.randint(len(images), BATCH_SIZE)
@@ -137,12 +136,12 @@ CHAIN = ("namespace", "benchmark", "strategy", "seed", "run")
 
 
 def whole_chains(root: Path) -> dict[tuple[str, str, str, int, str], list[dict]]:
-    """results.json of every task in order, by CHAIN, of chains that have all tasks, and all of one run."""
+    """The results of every task in order, by CHAIN, for chains that have all tasks, all of one run."""
     chains = defaultdict(dict)
-    for comparison in read_zoo(root).comparisons:
-        for (strategy, seed, task), model in comparison.models.items():
-            if "folder" in model:
-                chains[(*comparison.condition[:2], strategy, seed, model["run"])][task] = model
+    models, _, _ = read_models(root)
+    for model in models:
+        key = (model["folder"].parent.name, *(model[name] for name in CHAIN[1:]))
+        chains[key][model["task"]] = model
     return {
         key: [models[task] for task in sorted(models)]
         for key, models in sorted(chains.items())
@@ -151,13 +150,13 @@ def whole_chains(root: Path) -> dict[tuple[str, str, str, int, str], list[dict]]
 
 
 def recipe_of(config: TrainConfig, tasks: int, args: argparse.Namespace) -> Recipe:
-    """As many images as were evaluated, and the evaluator's steps shared out among the tasks."""
+    """By default as many images as were evaluated, and the evaluator's steps divided by the number of tasks."""
     steps = args.max_train_steps or max(1, config.evaluator_steps // tasks)
     return Recipe(steps, args.replay_samples or config.eval_samples, config.eval_steps)
 
 
 def earlier(root: Path) -> dict[tuple, dict]:
-    """What downstream.json says already, by CHAIN; nothing if it is torn, since it is written anew."""
+    """The chains that downstream.json has already, by CHAIN; empty if the file is damaged: it is written again."""
     try:
         return {tuple(chain[key] for key in CHAIN): chain for chain in read_downstream(root)}
     except ValueError:
@@ -165,13 +164,13 @@ def earlier(root: Path) -> dict[tuple, dict]:
 
 
 def run(root: Path, chains: dict, args: argparse.Namespace):
-    """Write downstream.json into the zoo `root`, after each chain, so that one that fails loses none."""
+    """Write downstream.json into the zoo `root` after each chain, so that an error does not lose earlier chains."""
     device, data, opened = PartialState().default_device, None, None
     found = {key: chain for key, chain in earlier(root).items() if key in chains}
     for key, models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
         config = published_config(models[0]["config"])
         settings = models[0]["folder"].parent, replace(config, seed=0)
-        if opened != settings:
+        if opened != settings:  # chains of other seeds have the same data
             data, opened = open_chain(config, models[0]["folder"], args.dataset_root), settings
         tasks = [task["classes"] for task in models[0]["tasks"]]
         recipe = recipe_of(config, len(tasks), args)
@@ -187,13 +186,13 @@ def run(root: Path, chains: dict, args: argparse.Namespace):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0 when all went well, 2 where there is nothing to do or no data."""
+    """The command line; 0 if all went well, 2 if there is nothing to do or no data."""
     parser = argparse.ArgumentParser(
         prog="python -m gdzoo.downstream",
-        description=f"Train classifiers on replay from every chain of a zoo; {DOWNSTREAM} there tells the report.",
+        description=f"Train classifiers on replay from every chain of a zoo; writes {DOWNSTREAM} there.",
     )
     parser.add_argument("zoo", help="the local zoo, the --output_dir of training")
-    parser.add_argument("--max_train_steps", type=int, help="a task (default: evaluator_steps / tasks)")
+    parser.add_argument("--max_train_steps", type=int, help="of each task (default: evaluator_steps / tasks)")
     parser.add_argument("--replay_samples", type=int, help="images drawn for each task (default: eval_samples)")
     parser.add_argument("--dataset_root", help="local mirror: DIR/uoft-cs/cifar10 is taken before the Hub")
     args = parser.parse_args(argv)
@@ -203,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for flag in ("max_train_steps", "replay_samples"):
             if getattr(args, flag) is not None and getattr(args, flag) < 1:
-                raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least 1")
+                raise ValueError(f"--{flag} {getattr(args, flag)}: it must be at least 1")
         chains = whole_chains(root) if root.is_dir() else {}
         if not chains:
             raise ValueError(f"{root} holds no chain of models that has all its tasks")
@@ -211,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"gdzoo: {error}", file=sys.stderr)
         return 2
-    print(f"Written to {root / DOWNSTREAM}; python -m gdzoo.report {root} puts it into a table")
+    print(f"Written to {root / DOWNSTREAM}; python -m gdzoo.report {root} adds it to the tables")
     return 0
 
 

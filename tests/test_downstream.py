@@ -1,4 +1,4 @@
-"""The downstream check: what the classifier learns from, and the command line on a small zoo."""
+"""Classifiers trained on replay: their training data and loss, and the command line on a small zoo."""
 
 import argparse
 import contextlib
@@ -18,8 +18,8 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.downstream import Recipe, main, read_tasks, replay_accuracies, run, whole_chains
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.unet import create_scheduler, create_unet
-from gdzoo.report.collection import read_downstream
 from gdzoo.zoo.folders import write_json
+from gdzoo.zoo.results import read_downstream
 
 TASKS = [[0, 1], [2, 3]]
 CPU = torch.device("cpu")
@@ -50,8 +50,14 @@ def zoo(tmp_path_factory) -> Path:
         pipeline.save_pretrained(root / "gdzoo" / name)
         write_json(root / "gdzoo" / name / "train_config.json", config.resolve().to_dict())
         results = dict(benchmark="split-digits", strategy=strategy, seed=42, run=config.run_id(), task=task)
-        results |= dict(metrics={}, cost={}, history=[])
-        results["tasks"] = [{"task": number, "classes": classes} for number, classes in enumerate(TASKS, start=1)]
+        results |= dict(gdzoo="0.1.0", versions={}, hardware="a machine", base_model=None, evaluation=None)
+        results["tasks"] = [
+            {"task": number, "classes": classes, "names": [*map(str, classes)], "images": 9}
+            for number, classes in enumerate(TASKS, start=1)
+        ]
+        cost = dict(seconds=1, student_passes=1, teacher_passes=0, peak_memory_mib=1)
+        entry = dict(metrics={}, cost=cost)
+        results |= entry | {"history": [entry | {"task": number} for number in range(1, task + 1)]}
         write_json(root / "gdzoo" / name / "results.json", results)
     return root
 
@@ -64,12 +70,12 @@ def test_every_fifth_image_is_held_out(digits, tasks):
         assert set(labels.tolist()) == set(test_labels.tolist()) == set(classes)
 
 
-def test_a_model_that_remembers_teaches_a_classifier_that_remembers(digits, tasks, monkeypatch):
-    """The real images of task 1 as "replay" keep it known; noise does not."""
+def test_the_classifier_forgets_less_with_better_replay(digits, tasks, monkeypatch):
+    """Real images of task 1 as replay keep its accuracy; noise does not."""
     recipe = Recipe(steps=40, replay_samples=200, eval_steps=2)
 
     def accuracy_with(replay):
-        monkeypatch.setattr(downstream, "_drawn", lambda *_: replay)
+        monkeypatch.setattr(downstream, "_samples", lambda *_: replay)
         return replay_accuracies([Path("task1"), Path("task2")], digits, tasks, recipe, seed=0)
 
     noise = torch.randint(0, 256, (200, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -78,20 +84,20 @@ def test_a_model_that_remembers_teaches_a_classifier_that_remembers(digits, task
     assert remembered[1] > 0.7 and forgotten[1] < 0.5
 
 
-def test_replay_comes_from_the_model_after_the_task_before(digits, tasks, monkeypatch):
+def test_replay_comes_from_the_model_of_the_previous_task(digits, tasks, monkeypatch):
     asked = []
 
     def drawn(folder, *_):
         asked.append(folder)
         return torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(downstream, "_drawn", drawn)
+    monkeypatch.setattr(downstream, "_samples", drawn)
     three = [*tasks, tasks[0]]
     replay_accuracies([Path("1"), Path("2"), Path("3")], digits, three, Recipe(1, 8, 2), seed=0)
     assert asked == [Path("1"), Path("2")]
 
 
-def test_the_loss_weighs_both_halves_and_takes_soft_labels(monkeypatch):
+def test_the_loss_weights_both_halves_and_uses_soft_labels(monkeypatch):
     """One step of plain gradient descent on a linear classifier, against the gradient written out."""
 
     class Linear(torch.nn.Linear):
@@ -106,7 +112,7 @@ def test_the_loss_weighs_both_halves_and_takes_soft_labels(monkeypatch):
     images = torch.randint(0, 256, (2, 1, 2, 2), dtype=torch.uint8)
     real = images[:1], torch.tensor([2])
     soft = torch.tensor([[0.2, 0.3, 0.5]])
-    downstream._learn(classifier, real, (images[1:], soft), task=3, steps=1, random=StepRandom((0,), "cpu"))
+    downstream._train(classifier, real, (images[1:], soft), task=3, steps=1, random=StepRandom((0,), "cpu"))
 
     x, y = images.flatten(1).float() / 127.5 - 1
     target = F.one_hot(torch.tensor(2), 3).float()
@@ -130,7 +136,7 @@ def test_the_command_line(zoo, tmp_path, capsys):
     assert (copies[0] / "downstream.json").read_bytes() == (copies[1] / "downstream.json").read_bytes()
 
 
-def test_a_chain_is_of_one_run(zoo, tmp_path):
+def test_folders_of_two_runs_are_no_chain(zoo, tmp_path):
     shutil.copytree(zoo, tmp_path / "zoo")
     assert len(whole_chains(tmp_path / "zoo")) == 1
     file = tmp_path / "zoo" / "gdzoo" / "split-digits-task2" / "results.json"
@@ -153,7 +159,7 @@ def chains_of(**settings) -> dict:
 ARGUMENTS = argparse.Namespace(max_train_steps=1, replay_samples=1, dataset_root=None)
 
 
-def test_each_chain_has_the_real_images_of_its_own_settings(tmp_path, monkeypatch):
+def test_each_chain_uses_the_data_of_its_own_settings(tmp_path, monkeypatch):
     seen = []
 
     def accuracies(folders, data, tasks, recipe, seed):
@@ -165,7 +171,7 @@ def test_each_chain_has_the_real_images_of_its_own_settings(tmp_path, monkeypatc
     assert seen == [8, 16]
 
 
-def test_what_is_done_is_kept_when_a_later_chain_fails(tmp_path, monkeypatch):
+def test_finished_chains_are_kept_when_a_later_one_fails(tmp_path, monkeypatch):
     def accuracies(folders, data, tasks, recipe, seed):
         if (tmp_path / "downstream.json").exists():
             raise ValueError("nowhere is no whole pipeline")
@@ -180,7 +186,7 @@ def test_what_is_done_is_kept_when_a_later_chain_fails(tmp_path, monkeypatch):
     assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
 
 
-def test_what_another_machine_measured_keeps_its_name(tmp_path, monkeypatch):
+def test_chains_of_another_machine_keep_its_name(tmp_path, monkeypatch):
     left = []
 
     def accuracies(*args):
@@ -206,10 +212,10 @@ def test_what_another_machine_measured_keeps_its_name(tmp_path, monkeypatch):
     "arguments, reason",
     [
         (["nowhere"], "nowhere holds no chain of models that has all its tasks"),
-        (["zoo", "--max_train_steps", "0"], "--max_train_steps 0: it is at least 1"),
+        (["zoo", "--max_train_steps", "0"], "--max_train_steps 0: it must be at least 1"),
     ],
 )
-def test_bad_input(zoo, arguments, reason, monkeypatch, capsys):
+def test_bad_input_is_refused(zoo, arguments, reason, monkeypatch, capsys):
     monkeypatch.chdir(zoo.parent)
     assert main(arguments) == 2
     error = capsys.readouterr().err

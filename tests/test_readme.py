@@ -1,5 +1,6 @@
-"""The commands and examples of the READMEs: run with tiny settings where that needs no network, else only parsed."""
+"""The pages' commands and examples: run with tiny settings where that needs no network, else only parsed; links."""
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from gdzoo import downstream, train
 from gdzoo.arguments import parse_args
 from gdzoo.evaluation import __main__ as evaluation
 from gdzoo.report import __main__ as report
+from tests.benchmarks import step
 from tests.conftest import ROOT
 from tests.readme import commands, python_blocks
 
@@ -40,6 +42,13 @@ NOT_RUN = {
     "tests/benchmarks/": "measures; tests/benchmarks has its tests",
 }
 COMMANDS = commands()
+README = ROOT / "README.md"
+PAGES = [README, *(ROOT / page for page in ("gdzoo/hub/README.md", "gdzoo/training/README.md"))]
+PAGES += [ROOT / ".github/CONTRIBUTING.md", ROOT / "tests/benchmarks/RESULTS.md"]
+START = [
+    "pip install -c constraints.txt -e . && accelerate launch gdzoo/train.py",
+    'pip install -c constraints.txt -e ".[test]" && pytest',
+]
 
 
 def split(command: str) -> tuple[str, list[str]]:
@@ -132,3 +141,33 @@ def test_every_file_that_they_name_is_there():
         for word in split(command)[1]:
             if word.endswith((".yaml", ".py")):
                 assert (ROOT / word).exists(), command
+
+
+def test_the_readme_is_short_and_starts_with_two_commands():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 200
+    assert [line.strip() for line in lines if line.startswith("    pip install")][:2] == START
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            linked = page.parent / file if file else page
+            assert linked.exists(), target
+            headings = re.findall(r"^#+ (.+)", linked.read_text(), re.MULTILINE) if anchor else []
+            slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert not anchor or anchor in slugs, target
+
+
+def test_the_commands_of_the_results_are_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = commands("tests/benchmarks/RESULTS.md")
+    training = [arguments for program, arguments in map(split, found) if program == TRAIN]
+    steps = [arguments for program, arguments in map(split, found) if program.endswith("step.py")]
+    assert len(training) > 10 and len(steps) > 2
+    for arguments in training:
+        parse_args(arguments).resolve()
+    for arguments in steps:
+        step.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""How does a task become batches? It stays in memory if it is small; if not, it streams in every epoch."""
+"""Batches of a task's images, kept in memory if the task is small, else streamed in every epoch."""
 
 import contextlib
 import functools
@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdzoo.data.streaming import DataError, ImageData
+from gdzoo.data.opening import DataError
+from gdzoo.data.streaming import ImageData
 
 
 class TaskImages:
     """The images of some labels as an endless sequence of batches, each image once an epoch.
 
-    A small task is read once and kept as uint8 on `device`; one of more than `cache_limit_gb` is streamed every epoch.
-    Batches straddle the ends of epochs, so that all have the same size.
+    A task of at most `cache_limit_gb` is read once and kept as uint8 on `device`; a larger one is streamed in every
+    epoch. A batch may contain the end of one epoch and the start of the next, so that all have the same size.
     """
 
     def __init__(self, data: ImageData, labels: Sequence[int], seed: int, device, cache_limit_gb: float):
@@ -35,7 +36,9 @@ class TaskImages:
             labels.append(image_labels)
             count += len(images)
         if not count:
-            raise DataError(f"data set {self.data.benchmark.dataset_name}: no image of a task can be decoded")
+            raise DataError(
+                f"data set {self.data.benchmark.dataset_name}: no image of a task can be decoded: check its files"
+            )
         return pixels[:count], torch.cat(labels).to(self.device)
 
     def batches(
@@ -67,7 +70,7 @@ class TaskImages:
             position += batch_size * world_size
 
     def _streamed(self, batch_size, skip_batches, rank, world_size):
-        rest, epoch, skip = None, 0, skip_batches * batch_size  # images that are left to skip
+        rest, epoch, skip = None, 0, skip_batches * batch_size  # `skip` counts images
         while True:
             length = 0
             read = self.data.read(self.labels, shuffle=(self.seed, epoch), node=(rank, world_size))
@@ -83,15 +86,15 @@ class TaskImages:
             if not length:
                 raise DataError(
                     f"data set {self.data.benchmark.dataset_name}: process {rank} of {world_size} has no image of a"
-                    " task: use fewer processes, or a --cache_limit_gb that the task fits in"
+                    " task: use fewer processes, or a larger --cache_limit_gb, which keeps the task in memory"
                 )
             epoch += 1
-            if self.data.same_rows_every_epoch(world_size):  # then all epochs are as long: most need no reading
+            if self.data.same_rows_every_epoch(world_size):  # all epochs have this length: skip whole ones unread
                 epoch, skip = epoch + skip // length, skip % length
 
 
 def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> Tensor:
-    """A buffer of real images, uint8 [at most size, C, H, W]: as many of each label, chosen by the seed."""
+    """A buffer of real images, uint8 [at most size, C, H, W]: equally many of each label, chosen by the seed."""
     kept = []
     for position, label in enumerate(labels):
         share = size // len(labels) + (position < size % len(labels))

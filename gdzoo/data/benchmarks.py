@@ -1,4 +1,4 @@
-"""Which data set, which columns, which classes in which task? Data, and the arithmetic of splitting classes."""
+"""The built-in benchmarks, as data, and the arithmetic that splits classes into tasks."""
 
 import re
 from collections import Counter
@@ -12,16 +12,16 @@ DIGITS = "scikit-learn/digits"  # bundled with scikit-learn, so that the default
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A labelled image data set, cut into tasks of classes.
+    """A labelled image data set, split into tasks of classes.
 
-    `tasks` is how many equal tasks the classes are cut into, or one string that lists them, as `--tasks` does.
-    `defaults` are the values of TrainConfig's fields that the command line leaves open: the paper's recipe (section 4
-    and appendix A) where it has one.
+    `tasks` is the number of equal tasks, or a string that lists them, as `--tasks` does. `defaults` are values of
+    TrainConfig's fields that apply where the command line gives none: the paper's recipe (section 4 and appendix A)
+    where it has one.
     """
 
     name: str
     dataset_name: str
-    channels: int | None  # 1 gray, 3 RGB; None: as the first image has it
+    channels: int | None  # 1 gray, 3 RGB; None: decided by the first images
     resolution: int
     tasks: int | str
     dataset_config_name: str | None = None
@@ -32,7 +32,7 @@ class Benchmark:
     defaults: dict = field(default_factory=dict)
 
 
-# A small recipe for 8x8 images; see README.md, "Results", for what it gives.
+# A small recipe for 8x8 images; its results are in tests/benchmarks/RESULTS.md.
 DIGITS_RECIPE = dict(
     model="tiny",
     class_order="dataset",
@@ -102,27 +102,31 @@ def _label(token: str, names: Sequence[str]) -> int:
     token = token.strip()
     if token in names:
         return names.index(token)
-    # Where the names themselves are numbers, a position would be taken for a name, or the other way round.
+    # Not where the names are numbers: a position could be mistaken for a name.
     if token.isdecimal() and int(token) < len(names) and not all(map(str.isdecimal, names)):
         return int(token)
     raise ValueError(f"{token!r} is none of the {len(names)} labels ({shortened(names)})")
 
 
 def shortened(names: Sequence[str], most: int = 12) -> str:
-    """Names for an error's one line."""
+    """At most `most` names, for messages of one line."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def parse_labels(text: str, names: Sequence[str]) -> list[int]:
-    """Labels of "0,3-5" or "cat,dog": names of classes, their numbers, and ranges of numbers."""
+    """Labels of "0,3-5" or "cat,dog": names of classes, their numbers, and ranges of numbers.
+
+    Raises:
+        ValueError
+    """
     labels = []
     for token in text.split(","):
         bounds = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", token)
         if bounds and token.strip() not in names:
             first, last = map(int, bounds.groups())
             if last < first:
-                raise ValueError(f"the range {token.strip()!r} runs backwards")
-            _label(str(last), names)  # before millions are counted
+                raise ValueError(f"the range {token.strip()!r} goes down: write {last}-{first}")
+            _label(str(last), names)  # before a long range is built
             labels += [_label(str(number), names) for number in range(first, last + 1)]
         else:
             labels.append(_label(token, names))
@@ -130,7 +134,7 @@ def parse_labels(text: str, names: Sequence[str]) -> list[int]:
 
 
 def order_classes(class_order: str, names: Sequence[str], seed: int) -> list[int]:
-    """All labels in the order in which they are learned: "dataset", "seed" (shuffled by it) or a list of labels.
+    """All labels in the order of training: "dataset" (as they are), "seed" (shuffled by the seed) or a list of labels.
 
     Raises:
         ValueError: the list does not name every class once.
@@ -151,10 +155,10 @@ def order_classes(class_order: str, names: Sequence[str], seed: int) -> list[int
 
 
 def split_classes(tasks: int | str, class_order: str, names: Sequence[str], seed: int) -> list[list[int]]:
-    """Labels of each task, in the order of learning.
+    """Labels of each task, in the order of training.
 
     Args:
-        tasks: how many equal tasks `class_order` is cut into, or a list such as "0,1;2,3;4-9".
+        tasks: the number of equal tasks that `class_order` is cut into, or a list such as "0,1;2,3;4-9".
         names: the name of each label, label 0 first.
 
     Raises:
@@ -162,7 +166,10 @@ def split_classes(tasks: int | str, class_order: str, names: Sequence[str], seed
     """
     if isinstance(tasks, int):
         if tasks < 1 or len(names) % tasks:
-            raise ValueError(f"--tasks {tasks} does not divide the {len(names)} classes into equal tasks")
+            raise ValueError(
+                f"--tasks {tasks} does not divide the {len(names)} classes into equal tasks: give a divisor of"
+                f" {len(names)}, or list the tasks, as in '0,1;2,3;4-9'"
+            )
         size = len(names) // tasks
         order = order_classes(class_order, names, seed)
         return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,34 +1,35 @@
-"""How good is a model, on all tasks that it has learned so far? The metrics, and `python -m gdzoo.evaluation`."""
+"""`python -m gdzoo.evaluation`: measure any unconditional diffusers pipeline on the tasks of a benchmark."""
 
 import argparse
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
 import diffusers
 import transformers
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 import gdzoo
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
 from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extractor, reference_features
-from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate, extract_features, fitted
+from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
 from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
 from gdzoo.evaluation.tables import evaluation_table
 from gdzoo.models.pipelines import draw_any, load_any_pipeline
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
-# ---- the command line ----
-
 
 @dataclass
 class Job:
-    """What the command line asks for, checked, with everything loaded that it needs."""
+    """A checked command line, with everything loaded that it needs."""
 
     args: argparse.Namespace
     pipeline: DiffusionPipeline
@@ -45,11 +46,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         description="Measure any unconditional diffusers pipeline on the tasks 1 to K of a benchmark.",
     )
     parser.add_argument("pipeline", metavar="REPO_OR_FOLDER", help="a pipeline of the Hub or the disk")
-    parser.add_argument("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or that of a folder's own")
+    parser.add_argument(
+        "--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or the one in the model's train_config.json"
+    )
     parser.add_argument("--task", type=int, required=True, help="compare with the classes of tasks 1 to this one")
     parser.add_argument("--eval_samples", type=int, default=10_000, help="images to draw (default: 10000)")
     parser.add_argument("--eval_steps", type=int, default=20, help="DDIM steps of each (default: 20)")
-    parser.add_argument("--eval_batch_size", type=int, default=500, help="images drawn at once (default: 500)")
+    parser.add_argument(
+        "--eval_batch_size", type=int, default=500, help="images drawn at once, by all processes (default: 500)"
+    )
     parser.add_argument("--features", help="inception, or a transformers image model (default: the evaluator)")
     parser.add_argument(
         "--evaluator", help="the benchmark's image classifier (default: beside the model, or the zoo's)"
@@ -68,7 +73,7 @@ def prepare(args: argparse.Namespace) -> Job:
     """
     for flag, minimum in dict(eval_samples=FEWEST_SAMPLES, eval_steps=1, eval_batch_size=1, seed=0).items():
         if getattr(args, flag) < minimum:
-            raise ValueError(f"--{flag} {getattr(args, flag)}: it is at least {minimum}")
+            raise ValueError(f"--{flag} {getattr(args, flag)}: it must be at least {minimum}")
     args.output = Path(args.output or default_output(args))
     if args.output.is_dir():
         raise ValueError(f"--output {args.output} is a folder: name the JSON file to write")
@@ -82,11 +87,11 @@ def prepare(args: argparse.Namespace) -> Job:
     device = PartialState().default_device
     pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
     try:
-        first = next(draw_any(pipeline, 1, 1, args.seed, 1))
-    except Exception as error:  # a stranger's pipeline raises what it pleases
+        _, first = next(draw_any(pipeline, 1, 1, args.seed, 1))
+    except Exception as error:  # pipelines have no common error type
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
-    fitted(first, data, args.pipeline)  # it tells the size
+    fitted(first, data, args.pipeline)  # fails if channels or size do not fit
     repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
     evaluator = load_evaluator(repo, data, device)
     extractor = load_extractor(args.features, device) if args.features else None
@@ -94,22 +99,55 @@ def prepare(args: argparse.Namespace) -> Job:
 
 
 def default_output(args: argparse.Namespace) -> str:
-    """A file name of its own for each model of each owner, and for each network behind --features."""
+    """A file name that differs for each owner, model and network of --features."""
     name = f"{repo_id(args.pipeline)}-{args.benchmark}-task{args.task}"
     if args.features:
         name += f"-{repo_id(args.features)}"
     return name.replace("/", "-").lstrip("-") + ".json"
 
 
-def run(job: Job) -> dict:
-    """Draw, look and compare. Returns what is written to --output."""
-    args, tasks = job.args, job.tasks[: job.args.task]
+def fitted(images: Tensor, data: ImageData, name: str) -> Tensor:
+    """uint8 images [N, C, H, W] with the benchmark's channels and size: gray as RGB, pixels repeated.
+
+    Raises:
+        ValueError: information would be lost; `name` is the pipeline's, for the message.
+    """
+    channels, height, width = images.shape[1:]
+    resolution, benchmark = data.benchmark.resolution, data.benchmark.name
+    if channels not in (1, data.channels):
+        raise ValueError(f"{name} draws {channels} channels and {benchmark} has {data.channels}: colour would be lost")
+    if height != width or resolution % width:
+        raise ValueError(
+            f"{name} draws {width}x{height} pixels and {benchmark} has {resolution}x{resolution}:"
+            " only whole multiples of a square can be enlarged without loss"
+        )
+    enlarge = resolution // width
+    images = images.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    return images.expand(-1, data.channels, -1, -1)
+
+
+def run(job: Job) -> dict | None:
+    """Measure the pipeline, all processes together. Returns what is written to --output; None but on the main one."""
+    args = job.args
     extractor = job.extractor or evaluator_extractor(job.evaluator, job.evaluator_repo)
-    reference = reference_features(job.data, sum(job.tasks, []), extractor)
-    drawn = draw_any(job.pipeline, args.eval_samples, args.eval_steps, args.seed, args.eval_batch_size)
-    batches = (fitted(images, job.data, args.pipeline) for images in drawn)
-    result = evaluate(*extract_features(batches, args.eval_samples, job.evaluator, job.extractor), reference, tasks)
-    result["evaluation"] |= {"eval_steps": args.eval_steps, "seed": args.seed, "evaluator": job.evaluator_repo}
+    tasks = job.tasks[: args.task]
+    reference = reference_features(job.data, sum(tasks, []), extractor) if PartialState().is_main_process else None
+    found = evaluate_pipeline(
+        job.pipeline,
+        tasks,
+        job.evaluator,
+        reference,
+        count=args.eval_samples,
+        steps=args.eval_steps,
+        seed=args.seed,
+        batch_size=args.eval_batch_size,
+        extractor=job.extractor,
+        transform=lambda images: fitted(images, job.data, args.pipeline),
+    )
+    if found is None:
+        return None
+    result, _ = found
+    result["evaluation"]["evaluator"] = job.evaluator_repo
     facts = {
         "gdzoo": gdzoo.__version__,
         "pipeline": args.pipeline,
@@ -128,8 +166,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are dealt with
+    transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are errors
     datasets.disable_progress_bars()
+    # PartialState alone would ignore ACCELERATE_USE_CPU. The other processes wait for the main one's metrics.
+    Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))])
     try:
         job = prepare(args)
     except ValueError as error:
@@ -137,7 +177,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         result = run(job)
-        print(f"\n{evaluation_table(result)}\n")  # first, lest it be lost with a write that fails
+        if result is None:
+            return 0
+        print(f"\n{evaluation_table(result)}\n")  # first: it must not be lost if writing fails
         write_json(args.output, result)
     except (ValueError, OSError) as error:
         print(f"gdzoo: {error}", file=sys.stderr)

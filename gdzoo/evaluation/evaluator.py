@@ -1,5 +1,6 @@
-"""Through which eyes do the metrics look? A small image classifier, trained once on the real images of all classes."""
+"""Image classifier used by the metrics: loading one, or training a small one on the real images of all classes."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +23,14 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
 
-SEED = 42  # one evaluator for all seeds of a benchmark, or their metrics could not be compared
-HOLD_OUT = 5  # without a test split every fifth image is held out
+SEED = 42  # one evaluator for all seeds of a benchmark: metrics of different evaluators cannot be compared
+HOLD_OUT = 5  # without a test split, one image in five is held out
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
 
 
 class Evaluator:
-    """An image classifier whose penultimate features FID compares.
+    """An image classifier, for classes and features; the features are the input of its head.
 
     Args:
         model: any transformers image classifier with a `classifier` head.
@@ -45,7 +46,11 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, among: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and classes [N], of all or `among` these, of uint8 images [N, C, H, W]; both on the CPU."""
+        """Features [N, D] and classes [N] of uint8 images [N, C, H, W], both on the CPU.
+
+        Args:
+            among: the labels to choose from; None: all.
+        """
         features, classes = [], []
         for batch in images.split(self.batch_size):
             logits = self.model(to_float(batch.to(self.model.device))).logits
@@ -58,80 +63,80 @@ class Evaluator:
 
 
 def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evaluator:
-    """A classifier of the zoo or the Hub that fits the benchmark; safetensors only.
+    """A classifier from a folder or the Hub, checked against the benchmark; safetensors only.
 
     Raises:
-        ValueError: in one line, if it cannot be loaded whole, or was made for other classes or images.
+        ValueError: in one line, if it cannot be loaded, lacks weights, or is for other classes or images.
     """
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
             repo_or_folder, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # transformers raises what it pleases on whatever files there are
+    except Exception as error:  # `from_pretrained` has no common error type
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"--evaluator {repo_or_folder}: no transformers image classifier ({reason})") from error
-    if missing := report["missing_keys"]:  # transformers draws them at random
+    if missing := report["missing_keys"]:  # transformers initializes them at random
         raise ValueError(
             f"--evaluator {repo_or_folder}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
             f" {min(missing)} among them; name a trained classifier"
         )
     if misfit := _misfit(model, data):
         raise ValueError(f"--evaluator {repo_or_folder}{misfit}")
-    if not _wants_such_input(repo_or_folder, data):
+    if not _has_our_preprocessing(repo_or_folder, data):
         size = data.benchmark.resolution
         raise ValueError(
-            f"--evaluator {repo_or_folder}: its preprocessor_config.json makes other input of an image than it gets"
-            f" here: [-1, 1] (image_mean and image_std 0.5) at {size}x{size} pixels"
+            f"--evaluator {repo_or_folder}: its preprocessor_config.json differs from the input that gdzoo gives it:"
+            f" [-1, 1] (image_mean and image_std 0.5) at {size}x{size} pixels"
         )
     return Evaluator(model.to(device))
 
 
 def other_training(results: dict, data: ImageData, steps: int) -> str:
-    """How a published evaluator's results.json differs from one of this benchmark; empty if it does not."""
+    """How a published evaluator's training differs from that of this benchmark; empty if it does not."""
     if results.get("steps") != steps:
         return f"was trained for {results.get('steps')} steps, not --evaluator_steps {steps}"
     name = data.benchmark.dataset_name
     if results.get("dataset_name", name) != name:
         return f"was trained on the data set {results['dataset_name']}, not {name}"
     if results.get("names") != data.names:
-        return f"knows other classes than {name} has ({shortened(data.names)})"
+        return f"was trained on other classes than those of {name} ({shortened(data.names)})"
     return ""
 
 
 def _misfit(model: PreTrainedModel, data: ImageData) -> str:
-    """What its configuration says against a classifier, to follow its name; empty if nothing does."""
+    """Why a classifier does not fit the benchmark by its configuration, to follow its name; empty if it does."""
     config, resolution = model.config, data.benchmark.resolution
     if config.num_labels != len(data.names):
-        return f" knows {config.num_labels} classes, the benchmark has {len(data.names)}"
+        return f" has {config.num_labels} classes, the benchmark has {len(data.names)}"
     names = [config.id2label.get(label) for label in range(len(data.names))]
-    if names != data.names and set(names) == set(data.names):  # other names, as LABEL_0, say nothing of the order
+    if names != data.names and set(names) == set(data.names):  # other names, such as LABEL_0, do not tell the order
         begins = ", ".join(data.names[:3])
         return f": its id2label has the classes in another order than the benchmark, which begins with {begins}"
     if getattr(config, "num_channels", data.channels) != data.channels:
         return f" takes {config.num_channels} channels, not {data.channels}"
     size = getattr(config, "image_size", None) or resolution
     if size not in (resolution, [resolution, resolution], (resolution, resolution)):
-        return f" was made for images of {size} pixels (image_size), the benchmark has {resolution}"
+        return f" takes images of {size} pixels (image_size), the benchmark has {resolution}"
     if not hasattr(model, "classifier"):
-        return f": {type(model).__name__} has no `classifier` head to look behind"
+        return f": {type(model).__name__} has no `classifier` head, whose input would be the features"
     return ""
 
 
-def _wants_such_input(repo_or_folder: str | Path, data: ImageData) -> bool:
-    """Whether the model's own processor, if it has one, makes of plain colours what `Evaluator` feeds the model."""
+def _has_our_preprocessing(repo_or_folder: str | Path, data: ImageData) -> bool:
+    """Whether the model's own processor, if it has one, turns plain colours into the input that `Evaluator` gives."""
     try:
         processor = AutoImageProcessor.from_pretrained(repo_or_folder, backend="pil")
-    except Exception:  # there is none, or none without torchvision: nothing speaks against the input
+    except Exception:  # it has none, or none that works without torchvision
         return True
     size = data.benchmark.resolution
     colours = torch.tensor([[0, 255, 100], [255, 0, 155]], dtype=torch.uint8)[:, : data.channels]
     images = colours[:, :, None, None].expand(-1, -1, size, size)
+    pixels = [*images.permute(0, 2, 3, 1).numpy()]
     try:
-        pixels = [*images.permute(0, 2, 3, 1).numpy()]
-        made = processor(pixels, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        inputs = processor(pixels, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
     except Exception:  # made for another number of channels, say
         return False
-    return made.shape == images.shape and torch.allclose(made, to_float(images), atol=1e-3)
+    return inputs.shape == images.shape and torch.allclose(inputs, to_float(images), atol=1e-3)
 
 
 def create_classifier(data: ImageData) -> ConvNextForImageClassification:
@@ -145,41 +150,34 @@ def create_classifier(data: ImageData) -> ConvNextForImageClassification:
             num_stages=2 if small else 3,
             hidden_sizes=[32, 64] if small else [64, 128, 256],
             depths=[1, 1] if small else [2, 2, 2],
-            layer_scale_init_value=0.0,  # none: it only pays in deep networks
+            layer_scale_init_value=0.0,  # none: it only helps deep networks
             id2label=dict(enumerate(data.names)),
             label2id={name: label for label, name in enumerate(data.names)},
         )
     )
 
 
-def train_evaluator(data: ImageData, steps: int, device, cache_limit_gb: float, random_flip: bool):
-    """Train the benchmark's evaluator and test it on images that it never saw.
+def create_optimizer(
+    classifier: PreTrainedModel, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW and its one-cycle schedule over `steps`."""
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2))
+
+
+def train_evaluator(
+    data: ImageData, steps: int, device, cache_limit_gb: float, random_flip: bool
+) -> tuple[PreTrainedModel, dict]:
+    """Train the benchmark's evaluator and test it on held-out images.
 
     Returns:
-        The model, and what its results.json says of it: accuracy, and how many images of which split gave it.
+        The model, and entries of its results.json: its accuracy, and the number and split of the test images.
     """
     torch.manual_seed(SEED)
-    model = create_classifier(data).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2))
+    model = create_classifier(data).to(device)
     images = TaskImages(data, data.evaluator_labels, SEED, device, cache_limit_gb)
     held_out = _hold_out(images) if data.test_split is None else None
-    batches = images.batches(BATCH_SIZE)
-    progress = tqdm(range(steps), desc="evaluator", unit="step", dynamic_ncols=True)
-    for step in progress:
-        pixels, labels = next(batches)
-        pixels = to_float(pixels)
-        if random_flip:
-            mirrored = StepRandom((SEED, step), device).rand(len(pixels)) < 0.5
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-        loss = F.cross_entropy(model(pixels).logits, labels, label_smoothing=0.1)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-    batches.close()
+    _train(model, images, steps, random_flip)
     test = [held_out] if held_out else data.read(data.evaluator_labels, data.test_split)
     accuracy, tested = _accuracy(Evaluator(model), test)
     split = data.test_split or f"train, every {HOLD_OUT}th image held out"
@@ -187,8 +185,28 @@ def train_evaluator(data: ImageData, steps: int, device, cache_limit_gb: float, 
     return model, report
 
 
+def _train(model: PreTrainedModel, images: TaskImages, steps: int, random_flip: bool):
+    model.train()
+    optimizer, schedule = create_optimizer(model, steps)
+    progress = tqdm(range(steps), desc="evaluator", unit="step", dynamic_ncols=True)
+    with contextlib.closing(images.batches(BATCH_SIZE)) as batches:
+        for step in progress:
+            pixels, labels = next(batches)
+            pixels = to_float(pixels)
+            if random_flip:
+                mirrored = StepRandom((SEED, step), pixels.device).rand(len(pixels)) < 0.5
+                pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+            loss = F.cross_entropy(model(pixels).logits, labels, label_smoothing=0.1)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
 def _hold_out(images: TaskImages) -> tuple[Tensor, Tensor]:
-    """Take every fifth image out of what is trained on."""
+    """Remove every fifth image from the training images, and return those."""
     if images.cache is None:
         raise ValueError("a data set without a test split must fit into --cache_limit_gb for its evaluator's training")
     pixels, labels = images.cache
@@ -207,6 +225,6 @@ def _accuracy(evaluator: Evaluator, batches) -> tuple[float, int]:
 
 
 def image_processor(data: ImageData) -> ViTImageProcessorPil:
-    """What turns PIL images into the evaluator's input, [-1, 1] like the diffusion model's."""
+    """Turns PIL images into the evaluator's input, [-1, 1] like the diffusion model's."""
     size, half = data.benchmark.resolution, [0.5] * data.channels
     return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half)

@@ -1,4 +1,4 @@
-"""What does an image model see in an image? The features that FID, KID, precision and recall compare."""
+"""Feature extractors of FID, KID, precision and recall, and cached features of the real images."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ INCEPTION = "inception"
 class Extractor:
     """Features [N, D] of uint8 images [N, C, H, W], on the CPU.
 
-    `fingerprint` changes whenever the features of an image could: cached ones are found by it.
+    `fingerprint` changes whenever the features of an image could change; it is part of the cache's key.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Extractor:
 
 
 def weights_fingerprint(model: nn.Module, *more: str) -> str:
-    """A hash of a model's weights, and of what else decides its output."""
+    """A hash of a model's weights and of `more` settings that affect its output."""
     digest = hashlib.sha256("\n".join(more).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -49,7 +49,7 @@ def weights_fingerprint(model: nn.Module, *more: str) -> str:
 
 
 def evaluator_extractor(evaluator: Evaluator, name: str) -> Extractor:
-    """The benchmark's own: the evaluator's penultimate features."""
+    """The evaluator's own features."""
     return Extractor(name, weights_fingerprint(evaluator.model), lambda images: evaluator(images)[0])
 
 
@@ -57,7 +57,7 @@ def load_extractor(features: str, device: torch.device) -> Extractor:
     """`inception`, or the transformers image model of a repo or folder; safetensors only, no remote code.
 
     Raises:
-        ValueError: in one line, if it cannot be had.
+        ValueError: in one line, if it cannot be loaded.
     """
     return _inception(device) if features == INCEPTION else _transformers_extractor(features, device)
 
@@ -71,8 +71,8 @@ def _inception(device: torch.device) -> Extractor:
     name = "inception-v3-compat"
     try:
         model = create_feature_extractor(name, ["2048"], cuda=False, verbose=False).to(device)
-    except Exception as error:  # the download, its hash and the unpickler each raise their own
-        raise ValueError(f"--features inception: its weights cannot be had ({_one_line(error)})") from error
+    except Exception as error:  # the download, its hash and the unpickler have no common error type
+        raise ValueError(f"--features inception: its weights cannot be loaded ({_one_line(error)})") from error
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
@@ -82,20 +82,20 @@ def _inception(device: torch.device) -> Extractor:
 
 
 def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
-    """The pooled output of any transformers image model; for CLIP and its kin, its image embedding."""
+    """The pooled output of any transformers image model, or its image embedding if it has one, such as CLIP."""
     try:
-        # The "torchvision" processors would need torchvision, which gdzoo does without.
+        # backend="pil": the default needs torchvision, which gdzoo does not use.
         processor = AutoImageProcessor.from_pretrained(repo, backend="pil")
         model, report = AutoModel.from_pretrained(repo, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # the client's errors share no base class
         raise ValueError(f"--features {repo}: no transformers image model ({_one_line(error)})") from error
-    missing = report["missing_keys"]  # transformers draws them at random, anew in every run
+    missing = report["missing_keys"]  # transformers initializes them at random
     if not all(name.startswith("pooler.") for name in missing):
         raise ValueError(
             f"--features {repo}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
-            f" {min(missing)} among them; name one that has them all"
+            f" {min(missing)} among them; name a model with all weights"
         )
-    if missing:  # saved as a classifier, whose head does without; its tokens are averaged instead
+    if missing:  # saved as a classifier without a pooler: its tokens are averaged instead
         model.pooler = None
     model.to(device).eval()
     embed = model.get_image_features if hasattr(model, "get_image_features") else model
@@ -113,7 +113,7 @@ def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
 
     try:
         extract(torch.zeros(1, 1 if takes_gray else 3, 32, 32, dtype=torch.uint8))
-    except Exception as error:  # a text model, or one that needs more than pixels, fails in its own way
+    except Exception as error:  # a text model, or one that needs more than pixels
         raise ValueError(f"--features {repo} gives no features of an image ({_one_line(error)})") from error
     return Extractor(repo, weights_fingerprint(model, processor.to_json_string()), extract)
 
@@ -131,13 +131,13 @@ def _one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: the features [N, D] and labels [N] of real images of all classes."""
+    """Features [N, D] and labels [N] of the real images that samples are compared with."""
 
     features: Tensor
     labels: Tensor
     split: str
     names: list[str]  # of each label
-    extractor: Extractor  # that they were seen through
+    extractor: Extractor  # of the features
 
     def of(self, classes: list[int]) -> tuple[Tensor, Tensor]:
         """The features and labels of these classes alone."""
@@ -146,10 +146,10 @@ class Reference:
 
 
 def reference_features(data: ImageData, classes: list[int], extractor: Extractor) -> Reference:
-    """The test split through the extractor; the training images where there is no test split. Computed once, cached."""
+    """Features of the test split, or of the training images where there is no test split; cached on disk."""
     split = data.test_split or "train"
     file = _cache_file(data, classes, split, extractor)
-    with contextlib.suppress(OSError, SafetensorError, KeyError):  # not there, or not whole: compute it
+    with contextlib.suppress(OSError, SafetensorError, KeyError):  # missing or damaged: compute it
         cached = load_file(file)
         return Reference(cached["features"], cached["labels"], split, data.names, extractor)
     total = sum(data.counts[split][label] for label in classes)
@@ -166,7 +166,7 @@ def reference_features(data: ImageData, classes: list[int], extractor: Extractor
 
 
 def _cache_file(data: ImageData, classes: list[int], split: str, extractor: Extractor) -> Path:
-    """In Hugging Face's cache of assets; its name is a hash of all that decides the features."""
+    """In Hugging Face's cache of assets; its name is a hash of all that the features depend on."""
     benchmark = data.benchmark
     key = {
         "gdzoo": gdzoo.__version__,

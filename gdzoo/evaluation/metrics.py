@@ -1,8 +1,8 @@
-"""How good are the samples? Distances of features and distances of class histograms.
+"""Metrics of samples: distances between features, and distances between class histograms.
 
-Pure functions of arrays: the features are whatever an image model makes of real and of generated images. Features may
-be of any float type and on any device; everything is computed in float64 (on the CPU where the device is MPS, which
-has no float64). Errors in the input are ValueErrors of one line.
+A new metric is one function of `Compared` in METRICS (at the end), and one entry in gdzoo/zoo/metric_catalogue.py.
+All others are pure functions of arrays. Features may be of any float type and on any device; everything is computed in
+float64 (on the CPU where the device is MPS, which has no float64). Errors in the input are ValueErrors of one line.
 """
 
 import math
@@ -15,16 +15,16 @@ from torch import Tensor
 
 # A block of distances between 10,000 features and this many takes 80 MB.
 ROWS_PER_BLOCK = 1000
-# The smallest eigenvalue over the largest from which on rounding (1e-16) costs its square root less than 1e-5 of it.
+# Smallest over largest eigenvalue above which rounding (1e-16) changes the square root by less than 1e-5 of it.
 WELL_CONDITIONED = 1e-11
-KID_SAMPLES_NEEDED = 10  # unbiased from 2 on, but below this its standard error drowns it
+KID_SAMPLES_NEEDED = 10  # unbiased from 2 on, but with fewer the standard error is larger than the value
 
 
 # ---- features ----
 
 
 class FeatureStatistics(NamedTuple):
-    """The Gaussian that FID sees in a set of features; float64, on the CPU, fit to be cached and compared anywhere."""
+    """The Gaussian that FID fits to a set of features; float64, on the CPU."""
 
     count: int  # the number of samples N
     mean: Tensor  # [D]
@@ -32,14 +32,14 @@ class FeatureStatistics(NamedTuple):
 
 
 def fid_samples_needed(dimension: int) -> int:
-    """The fewest samples whose covariance can have full rank; with fewer, real or generated, FID is not reliable."""
+    """The number of samples from which a covariance can have full rank; FID of fewer is not reliable."""
     return dimension + 1
 
 
 def feature_statistics(features: Tensor) -> FeatureStatistics:
     """Mean and covariance of features [N, D], for `frechet_distance`.
 
-    With N <= D the covariance is singular and FID strongly biased: `kernel_distance` is the one to trust there.
+    With N <= D the covariance is singular and FID strongly biased: use `kernel_distance` there.
 
     Raises:
         ValueError: if features are not [N, D], hold NaN or infinity, or N < 2.
@@ -75,9 +75,9 @@ def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> f
 def _trace_of_root(s1: Tensor, s2: Tensor) -> Tensor:
     """tr((S1 S2)^(1/2)) of two covariances [D, D].
 
-    With S1 = L L^T, S1 S2 has the eigenvalues of the symmetric L^T S2 L. Where one covariance is singular or nearly so,
-    their square roots would turn rounding errors of 1e-16 into 1e-8; with S = A A^T the trace is also the sum of the
-    singular values of A1^T A2, which takes three times as long but no square root.
+    With S1 = L L^T, S1 S2 has the eigenvalues of the symmetric L^T S2 L. If a covariance is (nearly) singular, their
+    square roots turn rounding errors of 1e-16 into 1e-8. With S = A A^T the trace is also the sum of the singular
+    values of A1^T A2, which takes three times as long but needs no square root.
     """
     lower, not_positive_definite = torch.linalg.cholesky_ex(s1)
     if not not_positive_definite:
@@ -100,16 +100,16 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3; mean and standard deviation over subsets.
 
-    Lower is better. The estimate is unbiased: small sets do not raise it as they do FID; near 0 it may be negative.
+    Lower is better. The estimate is unbiased: unlike FID it does not grow for small sets. Near 0 it may be negative.
 
     Source: Bińkowski et al. 2018, "Demystifying MMD GANs".
 
     Args:
         real: features [N, D].
         generated: features [M, D].
-        subsets: how many pairs of subsets, each drawn without replacement.
-        subset_size: samples in each, at most the size of the smaller set. The nearer it comes to that, the more the
-            subsets overlap and the more the standard deviation understates the error.
+        subsets: number of pairs of subsets, each drawn without replacement.
+        subset_size: samples in each, at most the size of the smaller set. The closer to that, the more the subsets
+            overlap and the more the standard deviation understates the error.
         seed: of the draw.
 
     Returns:
@@ -139,7 +139,7 @@ def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased squared MMD between x [m, D] and y [m, D] with KID's kernel."""
     m = len(x)
     k_xx, k_yy, k_xy = _polynomial_kernel(x, x), _polynomial_kernel(y, y), _polynomial_kernel(x, y)
-    # A sample's similarity to itself is what would bias the estimate: leave the diagonals out.
+    # The diagonals, a sample's similarity to itself, would bias the estimate.
     within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()
     return within / (m * (m - 1)) - 2 * k_xy.mean()
 
@@ -149,7 +149,7 @@ def _polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision (how many samples look real) and recall (how much of the data is covered), in [0, 1].
+    """Improved precision (share of samples that look real) and recall (share of the data covered), in [0, 1].
 
     A set's manifold is the union of the balls around its points, each reaching to the point's k-th nearest neighbour
     in the set. Precision is the share of generated features on the real manifold; recall, of real ones on the
@@ -160,7 +160,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
 
     Args:
         real: features [N, D].
-        generated: features [M, D]. Both scores depend on N and M: compare at equal ones only.
+        generated: features [M, D]. Both scores depend on N and M: compare at equal N and M only.
         k: the neighbour that bounds a ball; 3 in the paper.
 
     Raises:
@@ -173,7 +173,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
             f"precision and recall with k={k} need k >= 1 and more than k samples,"
             f" got {len(real)} real and {len(generated)} generated"
         )
-    # cdist's matrix product costs digits where features lie far from the origin; distances do not mind a shift.
+    # cdist's matrix product loses digits for features far from the origin; a shift does not change distances.
     centre = real.mean(dim=0)
     real, generated = real - centre, generated - centre
 
@@ -200,7 +200,7 @@ def _check(features: Tensor, name: str):
     if features.ndim != 2:
         raise ValueError(f"{name} must have the shape [samples, dimensions], got {list(features.shape)}")
     if not features.sum(dtype=torch.float64).isfinite():
-        # A sum is ten times faster than a look at each, but may itself overflow.
+        # The sum is ten times faster than testing each element, but may itself overflow.
         broken = int((~features.isfinite()).any(dim=1).sum())
         if broken:
             raise ValueError(f"{name} of {broken} of {len(features)} samples hold NaN or infinity")
@@ -235,15 +235,15 @@ def _require_same_dimension(real: Tensor, generated: Tensor) -> None:
 def kl_divergence(true_counts: Tensor | Sequence[int], sample_counts: Tensor | Sequence[int]) -> float:
     """KLD of the true class histogram p from that of the samples q, in nats: sum p log(p / q); 0 is best.
 
-    Every class of the histogram gets one pseudo-count in q, so that a class that was never sampled costs much, but not
-    infinitely much. This moves the result by something of the order of C / (number of samples): compare at equal ones.
-    Samples of a class outside the truth (p = 0) count against q.
+    Every class of the histogram gets one pseudo-count in q, so that KLD is finite if a class was never sampled. This
+    changes the result by the order of C / (number of samples): compare at equal numbers only. Samples of a class that
+    has no real image (p = 0) lower the other classes' q.
 
     Source: Masip et al. 2023, "Continual Learning of Diffusion Models with Generative Distillation".
 
     Args:
         true_counts: real images per class [C].
-        sample_counts: generated images per class [C], as a classifier sees them.
+        sample_counts: generated images per predicted class [C].
 
     Raises:
         ValueError: if the two differ in shape, hold a negative count, or one of them is empty.
@@ -258,14 +258,14 @@ def kl_divergence(true_counts: Tensor | Sequence[int], sample_counts: Tensor | S
 def absolute_ratio_difference(true_counts: Tensor | Sequence[int], sample_counts: Tensor | Sequence[int]) -> float:
     """ARD of the true class histogram p and that of the samples q: sum |p - q| / 2, in [0, 1]; 0 is best.
 
-    It is the share of the samples that would have to change class (the total variation distance); nothing is smoothed.
+    The share of the samples that would have to change class (total variation distance), without smoothing.
 
     Source: the "absolute ratio difference" of the evaluation code published with Masip et al. 2023, "Continual
     Learning of Diffusion Models with Generative Distillation", which halves the sum as is done here.
 
     Args:
         true_counts: real images per class [C].
-        sample_counts: generated images per class [C], as a classifier sees them.
+        sample_counts: generated images per predicted class [C].
 
     Raises:
         ValueError: if the two differ in shape, hold a negative count, or one of them is empty.
@@ -288,3 +288,38 @@ def _checked_counts(
         if not (counts >= 0).all() or not 0 < counts.sum() < math.inf:
             raise ValueError(f"{name} class counts must be >= 0 and not all 0, got {counts.tolist()}")
     return true_counts, sample_counts
+
+
+# ---- the metrics of results.json ----
+
+
+class Compared(NamedTuple):
+    """The input of every metric."""
+
+    real: Tensor  # features [N, D]
+    generated: Tensor  # features [M, D]
+    real_counts: Tensor  # real images per class [C]
+    counts: Tensor  # samples per predicted class [C]
+
+
+def fid(compared: Compared) -> dict[str, float]:
+    real, generated = feature_statistics(compared.real), feature_statistics(compared.generated)
+    return {"fid": frechet_distance(real, generated)}
+
+
+def kid(compared: Compared) -> dict[str, float]:
+    mean, deviation = kernel_distance(compared.real, compared.generated)
+    return {"kid": mean, "kid_std": deviation}
+
+
+def manifold(compared: Compared) -> dict[str, float]:
+    precision, recall = precision_recall(compared.real, compared.generated)
+    return {"precision": precision, "recall": recall}
+
+
+def class_balance(compared: Compared) -> dict[str, float]:
+    counts = compared.real_counts, compared.counts
+    return {"kld": kl_divergence(*counts), "ard": absolute_ratio_difference(*counts)}
+
+
+METRICS = (fid, kid, manifold, class_balance)

@@ -1,4 +1,4 @@
-"""What does a model from elsewhere know? It is a chain's first task; what it draws stands for images that are gone."""
+"""Chains that start from a pretrained model; its samples replace its missing training data."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler
+from accelerate import PartialState
+from diffusers import DDIMPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,7 +18,7 @@ from gdzoo.data.benchmarks import Benchmark, split_classes
 from gdzoo.data.streaming import DECODE_BATCH, DataError, ImageData
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
-from gdzoo.method.sampling import trailing_timesteps
+from gdzoo.method.sampling import check_steps
 from gdzoo.models.pipelines import draw_images, is_sampled_by_ddim, load_any_pipeline
 from gdzoo.zoo.folders import published_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
@@ -30,9 +31,9 @@ class Pretrained:
     """A model that a chain starts from, in place of random weights.
 
     Attributes:
-        pipeline: in float32, its schedule sampled as the zoo's own models are.
-        name: what the class of all that it draws is called: its repo's name, and a fingerprint of its weights, so that
-            another model of that name is taken for none of its kind.
+        pipeline: in float32, sampled like the zoo's own models.
+        name: the class name of its samples: the repo's name and a fingerprint of the weights, so that two models of
+            one name are not mistaken for each other.
     """
 
     pipeline: DDIMPipeline
@@ -40,38 +41,34 @@ class Pretrained:
 
 
 def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> Pretrained:
-    """The model of --pretrained_model_name_or_path.
+    """The model of --pretrained_model_name_or_path, on the device of this process.
 
     Args:
-        config: resolved, but that resolution and pretrained_tasks may still be None.
-        repo_or_folder: a copy of it, which is loaded instead.
+        config: resolved; resolution and pretrained_tasks may still be None.
+        repo_or_folder: a copy of the model to load instead.
 
     Raises:
-        ConfigError: it cannot be loaded, or taught with these settings.
+        ConfigError: it cannot be loaded, or cannot be trained with these settings.
     """
-    called = config.pretrained_model_name_or_path
-    source = repo_or_folder or called
+    original = config.pretrained_model_name_or_path
+    source = repo_or_folder or original
     try:
         pipeline = load_any_pipeline(source, config.eval_steps)
     except ValueError as error:
         raise ConfigError(f"{FLAG}: {error}") from error
     if not is_sampled_by_ddim(pipeline):
         raise ConfigError(
-            f"{FLAG} {source}: a {type(pipeline).__name__} with a {type(pipeline.scheduler).__name__} cannot be taught,"
-            " only a UNet2DModel with a DDIM, DDPM or PNDM scheduler"
+            f"{FLAG} {source}: a {type(pipeline).__name__} with a {type(pipeline.scheduler).__name__} cannot be"
+            " trained, only a UNet2DModel with a DDIM, DDPM or PNDM scheduler"
         )
-    # Our own sampler clips x_0 to [-1, 1] always; whoever loads what is published shall do as we do.
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=True, clip_sample_range=1.0)
-    pipeline = DDIMPipeline(pipeline.unet.float().eval(), scheduler)
-    _check(pipeline, config, source)
-    return Pretrained(pipeline, f"{Path(called).resolve().name} @{weights_fingerprint(pipeline.unet)[:8]}")
+    pipeline.unet.float().eval()
+    _check_settings(pipeline, config, source)
+    pipeline.to(PartialState().device)
+    return Pretrained(pipeline, f"{Path(original).resolve().name} @{weights_fingerprint(pipeline.unet)[:8]}")
 
 
-def _check(pipeline: DDIMPipeline, config: TrainConfig, source: str):
-    """
-    Raises:
-        ConfigError: the settings say otherwise than the model.
-    """
+def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
+    """Raises ConfigError where a setting contradicts the model."""
     size, schedule = pipeline.unet.config.sample_size, pipeline.scheduler.config
     if config.resolution not in (None, size):
         raise ConfigError(f"--resolution {config.resolution}: {source} draws {size}x{size} pixels; say {size}")
@@ -82,45 +79,45 @@ def _check(pipeline: DDIMPipeline, config: TrainConfig, source: str):
             raise ConfigError(f"--{flag} {getattr(config, flag)}: {source} was trained otherwise; say {right}")
     for flag in ("replay_steps", "replay_pool_steps"):
         try:
-            trailing_timesteps(schedule.num_train_timesteps, getattr(config, flag))
+            check_steps(schedule.num_train_timesteps, getattr(config, flag))
         except ValueError as error:
             raise ConfigError(f"--{flag}: {error} of {source}") from error
 
 
 def with_pretrained(config: TrainConfig, pretrained: Pretrained) -> TrainConfig:
-    """The config with what the model itself decides: the resolution, and as how many tasks it counts."""
-    known = config.pretrained_tasks or tasks_taught(config.pretrained_model_name_or_path)
-    return dataclasses.replace(config, resolution=pretrained.pipeline.unet.config.sample_size, pretrained_tasks=known)
+    """The config with the model's own resolution, and the number of tasks that it counts as."""
+    tasks = config.pretrained_tasks or tasks_trained(config.pretrained_model_name_or_path)
+    return dataclasses.replace(config, resolution=pretrained.pipeline.unet.config.sample_size, pretrained_tasks=tasks)
 
 
-def tasks_taught(repo_or_folder: str) -> int:
-    """How many tasks gdzoo has taught a model; 1 for any other model."""
+def tasks_trained(repo_or_folder: str) -> int:
+    """The number of tasks that gdzoo has trained a model on; 1 for any other model."""
     task = (published_json(repo_or_folder, RESULTS) or {}).get("task")
     settings = published_json(repo_or_folder, TRAIN_CONFIG) or {}
     return (settings.get("pretrained_tasks") or 1) + task - 1 if isinstance(task, int) else 1
 
 
 def first_of_chain(repo_or_folder: str) -> str:
-    """The repo or folder of a chain's task 1, of that of any task."""
+    """The repo or folder of a chain's task 1, from that of any task."""
     return re.sub(r"-task\d+/?$", "-task1", repo_or_folder)
 
 
 def open_data(
     config: TrainConfig, dataset_root: str | None, num_workers: int = 0, pretrained: Pretrained | None = None
 ) -> ImageData:
-    """The data set of a config; with a pretrained model what it draws is one class more.
+    """The data set of a config; with a pretrained model, its samples are one extra class.
 
     Raises:
         DataError
-        ConfigError: --tasks do not fit it.
+        ConfigError: --tasks does not fit it.
     """
     benchmark = config.get_benchmark()
     if pretrained is None:
         return ImageData(benchmark, dataset_root, num_workers)
     channels = pretrained.pipeline.unet.config.in_channels
-    if benchmark.channels is None and channels == 3:  # gray images lose nothing
+    if benchmark.channels is None and channels == 3:  # gray images lose nothing in RGB
         benchmark = dataclasses.replace(benchmark, channels=3)
-    data = TaughtData(pretrained, config, benchmark, dataset_root, num_workers)
+    data = DataWithSamples(pretrained, config, benchmark, dataset_root, num_workers)
     if data.channels != channels:
         raise DataError(
             f"{FLAG} {config.pretrained_model_name_or_path} has {channels} channels, and the images of data set"
@@ -129,12 +126,11 @@ def open_data(
     return data
 
 
-class TaughtData(ImageData):
-    """A data set, and one class more, the last: what a pretrained model draws of all that it knows.
+class DataWithSamples(ImageData):
+    """A data set with one extra class, the last: samples from a pretrained model.
 
-    Its images are drawn when they are first read. They are as many as an average task has, for each task that the
-    model counts as: then the classes' shares are those that the weights of the loss aim at. They are never too few to
-    be measured.
+    The samples are drawn when they are first read. Their number is that of an average task's images times the number of
+    tasks that the model counts as, so that the class shares match the weights of the loss; at least KID_SAMPLES_NEEDED.
     """
 
     def __init__(
@@ -148,33 +144,33 @@ class TaughtData(ImageData):
         super().__init__(benchmark, dataset_root, num_workers)
         self.pretrained, self.steps, self.batch_size = pretrained, config.eval_steps, config.eval_batch_size
         try:
-            tasks = split_classes(benchmark.tasks, "dataset", self.names, 0)  # all classes of them, in whatever order
+            tasks = split_classes(benchmark.tasks, "dataset", self.names, 0)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        taught = sorted(label for task in tasks for label in task)
+        task_labels = sorted(label for task in tasks for label in task)
         self.synthetic_label = len(self.names)
         for counts in self.counts.values():
-            images = sum(counts[label] for label in taught)
+            images = sum(counts[label] for label in task_labels)
             counts[self.synthetic_label] = max(KID_SAMPLES_NEEDED, config.pretrained_tasks * images // len(tasks))
-        self._taught = taught
+        self._task_labels = task_labels
         self.names = [*self.names, pretrained.name]
-        self._drawn = {}
+        self._samples = {}
 
     @property
     def content_hash(self) -> str:
-        return f"{super().content_hash}-{self.steps}"  # whose drawings they are is in the name of their class
+        return f"{super().content_hash}-{self.steps}"  # which model drew them is in their class's name
 
     @property
     def evaluator_labels(self) -> Sequence[int]:
-        # A class that no task has may well be one that the model knows: its images would not look unlike the drawings.
-        return [*self._taught, self.synthetic_label]
+        # A class that is in no task may be one that the model was trained on, and look like its samples.
+        return [*self._task_labels, self.synthetic_label]
 
     def tasks(self, class_order: str, seed: int) -> list[list[int]]:
         return [[self.synthetic_label], *split_classes(self.benchmark.tasks, class_order, self.names[:-1], seed)]
 
-    def drawn(self, split: str) -> Tensor:
-        """What stands for the images that the model was trained on, uint8 [N, C, H, W]; other ones for each split."""
-        if split not in self._drawn:
+    def samples(self, split: str) -> Tensor:
+        """Samples from the model, uint8 [N, C, H, W]; each split has its own."""
+        if split not in self._samples:
             count, seed = self.counts[split][self.synthetic_label], 1 if split == "train" else 2
             batches = draw_images(self.pretrained.pipeline, count, self.steps, seed, self.batch_size)
             with tqdm(total=count, desc=f"{self.names[-1]}, {split}", unit="image", dynamic_ncols=True) as progress:
@@ -182,23 +178,23 @@ class TaughtData(ImageData):
                 for batch in batches:
                     images.append(batch.cpu())
                     progress.update(len(batch))
-            self._drawn[split] = torch.cat(images)
-        return self._drawn[split]
+            self._samples[split] = torch.cat(images)
+        return self._samples[split]
 
     def read(
         self, labels: Sequence[int], split: str = "train", shuffle: tuple[int, int] | None = None, node=(0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
         own = [label for label in labels if label != self.synthetic_label]
-        images = self.drawn(split)[node[0] :: node[1]] if self.synthetic_label in labels else torch.empty(0)
+        images = self.samples(split)[node[0] :: node[1]] if self.synthetic_label in labels else torch.empty(0)
         if shuffle:
             images = images[np.random.default_rng(shuffle).permutation(len(images))]
-        rows, read, given = sum(self.counts[split][label] for label in own) / node[1], 0, 0
+        total, read, given = sum(self.counts[split][label] for label in own) / node[1], 0, 0
         if own:
             with contextlib.closing(super().read(own, split, shuffle, node)) as chunks:
                 for chunk in chunks:
                     yield chunk
                     read += len(chunk[0])
-                    reached = min(len(images), round(len(images) * read / rows))  # spread evenly over the others
+                    reached = min(len(images), round(len(images) * read / total))  # spread evenly among the others
                     yield from self._labelled(images[given:reached])
                     given = reached
         yield from self._labelled(images[given:])

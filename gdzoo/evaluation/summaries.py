@@ -1,8 +1,8 @@
-"""How good was a model over all its tasks? The matrix of qualities per task, and its summaries; needs no torch.
+"""The matrix of a quality per task, and its summaries over a chain of tasks. Does not import torch.
 
 The summaries take the rows of a quality matrix: quality[k - 1][j - 1] is q[k][j], the quality on task j after training
-on task k, for j <= k <= T. Lower is better, as for FID and KID. What is above the diagonal is ignored and may be
-absent. A quality that is not known is None or NaN, and makes every summary NaN that depends on it.
+on task k, for j <= k <= T. Lower is better, as for FID and KID. Entries above the diagonal are ignored and may be
+absent. An unknown quality is None or NaN, and so is every summary that depends on it.
 """
 
 import math
@@ -15,7 +15,7 @@ QualityMatrix = Sequence[Sequence[float | None]]
 def quality_matrix(history: Sequence[dict], metric: str) -> list[list[float | None]]:
     """The rows of q[k][j] from the `history` of a results.json: `metric` is fid or kid.
 
-    A task that was evaluated before gdzoo measured task by task, or not at all, has a row of None.
+    A task that was not evaluated, or by a version without `per_task`, has a row of None.
     """
     return [
         [row[metric] for row in entry.get("per_task") or [{metric: None}] * task]
@@ -36,7 +36,7 @@ def average_final_quality(quality: QualityMatrix) -> float:
 
 
 def average_incremental_quality(quality: QualityMatrix) -> float:
-    """Mean over k of the mean over j <= k of q[k][j], the quality all along; in the unit of q, lower is better.
+    """Mean over k of the mean over j <= k of q[k][j], after every task; in the unit of q, lower is better.
 
     Source: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representation Learning" (average incremental
     accuracy). iCaRL averages over the test images of the classes seen, which is the same where tasks are equally large.
@@ -48,9 +48,9 @@ def average_incremental_quality(quality: QualityMatrix) -> float:
 
 
 def forgetting(quality: QualityMatrix) -> float:
-    """Mean over the earlier tasks j < T of q[T][j] - q[j][j]: what learning the later tasks cost, in the unit of q.
+    """Mean over the earlier tasks j < T of q[T][j] - q[j][j]: the loss by training on later tasks, in the unit of q.
 
-    Positive when the earlier tasks got worse; negative when they gained. NaN for a single task, which nothing followed.
+    Positive when the earlier tasks got worse, negative when they improved. NaN for a single task.
 
     Source: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning" (forgetting measure), except that it
     compares with the best earlier q[l][j]. Comparing with q[j][j] is the backward transfer of Lopez-Paz & Ranzato 2017,

@@ -1,26 +1,17 @@
-"""How does one repository get onto the Hub, and back?
+"""One repository of a model or an evaluator: what the Hub holds, push and download.
 
-There is no list of what was pushed: the Hub itself is asked, so that any machine can push the rest at any time. No
-torch here: the process that pushes must start fast.
+No list of pushed repositories is kept. The Hub itself is asked, so any machine can push the rest at any time.
 """
 
-import dataclasses
+import hashlib
 import re
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCard
-from huggingface_hub.errors import (
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import ModelInfo, RepoSibling, SpaceInfo
-from huggingface_hub.utils import validate_repo_id
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, SpaceInfo
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from gdzoo.hub.client import PermanentHubError, one_line, translated_errors
@@ -28,17 +19,16 @@ from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import CARD, RESULTS
 
 DOWNLOADED = ["*.json", "*.safetensors", "*.png", CARD]  # nothing that could run code
-SPACE_COMMIT = "gdzoo.hub push-space"  # by which a Space is known as ours
 
 RepoInfo = ModelInfo | SpaceInfo
-Files = dict[str, bytes | Path]  # by path in the repo
+Files = dict[str, bytes | Path]  # by path in the repository
 
 
 # What the Hub holds
 
 
 def find(api: HfApi, repo_id: str, revision: str | None = None, repo_type: str = "model") -> RepoInfo | None:
-    """A repo's files with their hashes; None if there is no such repo or revision, or it is hidden from this token."""
+    """A repository's files with their hashes; None if it does not exist, or is hidden from this token."""
     try:
         return api.repo_info(repo_id, revision=revision, repo_type=repo_type, files_metadata=True)
     except (RepositoryNotFoundError, RevisionNotFoundError):
@@ -46,15 +36,15 @@ def find(api: HfApi, repo_id: str, revision: str | None = None, repo_type: str =
 
 
 def read_remote(api: HfApi, info: RepoInfo, name: str) -> dict:
-    """A JSON file of a repo; {} if it has none."""
+    """A JSON file of a repository; {} if it has none of this name."""
     if name not in file_names(info):
         return {}
-    # By commit: by branch, an outage would silently give what the cache holds.
+    # Trap: given a branch, huggingface_hub silently returns the cached copy while the Hub is down.
     return read_json(Path(api.hf_hub_download(info.id, name, revision=info.sha)))
 
 
 def file_names(info: RepoInfo) -> set[str]:
-    """The paths of a repo's files."""
+    """The paths of a repository's files."""
     return {sibling.rfilename for sibling in info.siblings}
 
 
@@ -68,25 +58,22 @@ def missing(files: Files, info: RepoInfo) -> list[str]:
     return [path for path, content in files.items() if path not in there or not _same(content, there[path])]
 
 
-def _same(content: bytes | Path, sibling: RepoSibling) -> bool:
-    if sibling.lfs is None:
-        return sibling.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
-    if isinstance(content, bytes):
-        return False  # cards and results, which are never LFS files
-    with content.open("rb") as file:
-        return sibling.size == content.stat().st_size and sibling.lfs.sha256 == sha_fileobj(file).hex()
+def _same(content: bytes | Path, sibling) -> bool:
+    if sibling.lfs:
+        return CommitOperationAdd("_", content).upload_info.sha256.hex() == sibling.lfs.sha256
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == sibling.blob_id
 
 
-# One push
+# Push
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how to push. Without a namespace each folder goes to the one that it lies in."""
+    """Where and how to push. Without a namespace each folder is pushed to the namespace that contains it."""
 
     namespace: str | None = None
     private: bool = False
-    revision: str | None = None
     overwrite: bool = False
 
     def repo_id(self, folder: Path) -> str:
@@ -94,40 +81,41 @@ class Target:
 
 
 def push_repo(api: HfApi, folder: Path, target: Target) -> str:
-    """Make the Hub hold a folder of the zoo: one commit, the tag of its run, its place in the benchmark's collection.
+    """Push a folder of the zoo: one commit, the tag of its run, an entry in the benchmark's collection.
 
-    It first looks at what is there, so it may be repeated at any time, even after an answer was lost.
+    What the Hub holds already is not pushed again, so the call may be repeated at any time, even after its answer was
+    lost. A card edited on the Hub is kept.
 
     Returns:
-        The repo's id.
+        The repository's id.
 
     Raises:
-        TemporaryHubError: nothing is half done; the same call later does the rest.
-        PermanentHubError: among others, if the repo, or the run's tag, holds other weights and `target` does not say
-            to overwrite them.
+        TemporaryHubError: the same call later does the rest.
+        PermanentHubError: among others, if the repository, or the run's tag, holds other weights and
+            `target.overwrite` is not set.
     """
     repo_id = target.repo_id(folder)
     with translated_errors():
         results = read_json(folder / RESULTS)
         if "benchmark" not in results:
-            raise PermanentHubError(f"{folder / RESULTS} is none of gdzoo's: it names no benchmark")
+            raise PermanentHubError(f"{folder / RESULTS} was not written by gdzoo: it has no `benchmark`")
         files = local_files(folder, repo_id.split("/")[0], results["benchmark"])
-        # A card that somebody edited on the Hub is left as it is.
-        needed = {path: content for path, content in files.items() if path != CARD}
-        info = open_repo(api, repo_id, target)
-        sha = info.sha
-        tag = f"run-{results['run']}" if "run" in results else None
+        compared = {path: content for path, content in files.items() if path != CARD}
+        info = open_repo(api, repo_id, target.private)
+        tag = f"run-{results['run']}" if "run" in results else None  # an evaluator has none
         tagged = find(api, repo_id, tag) if tag else None
-        incomplete = missing(needed, info)
-        if incomplete and not target.overwrite:
-            refuse_other_run(api, info, results.get("run"))
-            refuse_other_weights(repo_id, info, files)
-        if tagged and not target.overwrite:
-            refuse_other_weights(f"{repo_id}@{tag}", tagged, files)
+        incomplete = missing(compared, info)
+        if not target.overwrite:
+            if incomplete:
+                refuse_other_run(api, info, results.get("run"))
+                refuse_other_weights(repo_id, info, files)
+            if tagged:
+                refuse_other_weights(f"{repo_id}@{tag}", tagged, files)
+        sha = info.sha
         if incomplete:
             what = f"task {results['task']}, run {results['run']}" if tag else "evaluator"
-            sha = commit(api, info, files, f"{results['benchmark']}: {what}", target)
-        if tag and (tagged is None or missing(needed, tagged)):
+            sha = commit(api, info, files, f"{results['benchmark']}: {what}", exact=target.overwrite)
+        if tag and (tagged is None or missing(compared, tagged)):
             if tagged:
                 api.delete_tag(repo_id, tag=tag)
             api.create_tag(repo_id, tag=tag, revision=sha, exist_ok=True)
@@ -136,30 +124,34 @@ def push_repo(api: HfApi, folder: Path, target: Target) -> str:
 
 
 def local_files(folder: Path, namespace: str, benchmark: str = "") -> Files:
-    """All files of a folder; the card and the results of a zoo's repo name their relatives under `namespace`."""
+    """All files of a folder but hidden ones.
+
+    The card and the results name other repositories of the benchmark; under another namespace than the folder's, they
+    are rewritten to name those of that namespace.
+    """
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     hidden = {name for name in paths for part in name.parts if part[0] == "." or part == "__pycache__"}
     files: Files = {name.as_posix(): path for name, path in paths.items() if name not in hidden}
     if namespace != folder.parent.name and benchmark:
-        relatives = re.compile(rf"(?<![\w-]){re.escape(folder.parent.name)}/(?={re.escape(benchmark)}-)")
+        others = re.compile(rf"(?<![\w-]){re.escape(folder.parent.name)}/(?={re.escape(benchmark)}-)")
         for name in (CARD, RESULTS):
-            files[name] = relatives.sub(f"{namespace}/", files[name].read_text("utf-8")).encode()
+            files[name] = others.sub(f"{namespace}/", files[name].read_text("utf-8")).encode()
     return files
 
 
-def open_repo(api: HfApi, repo_id: str, target: Target, repo_type: str = "model") -> RepoInfo:
-    """The repo, at the branch to push to; both are created if they are not there."""
-    info = find(api, repo_id, target.revision, repo_type)
+def open_repo(api: HfApi, repo_id: str, private: bool, repo_type: str = "model") -> RepoInfo:
+    """The repository, which is created if it does not exist.
+
+    Raises:
+        PermanentHubError: it is public and should be private.
+    """
+    info = find(api, repo_id, repo_type=repo_type)
     if info is None:
         sdk = "gradio" if repo_type == "space" else None
-        # None: an organization's own default decides.
-        api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=target.private or None, exist_ok=True)
-        if target.revision:
-            # From the first commit, which is empty: what main holds is none of this branch's business.
-            start = api.list_repo_commits(repo_id, repo_type=repo_type)[-1].commit_id
-            api.create_branch(repo_id, branch=target.revision, revision=start, repo_type=repo_type, exist_ok=True)
-        info = api.repo_info(repo_id, revision=target.revision, repo_type=repo_type, files_metadata=True)
-    if target.private and not info.private:
+        # private=None: an organization's own default decides.
+        api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=private or None, exist_ok=True)
+        info = api.repo_info(repo_id, repo_type=repo_type, files_metadata=True)
+    if private and not info.private:
         raise PermanentHubError(
             f"{repo_id} is public: make it private in its settings, or leave out --hub_private_repo"
         )
@@ -167,111 +159,58 @@ def open_repo(api: HfApi, repo_id: str, target: Target, repo_type: str = "model"
 
 
 def refuse_other_run(api: HfApi, info: RepoInfo, run: str | None):
-    """Of repos with results, only the one with this run's may be pushed to; an evaluator has none.
-
-    Raises:
-        PermanentHubError
-    """
+    """Raise PermanentHubError if the repository holds the results of another run."""
     there = read_remote(api, info, RESULTS).get("run", run)
     if there != run:
         raise PermanentHubError(f"{info.id} on the Hub holds run {there}, not {run}: --overwrite_hub replaces it")
 
 
 def refuse_other_weights(name: str, info: RepoInfo, files: Files):
-    """The same configuration, trained twice, need not give the same weights.
-
-    Raises:
-        PermanentHubError
-    """
+    """Raise PermanentHubError if the repository holds other weights; the same run may give others elsewhere."""
     if has_weights(info) and missing({path: files[path] for path in files if path.endswith(".safetensors")}, info):
         raise PermanentHubError(
             f"{name} on the Hub holds other weights, trained elsewhere: --overwrite_hub replaces them"
         )
 
 
-def commit(api: HfApi, info: RepoInfo, files: Files, message: str, target: Target, repo_type: str = "model") -> str:
-    """All files in one commit on top of `info`; what is to be overwritten leaves nothing behind. Returns its sha."""
+def commit(api: HfApi, info: RepoInfo, files: Files, message: str, exact: bool, repo_type: str = "model") -> str:
+    """Add all files in one commit on top of `info`, and delete all others if `exact`. Returns the commit's sha."""
     operations = [CommitOperationAdd(path, content) for path, content in files.items()]
-    if target.overwrite:
-        gone = file_names(info) - {*files, ".gitattributes"}
-        operations += [CommitOperationDelete(path) for path in sorted(gone)]
+    if exact:
+        operations += [CommitOperationDelete(path) for path in sorted(other_files(files, info))]
     done = api.create_commit(
         info.id,
         operations,
         commit_message=message,
         parent_commit=info.sha,
-        revision=target.revision,
         repo_type=repo_type,
-        num_threads=1,  # see above: threads would share the client
+        num_threads=1,  # trap: threads share one client, and a ConnectError in any of them closes it
     )
     return done.oid
 
 
+def other_files(files: Files, info: RepoInfo) -> set[str]:
+    """The paths of the repository's files that are not among `files`; .gitattributes is the Hub's own."""
+    return file_names(info) - {*files, ".gitattributes"}
+
+
 def add_to_collection(api: HfApi, repo_id: str, benchmark: str, private: bool):
-    """Show the repo in its benchmark's collection, if that can be done."""
-    about = f"Diffusion models after each task of {benchmark}, and the evaluator that their metrics look through"
+    """List the repository in its benchmark's collection, if that can be done."""
+    about = f"Diffusion models after each task of {benchmark}, and the image classifier used by their metrics"
     try:
         collection = api.create_collection(
             f"gdzoo {benchmark}",
             namespace=repo_id.split("/")[0],
-            description=about[:150],  # the Hub takes no more
+            description=about[:150],  # the Hub's limit
             private=private,
             exists_ok=True,
         )
         api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
-    except Exception as error:  # only an ornament: whatever goes wrong with it, the push is done
-        print(f"gdzoo: {repo_id} is in no collection ({one_line(error)})", file=sys.stderr)
+    except Exception as error:  # the push is complete without it
+        print(f"gdzoo: {repo_id} could not be added to a collection ({one_line(error)})", file=sys.stderr)
 
 
-def push_space(api: HfApi, folder: Path, repo_id: str, target: Target):
-    """Make a Space hold exactly a folder, but for its card, in one commit at most.
-
-    Raises:
-        TemporaryHubError
-        PermanentHubError: among others, if it holds what never came from here and `target` does not overwrite.
-    """
-    owner = repo_id.split("/")[0]
-    with translated_errors():
-        validate_repo_id(repo_id)
-        files = local_files(folder, owner) | {CARD: space_card(api, folder / CARD, owner)}
-        info = open_repo(api, repo_id, target, "space")
-        gone = file_names(info) - {*files, ".gitattributes"}
-        if gone or missing(files, info):
-            if not target.overwrite:
-                refuse_other_space(api, info)
-            exactly = dataclasses.replace(target, overwrite=True)
-            commit(api, info, files, f"{SPACE_COMMIT} {folder.name}", exactly, "space")
-
-
-def space_card(api: HfApi, file: Path, owner: str) -> bytes:
-    """The card with gdzoo's models named as the owner's, if the Hub has them: it builds no Space that preloads more."""
-    try:
-        card = SpaceCard(file.read_text("utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise PermanentHubError(f"{file}: {one_line(error)}") from error
-    exists = cache(api.repo_exists)  # most are named twice
-    for key in ("models", "preload_from_hub"):
-        named = [re.sub("^gdzoo/", f"{owner}/", name) for name in card.data.get(key, [])]
-        # What is preloaded may name files of the repo after its id.
-        card.data[key] = [name for name in named if exists(name.split()[0])] or None
-    return str(card).encode()
-
-
-def refuse_other_space(api: HfApi, info: RepoInfo):
-    """A mistyped id must not empty somebody's Space; a new one holds what the Hub puts there.
-
-    Raises:
-        PermanentHubError
-    """
-    history = api.list_repo_commits(info.id, repo_type="space", revision=info.sha)
-    ours = any(commit.title.startswith(SPACE_COMMIT) for commit in history)
-    if not ours and file_names(info) - {CARD, ".gitattributes"}:
-        raise PermanentHubError(
-            f"--repo_id {info.id} is a Space that was not pushed from here: --overwrite_hub replaces it"
-        )
-
-
-# And back
+# Download
 
 
 def download(api: HfApi, info: RepoInfo, folder: Path):
@@ -281,10 +220,10 @@ def download(api: HfApi, info: RepoInfo, folder: Path):
         PermanentHubError: the weights are not safetensors.
     """
     if not has_weights(info):
-        raise PermanentHubError(f"{info.id} holds no safetensors, and nothing else is loaded")
-    # By commit: by branch, an outage would silently give what the cache holds. Threads would share the client.
+        raise PermanentHubError(f"{info.id} has no safetensors weights, the only ones that gdzoo loads")
+    # Traps: a branch may be answered from the cache (see read_remote), and threads share one client (see commit).
     api.snapshot_download(info.id, revision=info.sha, allow_patterns=DOWNLOADED, local_dir=folder, max_workers=1)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # written by huggingface_hub
     for file in folder.rglob("*.safetensors"):
         try:
             with safe_open(file, framework="numpy"):

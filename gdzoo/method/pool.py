@@ -1,4 +1,4 @@
-"""Which replay images does a task use again and again? A pool that its teacher draws once, in large batches."""
+"""The replay pool: images that the teacher draws once a task, in large batches."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,14 +15,16 @@ BLOCK = 256  # images drawn at once, by all processes together
 class ReplayPool:
     """Replay images of one task, uint8 [N, C, H, W] on the teacher's device; each use gives them fresh noise.
 
-    A block of images follows from (seed, task, step, block), so a resumed run goes on where it was cut off, and several
-    processes, which draw a slice of each block, get the same pool as one (if their number divides 256).
+    The random numbers of a block of images depend on (seed, task, block) alone, so a resumed run continues with the
+    next block, and several processes, which draw a slice of each block, get the same pool as one (if their number
+    divides 256).
 
     Args:
-        size: how many images; steps, eta: how DDIM draws them.
-        key: integers that name the task, (seed, task).
-        classify: gives the class [N] of uint8 images; all classes are then taken equally often, however many images of
-            each the teacher drew. The main process needs it, the others have only to pass something.
+        size: number of images.
+        steps, eta: of DDIM.
+        key: (seed, task).
+        classify: returns the class [N] of uint8 images; all classes are then used equally often, however many images
+            of each the teacher drew. Called on the main process only.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class ReplayPool:
     def _draw(self, block: int) -> Tensor:
         accelerator = self.accelerator
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        # Not (..., block): numpy takes a key that ends in 0 for the one without it, which is the training step's.
+        # Trap: numpy ignores a 0 at the end of a key, and (seed, task, step) is the key of a training step.
         random = StepRandom((*self.key, 0, block + 1), accelerator.device, rank, world_size)
         images = self.teacher.draw(BLOCK // world_size, self.steps, self.eta, random)
         return accelerator.gather(to_uint8(images))
@@ -67,17 +69,17 @@ class ReplayPool:
         return to_float(self.images[rows.clamp(max=len(self.images) - 1)])  # rounding may leave the sum below 1
 
     def _balanced(self) -> Tensor:
-        """The probability [N] of each image that gives every class in the pool the same share."""
+        """Probabilities [N] of the images that give every class in the pool the same share."""
         classes = torch.zeros(len(self.images), dtype=torch.long, device=self.images.device)
         if self.accelerator.is_main_process:
             classes = self.classify(self.images).to(classes)
-        # All must take the same images, and the evaluator is on the main process alone.
+        # All processes must use the same classes, whatever rounding does.
         classes = self.accelerator.reduce(classes, "sum")
         counts = classes.bincount()
         return 1 / (counts[classes] * (counts > 0).sum())
 
     def state_dict(self) -> dict:
-        """For a checkpoint: what is drawn so far."""
+        """The images so far, for a checkpoint."""
         return {"images": self.images}
 
     def load_state_dict(self, state: dict):

@@ -1,4 +1,4 @@
-"""Where do random numbers come from? One generator per optimizer step, so that nothing depends on what ran before."""
+"""Random numbers: one generator for each optimizer step, so that a step does not depend on those before it."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 def seed_from(*key: int) -> int:
     """One 63-bit seed from several integers, e.g. (seed, task, step): neighbouring keys give unrelated streams.
 
-    Only among keys of one length: (42, 1) and (42, 1, 0) are the same to numpy.
+    Only for keys of one length. Trap: (42, 1) and (42, 1, 0) are the same to numpy.
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 

@@ -1,4 +1,4 @@
-"""How does any unconditional diffusers pipeline, of the zoo or a stranger's, give images that fit a benchmark?"""
+"""Loading unconditional diffusers pipelines and drawing images from them."""
 
 import inspect
 from collections.abc import Iterator
@@ -7,79 +7,12 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
-from gdzoo.method.sampling import ddim_sample, ddim_steps, to_uint8, trailing_timesteps
+from gdzoo.method.randomness import seed_from
+from gdzoo.method.sampling import check_steps, ddim_sample, to_uint8
 
-# Schedulers that say by their betas and prediction type all that DDIM needs to know.
+# Schedulers that DDIM can replace: their betas and prediction type are all that it needs.
 SAMPLED_BY_DDIM = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
-UNCONDITIONAL = {"batch_size", "num_inference_steps", "generator", "output_type"}  # what its call must take
-
-
-def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
-    """A pipeline from a folder or the Hub; safetensors only, no remote code.
-
-    Where it is a UNet2DModel with a plain schedule of betas, it comes back as a DDIMPipeline with trailing timesteps,
-    sampled as the zoo's own models are.
-
-    Args:
-        steps: how many it shall sample with.
-
-    Raises:
-        ValueError: in one line, if it cannot be loaded, needs a condition, or does not sample in that many steps.
-    """
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(repo_or_folder, use_safetensors=True)
-    except Exception as error:  # diffusers and the client raise what they please on whatever files there are
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own"
-            f" ({type(error).__name__}: {reason})"
-        ) from error
-    kind = type(pipeline).__name__
-    if not inspect.signature(pipeline.__call__).parameters.keys() >= UNCONDITIONAL:
-        raise ValueError(f"{repo_or_folder}: a {kind} is no unconditional pipeline")
-    unet = pipeline.components.get("unet")
-    if isinstance(unet, UNet2DModel) and unet.class_embedding is not None:
-        raise ValueError(f"{repo_or_folder}: its U-Net is class-conditional, and without a class it draws nothing")
-    if not is_sampled_by_ddim(pipeline):
-        return pipeline
-    try:
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
-    except NotImplementedError as error:  # a schedule of betas that DDIM does not know
-        raise ValueError(f"{repo_or_folder}: {error}") from error
-    try:
-        trailing_timesteps(scheduler.config.num_train_timesteps, steps)
-    except ValueError as error:
-        raise ValueError(f"--eval_steps: {error}") from error
-    return DDIMPipeline(unet, scheduler)
-
-
-def is_sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
-    """Whether the zoo's own sampler can draw from it, and its teacher and student could be made of it."""
-    unet, scheduler = (pipeline.components.get(name) for name in ("unet", "scheduler"))
-    return (
-        pipeline.components.keys() == {"unet", "scheduler"}
-        and isinstance(unet, UNet2DModel)
-        and type(scheduler).__name__ in SAMPLED_BY_DDIM
-        and unet.config.in_channels == unet.config.out_channels  # else it predicts a variance, too
-        and isinstance(unet.config.sample_size, int)
-    )
-
-
-def draw_any(pipeline: DiffusionPipeline, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield uint8 batches [b, C, H, W], `count` images in all, from the same noise on any device."""
-    if type(pipeline) is DDIMPipeline and is_sampled_by_ddim(pipeline):
-        yield from draw_images(pipeline, count, steps, seed, batch_size)
-        return
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, batch_size):
-        images = pipeline(
-            batch_size=min(batch_size, count - start),
-            num_inference_steps=steps,
-            generator=generator,
-            output_type="np",
-        ).images  # [b, H, W, C] in [0, 1]
-        yield to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1)
+UNCONDITIONAL = {"batch_size", "num_inference_steps", "generator", "output_type"}  # arguments of a pipeline's call
 
 
 def load_pipeline(folder, **kwargs) -> DDIMPipeline:
@@ -90,17 +23,120 @@ def load_pipeline(folder, **kwargs) -> DDIMPipeline:
     """
     try:
         return DDIMPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
-    except Exception as error:  # diffusers raises what it pleases on whatever files there are
-        reason = " ".join(str(error).split())[:200]
-        kind = type(error).__name__
-        raise ValueError(f"{folder} is no whole pipeline with safetensors ({kind}: {reason})") from error
+    except Exception as error:  # `from_pretrained` has no common error type
+        raise ValueError(f"{folder} is no whole pipeline with safetensors ({_one_line(error)})") from error
+
+
+def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
+    """An unconditional pipeline from a folder or the Hub; safetensors only, no remote code.
+
+    A UNet2DModel with a plain schedule of betas is returned as a DDIMPipeline with trailing timesteps and clipped
+    samples, like the zoo's own models.
+
+    Args:
+        steps: the number of sampling steps that it must support.
+
+    Raises:
+        ValueError: in one line, if it cannot be loaded, is conditional, or cannot sample in that many steps.
+    """
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(repo_or_folder, use_safetensors=True)
+    except Exception as error:  # `from_pretrained` has no common error type
+        raise ValueError(
+            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own ({_one_line(error)})"
+        ) from error
+    if not inspect.signature(pipeline.__call__).parameters.keys() >= UNCONDITIONAL:
+        raise ValueError(f"{repo_or_folder}: a {type(pipeline).__name__} is no unconditional pipeline")
+    unet = pipeline.components.get("unet")
+    if isinstance(unet, UNet2DModel) and unet.class_embedding is not None:
+        raise ValueError(f"{repo_or_folder}: its U-Net is class-conditional, and gdzoo gives it no class")
+    return _ddim_pipeline(pipeline, repo_or_folder, steps) if is_sampled_by_ddim(pipeline) else pipeline
+
+
+def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int) -> DDIMPipeline:
+    # Clipped always: with an epsilon model and linear betas the first step divides by 0.006.
+    clipping = dict(clip_sample=True, clip_sample_range=1.0, thresholding=False)
+    try:
+        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", **clipping)
+    except NotImplementedError as error:  # an unsupported schedule of betas
+        raise ValueError(f"{repo_or_folder}: {error}") from error
+    try:
+        check_steps(scheduler.config.num_train_timesteps, steps)
+    except ValueError as error:
+        raise ValueError(f"--eval_steps: {error}") from error
+    return DDIMPipeline(pipeline.unet, scheduler)
+
+
+def is_sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
+    """Whether the zoo's own sampler can draw from it, and it can be a teacher and a student."""
+    unet, scheduler = (pipeline.components.get(name) for name in ("unet", "scheduler"))
+    return (
+        pipeline.components.keys() == {"unet", "scheduler"}
+        and isinstance(unet, UNet2DModel)
+        and type(scheduler).__name__ in SAMPLED_BY_DDIM
+        and unet.config.in_channels == unet.config.out_channels  # otherwise it also predicts a variance
+        and isinstance(unet.config.sample_size, int)
+    )
+
+
+# ---- drawing ----
 
 
 def draw_images(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield uint8 batches [b, C, H, W], `count` images in all; the noise comes from the CPU, the same on any device."""
+    """Yield `count` images as uint8 batches [b, C, H, W]; the noise is drawn on the CPU, the same for all devices."""
+    for _, images in _draw_rows(pipeline, count, steps, seed, batch_size, (0, 1)):
+        yield images
+
+
+def draw_any(
+    pipeline: DiffusionPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[int, Tensor]]:
+    """Draw `count` images, divided among processes that get the same noise for an image however many they are.
+
+    A pipeline that the zoo's own sampler can draw from is divided by rows of each batch, any other by whole batches.
+
+    Args:
+        steps: sampling steps.
+        batch_size: images in a batch, of all processes together.
+        node: the number of this process, and how many there are.
+
+    Yields:
+        Which of the `count` images is the first, and images [b, C, H, W] (uint8) from there on.
+    """
+    ours = type(pipeline) is DDIMPipeline and is_sampled_by_ddim(pipeline)
+    draw = _draw_rows if ours else _draw_whole_batches
+    yield from draw(pipeline, count, steps, seed, batch_size, node)
+
+
+def _draw_rows(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int]):
     generator = torch.Generator().manual_seed(seed)
-    config, ahead = pipeline.unet.config, ddim_steps(pipeline.scheduler, steps)
+    config = pipeline.unet.config
+    process, processes = node
     for start in range(0, count, batch_size):
-        shape = (min(batch_size, count - start), config.in_channels, config.sample_size, config.sample_size)
-        noise = torch.randn(shape, generator=generator).to(pipeline.unet.device)
-        yield to_uint8(ddim_sample(pipeline.unet, pipeline.scheduler.config.prediction_type, noise, ahead))
+        size = min(batch_size, count - start)
+        # Every process draws the noise of the whole batch, so that it does not depend on their number.
+        noise = torch.randn(size, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+        first, end = size * process // processes, size * (process + 1) // processes
+        if first < end:
+            x_t = noise[first:end].to(pipeline.unet.device)
+            x_0 = ddim_sample(pipeline.unet, pipeline.scheduler, x_t, steps)
+            yield start + first, to_uint8(x_0)
+
+
+def _draw_whole_batches(
+    pipeline: DiffusionPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int]
+):
+    pipeline.set_progress_bar_config(disable=True)
+    for batch, start in enumerate(range(0, count, batch_size)):
+        if batch % node[1] == node[0]:
+            images = pipeline(
+                batch_size=min(batch_size, count - start),
+                num_inference_steps=steps,
+                generator=torch.Generator().manual_seed(seed_from(seed, batch)),
+                output_type="np",
+            ).images  # [b, H, W, C] in [0, 1]
+            yield start, to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -31,5 +31,5 @@ TRAIN_TIMESTEPS = 1000
 
 
 def smallest_resolution(model: str) -> int:
-    """What the resolution must be a multiple of: each level but the last halves the image."""
+    """The number that the resolution must be a multiple of: each level but the last halves the image."""
     return 2 ** (len(MODELS[model]["block_out_channels"]) - 1)

@@ -1,30 +1,24 @@
-"""How do strategies compare over the whole zoo? `python -m gdzoo.report zoo` makes tables, a CSV and plots."""
+"""Report on a zoo: `python -m gdzoo.report zoo` writes tables, a CSV file and plots that compare its models."""
 
 import argparse
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
-from gdzoo.report.collection import RECIPE, Collection, Comparison, estimate, read_downstream, read_zoo
+import pandas as pd
+
+from gdzoo.report.collection import Collection, Comparison, estimates, read_zoo
 from gdzoo.report.plots import draw_all
-from gdzoo.report.tables import (
-    METRICS,
-    by_task,
-    cell,
-    cost_table,
-    markdown_table,
-    matrix_table,
-    summary_table,
-    title,
-    write_csv,
-)
+from gdzoo.report.tables import by_task, cost_table, matrix_table, summary_table, title, write_csv
+from gdzoo.zoo.metric_catalogue import METRICS, better
+from gdzoo.zoo.results import RECIPE, read_downstream
 
 
 def make_report(root: Path, output: Path) -> Collection:
     """Write report.md, results.csv and the figures about the zoo `root` into `output`.
 
     Raises:
-        ValueError: there is no zoo, or no model in it (names what was left out), or its downstream.json is malformed.
+        ValueError: there is no such folder, or no readable model in it, or its downstream.json is malformed.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder")
@@ -32,7 +26,7 @@ def make_report(root: Path, output: Path) -> Collection:
     if not collection.comparisons:
         left_out = "; ".join(f"{name}: {reason}" for name, reason in collection.left_out)
         raise ValueError(
-            f"{root} holds no model of gdzoo, in {root}/NAMESPACE/REPO{f' ({left_out})' if left_out else ''}"
+            f"{root} contains no model of gdzoo in {root}/NAMESPACE/REPO{f' ({left_out})' if left_out else ''}"
         )
     downstream = read_downstream(root)
     output.mkdir(parents=True, exist_ok=True)
@@ -51,22 +45,22 @@ def make_report(root: Path, output: Path) -> Collection:
 
 
 def overview(collection: Collection) -> str:
-    """How much there is, and how to read it."""
+    """The size of the zoo, and how to read the report."""
     models = sum(len(each.models) for each in collection.comparisons)
-    missing = sum(len(list(each.missing())) for each in collection.comparisons)
+    missing = sum(len(each.missing()) for each in collection.comparisons)
     return (
         f"{models} models, {missing} missing, {len(collection.left_out)} folders left out. Numbers are the mean ± the"
-        " sample standard deviation over seeds; *(2 of 3)* says that only 2 of 3 seeds have the number, *missing* that"
-        " there is no such model, *n/a* that there is one without this number. Results on other data, of other samples"
-        " or through another evaluator are in tables of their own, for they cannot be compared. The numbers of each"
-        " model are in [results.csv](results.csv); each figure is there as SVG, too."
+        " sample standard deviation over seeds. *(2 of 3)* means that only 2 of 3 seeds have the number, *missing* that"
+        " there is no such model, *n/a* that the model exists but the number does not. Results measured with different"
+        " data, sample counts or evaluators cannot be compared and are in separate tables. The numbers of each model"
+        " are in [results.csv](results.csv). Each figure is also saved as SVG."
     )
 
 
 def section(
     comparison: Comparison, collection: Collection, downstream: list[dict], output: Path, stem: str
 ) -> list[str]:
-    """Everything about one comparison."""
+    """The tables and figures of one comparison."""
     pictures = {
         name: f"![{name}](<{file}>)"  # the namespace's folder may have spaces in its name
         for name, file in draw_all(comparison, caption(comparison), output, stem).items()
@@ -74,10 +68,10 @@ def section(
     parts = [f"## {heading(comparison)}", how_measured(comparison, collection)]
     if "samples" in pictures:
         parts += ["### Samples", SAMPLES_NOTE, pictures["samples"]]
-    for name in [name for name in METRICS if name in pictures]:
-        label, better = METRICS[name]
-        parts += [f"### {label}, over all classes seen ({better})", pictures[name]]
-        parts += [by_task(comparison, lambda strategy, task, name=name: comparison.metric(strategy, task, name))]
+    for name, info in METRICS.items():
+        if name in pictures:
+            parts += [f"### {info.title}, over all classes seen ({better(info)})", pictures[name]]
+            parts += [by_task(comparison, comparison.metric(name))]
     if "matrix" in pictures:
         parts += ["### Task by task", pictures["matrix"], *matrix_section(comparison)]
     parts += downstream_section(comparison, downstream)
@@ -87,23 +81,23 @@ def section(
 
 
 COST_NOTE = (
-    "Passes count images through a U-Net (the teacher's: drawing replay images and predicting on them); all strategies"
-    " of a run share the model of task 1. Seconds depend on what else the machine did. Peak memory is, on a CPU, the"
-    " most that the process held while a task trained."
+    "Passes count the images that pass through a U-Net; those of the teacher are for drawing replay images and for"
+    " predictions on them. All strategies of a run share the model of task 1. Seconds depend on the load of the"
+    " machine. On a CPU, peak memory is that of the whole process while a task was trained."
 )
-SAMPLES_NOTE = "The first 16 samples of each model, all from the same noise and of one seed, which the caption names."
+SAMPLES_NOTE = "The first 16 samples of each model, from the same initial noise and of one seed, named in the caption."
 MATRIX_NOTE = (
-    "Row k, column j: the samples of the model after task k in which the evaluator sees a class of task j, against the"
-    " real images of task j. *Average final* is the mean of the last row; *average incremental* the mean over rows of"
-    " the mean of the row; *forgetting* the mean over earlier tasks of last row less diagonal (gdzoo/summaries.py has"
-    " the sources). FID comes out the higher the fewer samples a task has, and each has fewer as tasks are added, so"
-    " that forgetting by FID is too high; KID has no such bias. A task that too few samples were of has no number, and"
-    " then a summary has none, either."
+    "Row k, column j: the samples of the model after task k that the evaluator assigns to a class of task j, compared"
+    " with the real images of task j. *Average final* is the mean of the last row; *average incremental* the mean over"
+    " rows of the mean of the row; *forgetting* the mean over earlier tasks of last row minus diagonal (sources in"
+    " gdzoo/evaluation/summaries.py). FID is biased upwards for few samples, and each task has fewer as tasks are"
+    " added, so that forgetting by FID is too high; KID has no such bias. A task with too few samples has no number,"
+    " and then a summary that needs it has none, either."
 )
 
 
 def matrix_section(comparison: Comparison) -> list[str]:
-    """q[k][j] in full, and its summaries."""
+    """The quality matrix q[k][j], and its summaries."""
     parts = [MATRIX_NOTE, summary_table(comparison)]
     for metric, label in (("fid", "FID"), ("kid", "KID"), ("share", "Share of the samples")):
         tables = [matrix_table(comparison, strategy, metric) for strategy in comparison.strategies]
@@ -112,52 +106,37 @@ def matrix_section(comparison: Comparison) -> list[str]:
 
 
 def downstream_section(comparison: Comparison, downstream: list[dict]) -> list[str]:
-    """What python -m gdzoo.downstream found with these models; a table for each recipe."""
+    """The results of python -m gdzoo.downstream for these models, one table per recipe."""
     compared = {(strategy, seed, model["run"]) for (strategy, seed, _), model in comparison.models.items()}
-    recipes = defaultdict(list)
-    for chain in downstream:
-        of_benchmark = (chain["namespace"], chain["benchmark"]) == comparison.condition[:2]
-        of_run = (chain["strategy"], chain["seed"], chain["run"]) in compared
-        if of_benchmark and of_run and len(chain["accuracy"]) == len(comparison.tasks):
-            recipes[tuple(chain[name] for name in RECIPE)].append(chain)
-    parts = [part for chains in recipes.values() for part in downstream_table(comparison, chains)]
-    return ["### Downstream: a classifier that learns on replay from these models", *parts] if parts else []
-
-
-def downstream_table(comparison: Comparison, chains: list[dict]) -> tuple[str, str]:
-    """How the classifiers of these chains learned, which is the same for all, and how accurate they were."""
-    accuracies = defaultdict(list)  # of each strategy: a list over tasks for each seed
-    for chain in chains:
-        accuracies[chain["strategy"]].append(chain["accuracy"])
-    table = markdown_table(
-        ["strategy", *(f"after task {task}" for task in comparison.tasks)],
-        (
-            [
-                title(strategy),
-                *(
-                    cell(estimate([each[task - 1] for each in found]), len(comparison.seeds), len(found))
-                    for task in comparison.tasks
-                ),
-            ]
-            for strategy in comparison.strategies
-            for found in [accuracies[strategy]]
-        ),
-    )
-    how = chains[0]
-    note = (
-        f"Accuracy on real test images ({how['test_split']}) of all classes seen, of a classifier that learns task"
-        f" after task from the real images of the task and {how['replay_samples']} images from the model after the task"
-        f" before ({how['eval_steps']} DDIM steps), labelled by its former self; {how['steps']} steps a task;"
-        f" {how['hardware']}."
-    )
-    return note, table
+    chains = [
+        {name: chain[name] for name in (*RECIPE, "hardware", "strategy", "seed")} | {"task": task, "accuracy": accuracy}
+        for chain in downstream
+        if (chain["namespace"], chain["benchmark"]) == comparison.condition[:2]
+        and (chain["strategy"], chain["seed"], chain["run"]) in compared
+        and len(chain["accuracy"]) == len(comparison.tasks)
+        for task, accuracy in enumerate(chain["accuracy"], start=1)
+    ]
+    if not chains:
+        return []
+    parts = ["### Downstream: a classifier trained on replay from these models"]
+    for _, rows in pd.DataFrame(chains).groupby(list(RECIPE), sort=False):
+        how = rows.iloc[0]
+        found = estimates(rows.set_index(["strategy", "task"])["accuracy"], "strategy", "task")
+        note = (
+            f"Accuracy on real test images ({how['test_split']}) of all classes so far. The classifier is trained task"
+            f" after task on the real images of the task and on {how['replay_samples']} images from the model after"
+            f" the previous task ({how['eval_steps']} DDIM steps), labelled by the previous classifier; {how['steps']}"
+            f" steps per task; {how['hardware']}."
+        )
+        parts += [note, by_task(comparison, found, "after task")]
+    return parts
 
 
 def missing_list(comparison: Comparison) -> str:
-    """A line for each chain that lacks models."""
-    tasks = defaultdict(list)
+    """One line for each chain that lacks models."""
+    tasks = {}
     for strategy, seed, task in comparison.missing():
-        tasks[strategy, seed].append(str(task))
+        tasks.setdefault((strategy, seed), []).append(str(task))
     lines = [f"- {title(strategy)}, seed {seed}: task {', '.join(found)}" for (strategy, seed), found in tasks.items()]
     return "\n".join(lines) or "Nothing."
 
@@ -170,7 +149,7 @@ def heading(comparison: Comparison) -> str:
 
 
 def caption(comparison: Comparison) -> str:
-    """How many samples, which features, data, versions and hardware: one line for under a figure."""
+    """Sample count, features, data, versions and hardware in one line, for below a figure."""
     condition = comparison.condition
     seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
     if condition.features is None:
@@ -181,21 +160,25 @@ def caption(comparison: Comparison) -> str:
             f"{condition.eval_samples} samples of {condition.eval_steps} DDIM steps, {condition.feature_dim} features"
             f" of {condition.features}{weights}, real images: {condition.reference_split}"
         )
-    wanted = ("torch", "diffusers", "transformers")
-    found = (model.get("versions") or {} for model in comparison.models.values())
-    versions = sorted({", ".join(f"{name} {each[name]}" for name in wanted if name in each) for each in found})
-    hardware = sorted({model["hardware"] for model in comparison.models.values() if model.get("hardware")})
+    models = comparison.models.values()
+    versions = sorted({_versions(model) for model in models})
+    hardware = sorted({model["hardware"] for model in models})
     parts = [measured, condition.data, seeds, " / ".join(filter(None, versions)), " / ".join(hardware)]
     return "; ".join(filter(None, parts))
 
 
+def _versions(model: dict) -> str:
+    wanted = ("torch", "diffusers", "transformers")
+    return ", ".join(f"{name} {model['versions'][name]}" for name in wanted if name in model["versions"])
+
+
 def how_measured(comparison: Comparison, collection: Collection) -> str:
-    """What the caption says, the evaluator's own accuracy, FIDs not to be trusted, and settings that differ."""
+    """The caption, the evaluator's accuracy, a warning about unreliable FID, and settings that differ."""
     lines = [f"{caption(comparison)}."]
     evaluator = collection.evaluators.get(comparison.condition.features)
     if evaluator:
         lines.append(
-            f"The evaluator names {evaluator['accuracy']:.1%} of {evaluator['test_images']} test images correctly"
+            f"The evaluator classifies {evaluator['accuracy']:.1%} of {evaluator['test_images']} test images correctly"
             f" ({evaluator['test_split']})."
         )
     evaluations = [model["evaluation"] for model in comparison.models.values() if model.get("evaluation")]
@@ -203,27 +186,27 @@ def how_measured(comparison: Comparison, collection: Collection) -> str:
     if doubtful:
         lines.append(
             f"**FID is not reliable here**: {comparison.condition.feature_dim} features need"
-            f" {doubtful[0]['fid_samples_needed']} samples and real images; go by KID."
+            f" {doubtful[0]['fid_samples_needed']} samples and real images. Use KID."
         )
     differing = comparison.differing_settings()
     if differing:
-        lines.append(f"**Settings that are not the same for all models**: {'; '.join(differing)}.")
+        lines.append(f"**Settings that differ between models**: {'; '.join(differing)}.")
     return " ".join(lines)
 
 
 def left_out_section(collection: Collection) -> list[str]:
-    """Folders that are not models, and why."""
+    """Folders that could not be read as models, with the reason."""
     lines = [f"- `{name}`: {reason}" for name, reason in collection.left_out]
     return ["## Left out", "\n".join(lines) or "Nothing."]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0 when the report is written, 2 where there is nothing to report on."""
+    """The command line; returns 0 if the report was written and 2 if there is nothing to report on."""
     parser = argparse.ArgumentParser(
-        prog="python -m gdzoo.report", description="Compare everything that a zoo holds: tables, CSV and plots."
+        prog="python -m gdzoo.report", description="Compare all models of a zoo: tables, CSV and plots."
     )
     parser.add_argument("zoo", help="the local zoo, the --output_dir of training")
-    parser.add_argument("--output", default="report", help="folder to write into (default: report)")
+    parser.add_argument("--output", default="report", help="output folder (default: report)")
     args = parser.parse_args(argv)
     try:
         collection = make_report(Path(args.zoo), Path(args.output))

@@ -1,34 +1,41 @@
-"""What lies in a zoo, and which of it may be compared? Reads JSON alone: no torch, no model."""
+"""The models of a zoo, grouped into those that can be compared. Reads JSON files only; does not import torch."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 from pathlib import Path
-from statistics import fmean, mean, stdev
 from typing import NamedTuple
 
-from gdzoo.evaluation.summaries import quality_matrix
-from gdzoo.zoo.folders import read_json
-from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG, evaluator_name, repo_name
+import pandas as pd
 
-# The order of tables and legends: the upper bound, the methods, the lower bound; strategies of others after them.
-ORDER = (
-    "joint",
-    "generative_distillation",
-    "generative_replay",
-    "experience_replay",
-    "gaussian_distillation",
-    "lwf",
-    "finetune",
-)
-DOWNSTREAM = "downstream.json"  # what python -m gdzoo.downstream leaves in the zoo
-NEEDED_OF_CHAIN = {"benchmark": str, "strategy": str, "seed": int, "run": str}
-NEEDED = NEEDED_OF_CHAIN | {"tasks": list, "history": list}
-NEEDED_OF_TASK = {"task": int, "metrics": dict, "cost": dict}  # in every entry of the history, too
-# Chains of downstream.json with the same recipe can be averaged.
-RECIPE = {"steps": int, "replay_samples": int, "eval_steps": int, "test_split": str}
-NEEDED_DOWNSTREAM = NEEDED_OF_CHAIN | {"namespace": str, "accuracy": list} | RECIPE
-# Settings of train_config.json that say which images there are, and in which tasks.
+from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting
+from gdzoo.method.catalogue import in_order
+from gdzoo.zoo.metric_catalogue import METRICS
+from gdzoo.zoo.results import read_models
+
+KEY = ["strategy", "seed", "task"]
+COSTS = {
+    "seconds": "seconds",
+    "images_per_second": "real images/s",
+    "student_passes": "student passes",
+    "teacher_passes": "teacher passes",
+    "peak_memory_mib": "peak memory (MiB)",
+}
+ON_TASK = ("fid", "kid", "share")  # measured on the samples of each task
+# Of KID, which has no bias, before FID.
+SUMMARIES = {
+    f"{metric.upper()}, {title}": (metric, summarize)
+    for metric in ("kid", "fid")
+    for title, summarize in {
+        "average final": average_final_quality,
+        "average incremental": average_incremental_quality,
+        "forgetting": forgetting,
+    }.items()
+}
+PASSES = "U-Net passes"  # of the student and the teacher
+# Settings in train_config.json that determine the images and their division into tasks.
 DATA_SETTINGS = (
     "pretrained_model_name_or_path",
     "pretrained_tasks",
@@ -43,17 +50,17 @@ DATA_SETTINGS = (
 
 
 class Condition(NamedTuple):
-    """What must be equal for two results to stand in one table; `features` and on are None where nothing was evaluated.
+    """What must be equal for two results to be in one table; from `features` on None for models without metrics.
 
-    With --class_order seed each seed has other classes in its tasks; as in the paper that is averaged, too.
+    With --class_order seed the classes of a task differ between seeds. Such seeds are averaged, as in the paper.
     """
 
     namespace: str
     benchmark: str
-    tasks: int  # how many the benchmark has
+    tasks: int  # of the benchmark
     data: str  # the DATA_SETTINGS that are not None, e.g. "--class_order dataset --resolution 8"
     features: str | None
-    fingerprint: str | None  # of the evaluator's weights, for another may have its name; None in older results
+    fingerprint: str | None  # of the evaluator's weights, since names can be reused; None in older results
     feature_dim: int | None
     eval_samples: int | None
     eval_steps: int | None
@@ -62,16 +69,17 @@ class Condition(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, and the sample standard deviation (None with one seed) of `count` known values."""
+    """Mean and sample standard deviation over the seeds that have the value; NaN where they are not defined."""
 
     mean: float
-    std: float | None
-    count: int
+    std: float
+    count: int  # how many seeds have the value
 
 
-def estimate(values: list[float]) -> Estimate | None:
-    """None if there is no value."""
-    return Estimate(mean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
+def estimates(values: pd.Series, *by: str) -> dict:
+    """An `Estimate` for each combination of the index levels `by`; combinations without a model are absent."""
+    found = values.astype(float).groupby(level=list(by)).agg(["mean", "std", "count"])
+    return {key: Estimate(*row) for key, *row in found.itertuples()}
 
 
 @dataclass
@@ -79,8 +87,8 @@ class Comparison:
     """All models under one condition.
 
     Attributes:
-        models: what results.json says, by (strategy, seed, task). Where the folder of a task is gone, the `history` of
-            a later one still has its metrics and cost; such an entry has no "folder".
+        models: their results.json by (strategy, seed, task). If the folder of a task is gone, its metrics and cost
+            come from the history of a later task; such an entry has no "folder".
     """
 
     condition: Condition
@@ -88,8 +96,7 @@ class Comparison:
 
     @property
     def strategies(self) -> list[str]:
-        found = {strategy for strategy, _, _ in self.models}
-        return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+        return in_order(strategy for strategy, _, _ in self.models)
 
     @property
     def seeds(self) -> list[int]:
@@ -99,49 +106,49 @@ class Comparison:
     def tasks(self) -> range:
         return range(1, self.condition.tasks + 1)
 
-    def missing(self) -> Iterator[tuple[str, int, int]]:
-        """Combinations of what is there that nothing is known of: (strategy, seed, task)."""
-        for strategy in self.strategies:
-            for seed in self.seeds:
-                yield from ((strategy, seed, task) for task in self.tasks if (strategy, seed, task) not in self.models)
+    def missing(self) -> list[tuple[str, int, int]]:
+        """(strategy, seed, task) of models that do not exist, for the strategies and seeds that have any."""
+        return [key for key in product(self.strategies, self.seeds, self.tasks) if key not in self.models]
 
-    def known(self, strategy: str, task: int) -> list[dict]:
-        """The models of this strategy after this task, one a seed."""
-        return [self.models[strategy, seed, task] for seed in self.seeds if (strategy, seed, task) in self.models]
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per model, indexed by KEY; the quality matrix as fid_task1, kid_task1, share_task1, ..."""
+        index = pd.MultiIndex.from_tuples([*self.models], names=KEY)
+        rows = [_row(model, self.tasks) for model in self.models.values()]
+        return pd.DataFrame(rows, index, dtype=object).sort_index()  # object: integers stay integers
 
-    def metric(self, strategy: str, task: int, name: str) -> Estimate | None:
-        """A metric over all classes seen after this task, over seeds."""
-        values = [model["metrics"].get(name) for model in self.known(strategy, task)]
-        return estimate([value for value in values if value is not None])
+    @cached_property
+    def chains(self) -> pd.DataFrame:
+        """One row per (strategy, seed) that has all tasks, with its COSTS, PASSES and SUMMARIES."""
+        chains = self.table.groupby(level=KEY[:2])
+        rows = {key: _chain_row(chain) for key, chain in chains if len(chain) == len(self.tasks)}
+        return pd.DataFrame(
+            [*rows.values()], pd.MultiIndex.from_tuples([*rows], names=KEY[:2]), [*COSTS, PASSES, *SUMMARIES]
+        )
 
-    def on_task(self, strategy: str, k: int, j: int, name: str) -> Estimate | None:
-        """q[k][j] over seeds: fid, kid or share on task j after training on task k."""
-        rows = [model["per_task"][j - 1][name] for model in self.known(strategy, k) if model.get("per_task")]
-        return estimate([value for value in rows if value is not None])
+    def has(self, column: str) -> bool:
+        """Whether any model has a value in this column of the table."""
+        return self.table[column].notna().any()
 
-    def chains(self, strategy: str) -> list[list[dict]]:
-        """The models of each seed that has all tasks, in their order."""
-        everything = [[self.models.get((strategy, seed, task)) for task in self.tasks] for seed in self.seeds]
-        return [chain for chain in everything if all(chain)]
+    def metric(self, name: str) -> dict[tuple[str, int], Estimate]:
+        """A metric over all classes so far, by (strategy, task)."""
+        return estimates(self.table[name], "strategy", "task")
 
-    def summary(self, strategy: str, metric: str, summarize) -> Estimate | None:
-        """A summary of gdzoo.summaries over the matrix of each whole chain; seeds where it is unknown do not count."""
-        values = [summarize(quality_matrix(chain, metric)) for chain in self.chains(strategy)]
-        return estimate([value for value in values if value == value])  # NaN is not equal to itself
+    def on_task(self, name: str) -> dict[tuple[str, int, int], Estimate]:
+        """q[k][j]: fid, kid or share on task j after training on task k, by (strategy, k, j) for j <= k."""
+        columns = {j: estimates(self.table[f"{name}_task{j}"], "strategy", "task") for j in self.tasks}
+        return {(strategy, k, j): found[strategy, k] for j, found in columns.items() for strategy, k in found if j <= k}
 
-    def cost(self, strategy: str, name: str) -> Estimate | None:
-        """Of the whole chain: the sum over its tasks, the most for peak_memory_mib, all images over all seconds."""
-        values = [_cost_of_chain([model["cost"] for model in chain], name) for chain in self.chains(strategy)]
-        return estimate([value for value in values if value is not None])
-
-    def passes(self, strategy: str) -> Estimate | None:
-        """Images through a U-Net, the student's and the teacher's, in the whole chain."""
-        costs = [[model["cost"] for model in chain] for chain in self.chains(strategy)]
-        names = ("student_passes", "teacher_passes")
-        return estimate([sum(cost.get(name, 0) for cost in chain for name in names) for chain in costs])
+    def of_chains(self, *columns: str) -> dict[tuple[str, str], Estimate]:
+        """Columns of `chains`, by (strategy, column)."""
+        return {
+            (strategy, column): found
+            for column in columns
+            for strategy, found in estimates(self.chains[column], "strategy").items()
+        }
 
     def differing_settings(self) -> list[str]:
-        """Settings of train_config.json, seed and strategy apart, that are not the same for all models."""
+        """Settings in train_config.json that are not the same for all models, without seed and strategy."""
         values = defaultdict(set)
         for model in self.models.values():
             for name, value in model.get("config", {}).items():
@@ -153,19 +160,35 @@ class Comparison:
         ]
 
 
-def _cost_of_chain(costs: list[dict], name: str) -> float | None:
-    values = [cost.get(name) for cost in costs]
-    if None in values:
-        return None
-    if name == "images_per_second":
-        seconds = [cost.get("seconds") for cost in costs]  # 0 of a pretrained model
-        return fmean(values, seconds) if None not in seconds and any(seconds) else None
-    return max(values) if name == "peak_memory_mib" else sum(values)
+def _row(model: dict, tasks: range) -> dict:
+    evaluation = model.get("evaluation") or {}
+    on_task = {row["task"]: row for row in model.get("per_task") or []}
+    return (
+        {"run": model["run"]}
+        | {name: model["metrics"].get(name) for name in METRICS}
+        | {name: evaluation.get(name) for name in ("fid_reliable", "reference_images")}
+        | {name: model["cost"].get(name) for name in COSTS}
+        | {"hardware": model["hardware"], **model["versions"]}
+        | {f"{name}_task{j}": on_task[j][name] if j in on_task else None for j in tasks for name in ON_TASK}
+    )
+
+
+def _chain_row(tasks: pd.DataFrame) -> dict:
+    """The rows of one chain as one; an unknown cost of one task makes that of the chain unknown."""
+    costs = tasks[list(COSTS)].astype(float)
+    row = costs.sum(skipna=False).to_dict()
+    row["peak_memory_mib"] = costs["peak_memory_mib"].max(skipna=False)
+    images = (costs["images_per_second"] * costs["seconds"]).sum(skipna=False)
+    row["images_per_second"] = images / (row["seconds"] or math.nan)  # a pretrained model alone took 0 s
+    row[PASSES] = row["student_passes"] + row["teacher_passes"]
+    for name, (metric, summarize) in SUMMARIES.items():
+        row[name] = summarize(tasks.filter(regex=f"^{metric}_task").to_numpy(float))
+    return row
 
 
 @dataclass
 class Collection:
-    """A zoo: what can be compared, its evaluators by "namespace/name", and (folder, reason) of what was left out."""
+    """A zoo: its comparisons, its evaluators by NAMESPACE/REPO, and (folder, reason) of what cannot be read."""
 
     comparisons: list[Comparison]
     evaluators: dict[str, dict]
@@ -173,108 +196,30 @@ class Collection:
 
 
 def read_zoo(root: Path) -> Collection:
-    """Everything in the folders `root/{namespace}/{repo}`."""
-    comparisons, evaluators, left_out = {}, {}, []
-    namespaces = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    for folder in sorted(path for namespace in namespaces for path in namespace.iterdir() if path.is_dir()):
-        name = f"{folder.parent.name}/{folder.name}"
-        try:
-            results = read_folder(folder)
-        except ValueError as error:
-            left_out.append((name, str(error)))
-            continue
-        if "accuracy" in results:
-            evaluators[name] = results
-            continue
-        condition = _condition(folder.parent.name, results)
+    """Read all folders root/NAMESPACE/REPO."""
+    models, evaluators, left_out = read_models(root)
+    comparisons = {}
+    for results in models:
+        condition = _condition(results)
         comparison = comparisons.setdefault(condition, Comparison(condition))
         comparison.models[results["strategy"], results["seed"], results["task"]] = results
     _fill_from_history(comparisons.values())
     return Collection([comparisons[condition] for condition in sorted(comparisons, key=str)], evaluators, left_out)
 
 
-def read_folder(folder: Path) -> dict:
-    """results.json of a model, with its "folder" and the "config" of its train_config.json, or of an evaluator.
-
-    Raises:
-        ValueError: it is half-written, foreign, or lies under another name than its own.
-    """
-    if folder.name.startswith("."):
-        raise ValueError("half-written: a run that was cut off left it")
-    if not (folder / RESULTS).is_file():
-        raise ValueError(f"no {RESULTS}")
-    try:
-        results = read_json(folder / RESULTS)
-        if folder.name == evaluator_name(str(results.get("benchmark"))) and "accuracy" in results:
-            return results
-        config = read_json(folder / TRAIN_CONFIG)
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{folder}/", "")) from error
-    _check_types(results, NEEDED)
-    for entry in (results, *results["history"]):
-        _check_types(entry, NEEDED_OF_TASK)
-        values = [*entry["metrics"].values(), *entry["cost"].values()]
-        rows = entry.get("per_task") or []
-        if not all(value is None or isinstance(value, (int, float)) for value in values):
-            raise ValueError(f"{RESULTS} has a metric or cost that is no number")
-        if rows and (not isinstance(rows, list) or list(map(_is_of_task, rows)) != [True] * entry["task"]):
-            raise ValueError(f"{RESULTS} lacks tasks in per_task")
-    if not isinstance(results.get("evaluation") or {}, dict):
-        raise ValueError(f"{RESULTS} has another evaluation")
-    if not 1 <= results["task"] <= len(results["tasks"]):
-        raise ValueError(f"{RESULTS} is of task {results['task']} of {len(results['tasks'])}")
-    expected = repo_name(results["benchmark"], results["strategy"], results["seed"], results["task"])
-    if folder.name != expected:
-        raise ValueError(f"its {RESULTS} is that of {expected}")
-    return results | {"folder": folder, "config": config}
-
-
-def read_downstream(root: Path) -> list[dict]:
-    """The chains of a zoo's downstream.json, each with its "hardware"; none where there is no such file.
-
-    Raises:
-        ValueError: it is torn, edited or of a version that noted less.
-    """
-    file = root / DOWNSTREAM
-    if not file.is_file():
-        return []
-    try:
-        content = read_json(file)
-        _check_types(content, {"chains": list, "hardware": str}, file)
-        for chain in content["chains"]:
-            _check_types(chain, NEEDED_DOWNSTREAM, file)
-            if not all(isinstance(accuracy, (int, float)) for accuracy in chain["accuracy"]):
-                raise ValueError(f"{file} has an accuracy that is no number")
-    except ValueError as error:
-        raise ValueError(f"{error}; python -m gdzoo.downstream {root} writes it anew") from error
-    # A chain that a later run kept has its own.
-    return [{"hardware": content["hardware"]} | chain for chain in content["chains"]]
-
-
-def _is_of_task(row) -> bool:
-    return isinstance(row, dict) and row.keys() >= {"fid", "kid", "share"}
-
-
-def _check_types(content: dict, needed: dict[str, type], file: Path | str = RESULTS):
-    for key, kind in needed.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise ValueError(f"{file} has no {key}")
-
-
-def _condition(namespace: str, results: dict) -> Condition:
-    evaluation, config = results.get("evaluation") or {}, results["config"]
+def _condition(results: dict) -> Condition:
+    namespace, evaluation, config = results["folder"].parent.name, results["evaluation"] or {}, results["config"]
     data = " ".join(f"--{name} {config[name]}" for name in DATA_SETTINGS if config.get(name) is not None)
     facts = (evaluation.get(name) for name in Condition._fields[4:-1])
     return Condition(namespace, results["benchmark"], len(results["tasks"]), data, *facts, evaluation.get("seed"))
 
 
 def _fill_from_history(comparisons):
-    """Tasks whose folder is gone, from what later folders of the same chain remember."""
-    there = {(each.condition[:2], key) for each in comparisons for key in each.models}
+    """Add the tasks whose folder is gone, from the history of later tasks of the same chain."""
+    existing = {(each.condition[:2], key) for each in comparisons for key in each.models}
     for comparison in comparisons:
-        for (strategy, seed, _), results in sorted(comparison.models.items(), key=str):
-            for entry in results.get("history", []):
+        for (strategy, seed, _), results in sorted(comparison.models.items()):
+            for entry in results["history"]:
                 key = (strategy, seed, entry["task"])
-                if (comparison.condition[:2], key) not in there:
-                    facts = {name: results.get(name) for name in ("run", "versions", "hardware", "tasks")}
-                    comparison.models[key] = facts | entry
+                if (comparison.condition[:2], key) not in existing:
+                    comparison.models[key] = {name: results[name] for name in ("run", "versions", "hardware")} | entry

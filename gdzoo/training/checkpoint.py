@@ -1,14 +1,14 @@
-"""How does a killed run go on, bit for bit? By whole, verified checkpoints of the task that it was in.
+"""Checkpoints of a task in progress: complete, verified, and exact to the bit on a CPU.
 
-Little has to be kept: a task starts from the folder that the task before published, and the data and random numbers of
-a step follow from (seed, task, step). A checkpoint holds what changes from step to step:
+A task starts from the folder that the task before published, and the data and random numbers of a step depend on
+(seed, task, step) alone. So a checkpoint holds only what changes from step to step:
 
     {output_dir}/.training/{namespace}--{repo}/checkpoint-{step}/
         state.safetensors   every tensor: model, its average, Adam's moments, generators
         state.json          everything else, and which run and task it belongs to
         manifest.json       the SHA-256 of both
 
-accelerator.save_state would write optimizer, schedule and generators as pickles, and who loads a pickle runs its code.
+accelerator.save_state would write optimizer, schedule and generators as pickles, which can run code when loaded.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; its text names it and says why."""
+    """A checkpoint that cannot be used; the text names it and says why."""
 
 
 @dataclass
 class Progress:
-    """How far a task is, and what it has cost so far, in images through a U-Net, all processes together."""
+    """How far a task is, and its cost so far; passes are images through a U-Net on this process."""
 
     step: int = 0
     seconds: float = 0.0
@@ -46,9 +46,9 @@ class Progress:
 
 
 class GlobalRandom:
-    """The generators that a strategy from outside may draw from; the zoo's own need none of them.
+    """The global generators, which a strategy from outside may use; gdzoo's own do not.
 
-    Those of the main process are kept, and all processes go on with them.
+    Those of the main process are saved, and restored on all processes.
     """
 
     def __init__(self, device: torch.device):
@@ -74,10 +74,10 @@ class Checkpoints:
     """The checkpoints of one task.
 
     Attributes:
-        origin: what they belong to (run, strategy, task, ...), as JSON has it; those of another origin are not used.
+        origin: the run, strategy, task, ... that they belong to; those of another origin are not used.
         parts: what changes from step to step, each with state_dict() and load_state_dict().
-        limit: how many to keep.
-        writes: whether this process is the one that writes; the others only give their shards of what FSDP has cut.
+        limit: number of checkpoints to keep.
+        writes: whether this process writes; the others only contribute their shards under FSDP.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class Checkpoints:
         """Write a checkpoint, then delete those that are too many; all processes must call.
 
         Raises:
-            OSError, SafetensorError: it cannot be written, e.g. for lack of space; the earlier ones are untouched.
+            OSError, SafetensorError: it cannot be written, e.g. because the disk is full; earlier ones are kept.
         """
         tensors = {} if self.writes else None
         state = {name: _without_tensors(part.state_dict(), name, tensors) for name, part in self.parts.items()}
@@ -102,20 +102,20 @@ class Checkpoints:
             write_json(partial / STATE, {"origin": self.origin, "progress": asdict(progress), "state": state})
             write_json(partial / MANIFEST, {name: sha256(partial / name) for name in (TENSORS, STATE)})
         kept = self._by_step()
-        later = [step for step in kept if step > progress.step]  # left by a run that was then started anew
+        later = [step for step in kept if step > progress.step]  # left by a run that was started again
         for step in [*sorted(set(kept) - set(later))[: -self.limit], *later]:
             shutil.rmtree(kept[step], ignore_errors=True)
 
     def restore(self, where: str | None) -> Progress:
-        """Put the parts back into the state of a checkpoint; how far that is, which is nowhere without one.
+        """Restore the parts from a checkpoint; returns its progress, that of a new task without one.
 
         Args:
-            where: "latest", the folder of one checkpoint (not used where it belongs to another task, or is gone because
-                its task is done), or anything else for none. A latest one that cannot be used is named on the terminal,
-                and the one before is taken.
+            where: "latest", the folder of one checkpoint (ignored if it belongs to another task, or was deleted because
+                its task is done), or anything else for none. If the latest cannot be used, this is printed, and the one
+                before is used.
 
         Raises:
-            CheckpointError: the one folder that was asked for is torn or altered.
+            CheckpointError: the given folder is incomplete or altered.
         """
         if where != LATEST:
             there = where and is_checkpoint(where) and Path(where).exists()
@@ -126,17 +126,14 @@ class Checkpoints:
             try:
                 return self._load(folders.pop())
             except CheckpointError as error:
-                tqdm.write(f"{error}: {'taking the one before' if folders else 'beginning the task anew'}")
+                tqdm.write(f"{error}: {'using the one before' if folders else 'starting the task again'}")
         return Progress()
 
     def refuse_other_run(self):
-        """
-        Raises:
-            CheckpointError: there are checkpoints, and all are another run's; going on here would lose them.
-        """
+        """Raises CheckpointError if all checkpoints are of another run: continuing would delete them."""
         origins = {}
         for folder in self._by_step().values():
-            with contextlib.suppress(ValueError):  # a damaged one is named when it is its turn
+            with contextlib.suppress(ValueError):  # a damaged one is reported when it is to be used
                 origins[folder] = read_json(folder / STATE).get("origin", {})
         if origins and self.origin not in origins.values():
             raise other_run(*origins.popitem(), self.origin)
@@ -154,7 +151,7 @@ class Checkpoints:
         tensors = load_file(folder / TENSORS)
         for name, part in self.parts.items():
             state = _with_tensors(content["state"][name], tensors)
-            if name == "optimizer":  # JSON has no integers as keys; moments are sharded as their parameter is
+            if name == "optimizer":  # JSON keys are strings; moments are sharded like their parameter
                 parameters = [parameter for group in part.param_groups for parameter in group["params"]]
                 state["state"] = {
                     int(index): {key: shard_like(moment, parameters[int(index)]) for key, moment in moments.items()}
@@ -165,25 +162,25 @@ class Checkpoints:
 
 
 def other_run(folder: Path, origin: dict, expected: dict) -> CheckpointError:
-    """What is wrong with a checkpoint of another origin."""
+    """The error for a checkpoint of another origin."""
     name = next(name for name in expected | origin if origin.get(name) != expected.get(name))
     return CheckpointError(
-        f"{folder} is of another run ({name} {origin.get(name)}, not {expected.get(name)}); give the settings of that"
-        " run, or leave out --resume_from_checkpoint to begin anew"
+        f"{folder} is of another run ({name} {origin.get(name)}, not {expected.get(name)}); use the settings of that"
+        " run, or leave out --resume_from_checkpoint to start again"
     )
 
 
 def read_state(folder: Path) -> dict:
-    """What a checkpoint's state.json holds.
+    """The content of a checkpoint's state.json.
 
     Raises:
-        CheckpointError: a file is missing, or not the one that was written.
+        CheckpointError: a file is missing or altered.
     """
     try:
         manifest = read_json(folder / MANIFEST)
         for name in (TENSORS, STATE):
             if sha256(folder / name) != manifest.get(name):
-                raise CheckpointError(f"{folder / name} is torn or altered")
+                raise CheckpointError(f"{folder / name} is incomplete or altered")
         return read_json(folder / STATE)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
@@ -194,7 +191,7 @@ def read_state(folder: Path) -> dict:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's content, in hex."""
+    """The hash of a file, in hex."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**20):
@@ -203,7 +200,7 @@ def sha256(file: Path) -> str:
 
 
 def _without_tensors(value, name: str, tensors: dict[str, Tensor] | None):
-    """`value` as JSON has it; its tensors go into `tensors`, if any, each under the path that is left in its place."""
+    """`value` for JSON; each tensor goes into `tensors` (if not None) under its path, which replaces it."""
     if isinstance(value, Tensor):
         value = whole(value.detach())
         if tensors is not None:

@@ -1,4 +1,4 @@
-"""What happens on SIGTERM and Ctrl-C? The step in progress ends and is saved; anything else ends at once."""
+"""SIGTERM and Ctrl-C: during training the current step ends and is saved; anything else ends at once."""
 
 import contextlib
 import signal
@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-PATIENCE = 1.0  # seconds; a second Ctrl-C after that does not wait for the step to end
+GRACE = 1.0  # seconds; a second signal later than that does not wait for the step to end
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C; its text says where the run stopped."""
+    """SIGTERM or Ctrl-C; the text says where the run stopped."""
 
     def __init__(self, signum: int, text: str = "stopped"):
         super().__init__(text)
@@ -38,21 +38,21 @@ def raised_signals() -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are put into a list, for what is in progress to end; a second one later raises Interrupted."""
+    """SIGTERM and Ctrl-C are collected in a list, so that a step can end; a second one later raises Interrupted."""
     received, first = [], 0.0
 
     def note(signum, frame):
         nonlocal first
-        # torchrun passes a Ctrl-C on to workers that had it from the terminal already, some milliseconds later.
-        if received and time.monotonic() - first > PATIENCE:
+        # Trap: torchrun forwards a Ctrl-C to workers that got it from the terminal some milliseconds before.
+        if received and time.monotonic() - first > GRACE:
             raise Interrupted(signum)
         first = first or time.monotonic()
         received.append(signum)
 
-    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield received
         return
     with _handling(note, signal.SIGTERM, signal.SIGINT):
         yield received
-    if received:  # too late for the last step
+    if received:  # after the last step
         signal.raise_signal(received[0])

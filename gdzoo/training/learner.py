@@ -1,6 +1,6 @@
-"""What happens in an optimizer step? The student, and everything that changes with it."""
+"""The optimizer step: the student, and everything that changes with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -11,9 +11,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from gdzoo.config import TrainConfig
+from gdzoo.method.objective import continual_loss, min_snr_weight, noised
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
-from gdzoo.method.strategies import Past, continual_loss, min_snr_weight, noised
+from gdzoo.method.strategies import Past, Strategy
 from gdzoo.models.unet import compile_unet
 from gdzoo.training.sharding import is_sharded, whole_unet
 
@@ -27,10 +28,10 @@ class Learner:
     Args:
         config: resolved.
         unet: where the student starts, on the accelerator's device; it is trained in place.
-        rehearse: a strategy (gdzoo.strategies).
+        strategy: gives the rehearsal of each step.
         task: counts from 1, and gives the loss its weights.
-        past: what the strategy may know of earlier tasks; None at task 1. Its teacher is cast to the dtype of
-            --mixed_precision, for it needs no float32 copy of its weights.
+        past: what the strategy may use of earlier tasks; None at task 1. Its teacher is cast to the dtype of
+            --mixed_precision, since it needs no float32 copy of its weights.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class Learner:
         accelerator: Accelerator,
         scheduler: DDIMScheduler,
         unet: UNet2DModel,
-        rehearse: Callable,
+        strategy: Strategy,
         task: int,
         past: Past | None = None,
     ):
         self.config, self.accelerator, self.scheduler, self.unet = config, accelerator, scheduler, unet
-        self.rehearse, self.task, self.past = rehearse, task, past
+        self.strategy, self.task, self.past = strategy, task, past
         self.passes = 0  # images through the student
         optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
         # The schedule is not prepared: accelerate would step it once for each process.
@@ -96,7 +97,7 @@ class Learner:
 
     def _loss(self, pixels: Tensor, random: StepRandom) -> Tensor:
         real = noised(real_images(pixels, self.config.random_flip, random), self.scheduler, random)
-        rehearsal = self.rehearse(real, self.past, random) if self.past else None
+        rehearsal = self.strategy(real, self.past, random) if self.past else None
         self.passes += len(real.t) + (len(rehearsal.t) if rehearsal else 0)
         known = self.config.tasks_known(self.task)
         return continual_loss(self.student, real, rehearsal, known, self.config.replay_weight, self.snr_weight)
@@ -114,10 +115,10 @@ class Learner:
         }
 
     def pipeline(self) -> DDIMPipeline:
-        """What is published: the student, its weights averaged with --use_ema. All processes must call, at the end."""
+        """The pipeline to publish: the student, its weights averaged with --use_ema. All processes must call."""
         if self.ema:
             self.ema.copy_to(self.unet.parameters())
-        # accelerate's autocast goes: it is to be measured as whoever loads it will see it, in float32.
+        # Without accelerate's autocast: it is evaluated in float32, as it will be loaded.
         unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=False)
         return DDIMPipeline(whole_unet(unet).eval(), self.scheduler)
 

@@ -1,17 +1,24 @@
-"""The training loop: strategies, tasks and steps."""
+"""The training loop: chains, tasks and optimizer steps."""
 
 import math
 import signal
 import time
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gdzoo.config import TrainConfig
 from gdzoo.data.batches import TaskImages, keep_some
+from gdzoo.data.streaming import ImageData
+from gdzoo.evaluation.evaluator import Evaluator
+from gdzoo.evaluation.features import Reference
+from gdzoo.hub.pushing import Pusher
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import Teacher, to_float
@@ -19,237 +26,269 @@ from gdzoo.method.strategies import Past, create_strategy, strategy_class
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.checkpoint import Checkpoints, Progress
+from gdzoo.training.evaluators import real_features, train_missing_evaluator
 from gdzoo.training.interruption import Interrupted, noted_signals
 from gdzoo.training.learner import Learner
-from gdzoo.training.prepare import Run, clear_output, hold_output, prepare_evaluator
-from gdzoo.training.results import cost_of, images_per_second, publish_task
+from gdzoo.training.output import clear_output, hold_output
+from gdzoo.training.publish import publish_pipeline
+from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of
+from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
 from gdzoo.training.terminal import progress_bar, task_line
 from gdzoo.zoo.environment import reset_peak_memory
-from gdzoo.zoo.folders import read_json, remove_folder
-from gdzoo.zoo.names import RESULTS
+from gdzoo.zoo.folders import remove_folder
+from gdzoo.zoo.names import GRID
+from gdzoo.zoo.pictures import image_grid
+from gdzoo.zoo.results import read_results
 
 READ_LOSS_EVERY = 10  # steps; reading it makes an accelerator wait
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; its text is one line that says what is kept."""
+    """A run that cannot continue; its text is one line that says what is kept."""
 
 
-def train_all(run: Run) -> list[dict]:
-    """All chains of a prepared run, one after another."""
-    if run.config.report_to:
-        settings = {name: str(value) for name, value in run.config.to_dict().items()}
-        run.accelerator.init_trackers("gdzoo", config=settings)
+def train_all(run: Run, evaluator: Evaluator | None, pusher: Pusher | None) -> list[dict]:
+    """Train all chains of a prepared run, one after another.
+
+    Args:
+        evaluator: the one that exists already, if any.
+        pusher: pushes each task's model as soon as it is published; on the main process, with --push_to_hub.
+
+    Returns:
+        The results.json of every task of every chain.
+    """
+    config, accelerator = run.config, run.accelerator
+    if config.report_to:
+        settings = {name: str(value) for name, value in config.to_dict().items()}
+        accelerator.init_trackers("gdzoo", config=settings)
     try:
-        with hold_output(run):
-            if run.config.overwrite_output_dir:
-                clear_output(run)
-            prepare_evaluator(run)
-            results = [
-                result
-                for each in run.of_each_seed()
-                for strategy in run.config.strategy
-                for result in train_chain(each, strategy)
-            ]
+        with hold_output(config, accelerator):
+            if config.overwrite_output_dir and accelerator.is_main_process:
+                clear_output(run.chains)
+            if evaluator is None and config.evaluator != "none":
+                evaluator = train_missing_evaluator(run)
+            if pusher and config.evaluator == "train":
+                pusher.push(evaluator_folder(config))
+            reference = real_features(run, evaluator) if evaluator and accelerator.is_main_process else None
+            chains = [train_chain(run, chain, evaluator, reference, pusher) for chain in run.chains]
     finally:
-        if run.pusher:
-            run.pusher.finish()
-    if run.config.report_to:
-        run.accelerator.end_training()
-    return results
+        if pusher:
+            pusher.finish()
+    if config.report_to:
+        accelerator.end_training()
+    return sum(chains, [])
 
 
-def train_chain(run: Run, strategy: str) -> list[dict]:
-    """One strategy on all tasks, one after another."""
+def train_chain(
+    run: Run, chain: Chain, evaluator: Evaluator | None, reference: Reference | None, pusher: Pusher | None
+) -> list[dict]:
+    """Train one chain on all tasks that are not published yet; the results of all of them."""
     accelerator = run.accelerator
     accelerator.wait_for_everyone()
-    results = run.published(strategy)
+    results = published_results(chain)
     for result in results:
-        conclude_task(run, strategy, result)
-    for task in run.task_numbers[len(results) :]:
-        # The first task has no teacher, so all strategies learn it alike.
-        twins = [run.folder(other, 1) for other in run.config.strategy] if task == 1 else []
-        twin = next((other for other in twins if other.exists()), None)
+        conclude_task(chain, result, accelerator, pusher)
+    for task in chain.task_numbers[len(results) :]:
+        pipeline, cost = first_task(run, chain) if task == 1 else (None, None)
         accelerator.wait_for_everyone()
-        if twin:
-            pipeline, cost = load_pipeline(twin), read_json(twin / RESULTS)["cost"]
-        elif task == 1 and run.pretrained:
-            pipeline, cost = run.pretrained.pipeline, cost_of(run, Progress())
-        else:
-            pipeline, cost = train_task(run, strategy, task)
+        if pipeline is None:
+            pipeline, cost = train_task(run, chain, task, evaluator)
+        found = evaluate_task(chain, task, pipeline, evaluator, reference)
         if accelerator.is_main_process:
-            publish_task(run, strategy, task, pipeline, cost, results)
+            metrics, samples = found
+            content = results_of(run, chain, task, metrics, cost, results)
+            publish_pipeline(chain.folder(task), pipeline, image_grid(samples, GRID), content, chain.config)
         accelerator.wait_for_everyone()
-        results.append(read_json(run.folder(strategy, task) / RESULTS))
-        conclude_task(run, strategy, results[-1])
+        results.append(read_results(chain.folder(task)))
+        conclude_task(chain, results[-1], accelerator, pusher)
     return results
 
 
-def conclude_task(run: Run, strategy: str, result: dict):
-    """Show a task that is published, by this run or an earlier one, drop its checkpoints, see that it is on the Hub."""
-    if run.accelerator.is_main_process:
-        remove_folder(run.checkpoints(strategy, result["task"]).folder)
+def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None, None]:
+    """The model after task 1 and its cost, where it need not be trained.
+
+    Task 1 has no teacher, so all strategies of a seed share its model; a pretrained model takes its place.
+    """
+    for other in run.chains:
+        if other.config.seed == chain.config.seed and other.folder(1).exists():
+            return load_pipeline(other.folder(1)), read_results(other.folder(1))["cost"]
+    if run.pretrained:
+        return run.pretrained.pipeline, cost_of(chain, run.accelerator, Progress())
+    return None, None
+
+
+def conclude_task(chain: Chain, result: dict, accelerator: Accelerator, pusher: Pusher | None):
+    """Print the result of a published task, delete its checkpoints, and push it."""
+    if accelerator.is_main_process:
+        remove_folder(chain.checkpoint_folder(result["task"]))
         tqdm.write(task_line(result))
-    folder = run.folder(strategy, result["task"])
-    if run.pusher and folder.exists():
-        run.pusher.push(folder)
+    folder = chain.folder(result["task"])
+    if pusher and folder.exists():
+        pusher.push(folder)
 
 
-def train_task(run: Run, strategy: str, task: int) -> tuple[DDIMPipeline, dict]:
-    """Train a student on one task; the model published before is where it starts, and its teacher.
+def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> tuple[DDIMPipeline, dict]:
+    """Train a student on one task, starting from the published model of the task before, which is its teacher.
 
     Returns:
         The pipeline to publish (its weights averaged with --use_ema), and what it cost.
     """
-    config, accelerator = run.config, run.accelerator
+    config, accelerator = chain.config, run.accelerator
     reset_peak_memory(accelerator.device)
-    set_seed(seed_from(config.seed, task) % 2**32)  # for what a strategy from outside may draw
-    scheduler, unet, past = start_of_task(run, strategy, task)
-    learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), task, past)
-    images = task_images(run, strategy, task)
-    checkpoints = run.checkpoints(strategy, task, learner.parts)
-    progress = resume(run, checkpoints, learner)
+    set_seed(seed_from(config.seed, task) % 2**32)  # for strategies from outside that use global generators
+    scheduler, unet, past = start_of_task(run, chain, task, evaluator)
+    learner = Learner(config, accelerator, scheduler, unet, create_strategy(chain.strategy, config), task, past)
+    images = task_images(chain, task, run.data, accelerator)
+    checkpoints = task_checkpoints(chain, task, accelerator, learner.parts)
+    progress = restore(checkpoints, learner, config, accelerator)
 
     share = (config.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes)
     batches = images.batches(config.train_batch_size, progress.step, *share)
-    title = f"task {task}/{len(run.tasks)} {run.title(strategy)}"
+    title = f"task {task}/{len(chain.tasks)} {chain.title}"
     bar = progress_bar(title, progress.step, config.max_train_steps, accelerator.is_main_process)
     started, losses = time.perf_counter() - progress.seconds, []
     with closing(batches), closing(bar), noted_signals() as signals:
+        saver = Saver(checkpoints, progress, accelerator, signals)
         for step in range(progress.step, config.max_train_steps):
             if past and past.pool:
-                fill_pool(run, past.pool, checkpoints, progress, signals, bar)
+                saver.fill(past.pool, bar)
             losses.append(learner.learn(step, batches))
             bar.update()
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
             progress.student_passes = learner.passes
             progress.teacher_passes = past.teacher.passes if past else 0
             if progress.step % READ_LOSS_EVERY == 0 or progress.step == config.max_train_steps:
-                report_loss(run, strategy, task, progress, losses, bar)
+                report_loss(chain, task, progress, losses, accelerator, bar)
                 losses.clear()
-            # The last step, too: evaluation may take long.
+            # Also after the last step: evaluation may take long.
             due = progress.step % config.checkpointing_steps == 0 or progress.step == config.max_train_steps
-            save_or_stop(run, checkpoints, progress, signals, due, agree=progress.step % READ_LOSS_EVERY == 0)
+            saver.save(due, agree=progress.step % READ_LOSS_EVERY == 0)
     pipeline = learner.pipeline()
     accelerator.free_memory()
-    return pipeline, cost_of(run, progress)
+    return pipeline, cost_of(chain, accelerator, progress)
 
 
-def start_of_task(run: Run, strategy: str, task: int) -> tuple[DDIMScheduler, UNet2DModel, Past | None]:
-    """The student, and what it may know of the past: nothing at task 1, else what was published before."""
-    config, device = run.config, run.accelerator.device
+def start_of_task(
+    run: Run, chain: Chain, task: int, evaluator: Evaluator | None
+) -> tuple[DDIMScheduler, UNet2DModel, Past | None]:
+    """The schedule, the student, and what its strategy may use of earlier tasks (None at task 1)."""
+    config, accelerator, data = chain.config, run.accelerator, run.data
+    device = accelerator.device
     if task == 1:
         torch.manual_seed(config.seed)
-        unet = create_unet(config.model, run.data.channels, run.data.benchmark.resolution)
+        unet = create_unet(config.model, data.channels, data.benchmark.resolution)
         return create_scheduler(config.prediction_type, config.rescale_betas_zero_snr), unet.to(device), None
-    published = load_pipeline(run.folder(strategy, task - 1))
-    student = load_pipeline(run.folder(strategy, task - 1)).unet
-    teacher, method = Teacher(published.unet.to(device), published.scheduler), strategy_class(strategy)
+    published = load_pipeline(chain.folder(task - 1))
+    student = load_pipeline(chain.folder(task - 1)).unet
+    teacher, method = Teacher(published.unet.to(device), published.scheduler), strategy_class(chain.strategy)
     buffer = pool = None
-    if getattr(method, "uses_buffer", False):
-        buffer = to_float(keep_some(run.data, run.seen(task - 1), config.buffer_size, config.seed).to(device))
-    if getattr(method, "draws_replay", False) and config.replay_pool:
-        pool = replay_pool(run, teacher, task)
+    if method.uses_buffer:
+        buffer = to_float(keep_some(data, chain.seen(task - 1), config.buffer_size, config.seed).to(device))
+    if method.draws_replay and config.replay_pool:
+        pool = replay_pool(chain, task, teacher, accelerator, evaluator)
     return published.scheduler, student.to(device), Past(teacher, buffer, pool)
 
 
-def replay_pool(run: Run, teacher: Teacher, task: int) -> ReplayPool:
-    """The task's pool, empty yet; its images are of classes that the teacher has seen, whatever they look like."""
-    config, seen = run.config, run.seen(task - 1)
-    return ReplayPool(
-        teacher,
-        run.accelerator,
-        size=config.replay_pool,
-        steps=config.replay_pool_steps,
-        eta=config.replay_eta,
-        key=(config.seed, task),
-        classify=(lambda images: run.evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None,
-    )
+def replay_pool(
+    chain: Chain, task: int, teacher: Teacher, accelerator: Accelerator, evaluator: Evaluator | None
+) -> ReplayPool:
+    """The task's pool, still empty; with --replay_pool_balanced the evaluator sorts it into the classes seen so far."""
+    config, seen = chain.config, chain.seen(task - 1)
+    classify = (lambda images: evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None
+    how = dict(size=config.replay_pool, steps=config.replay_pool_steps, eta=config.replay_eta)
+    return ReplayPool(teacher, accelerator, **how, key=(config.seed, task), classify=classify)
 
 
-def task_images(run: Run, strategy: str, task: int) -> TaskImages:
-    """What a task's student sees of the data; says how many images could not be decoded so far, if any."""
-    config, data = run.config, run.data
-    labels = run.seen(task) if getattr(strategy_class(strategy), "sees_all_classes", False) else run.tasks[task - 1]
-    images = TaskImages(data, labels, seed_from(config.seed, task), run.accelerator.device, config.cache_limit_gb)
-    if data.skipped["train"] and run.accelerator.is_main_process:
+def task_images(chain: Chain, task: int, data: ImageData, accelerator: Accelerator) -> TaskImages:
+    """The real images that a task's student is trained on; prints how many could not be decoded, if any."""
+    config, every = chain.config, strategy_class(chain.strategy).sees_all_classes
+    labels = chain.seen(task) if every else chain.tasks[task - 1]
+    images = TaskImages(data, labels, seed_from(config.seed, task), accelerator.device, config.cache_limit_gb)
+    if data.skipped["train"] and accelerator.is_main_process:
         skipped, name = data.skipped["train"], data.benchmark.dataset_name
         tqdm.write(f"task {task}: {skipped} images of {name} could not be decoded: skipped")
     return images
 
 
-def resume(run: Run, checkpoints: Checkpoints, learner: Learner) -> Progress:
+def restore(checkpoints: Checkpoints, learner: Learner, config: TrainConfig, accelerator: Accelerator) -> Progress:
     """How far the task is: at its start, or with --resume_from_checkpoint as far as its checkpoint.
 
     Raises:
         TrainingError: the processes do not read the same checkpoint.
     """
-    device = run.accelerator.device
-    progress = checkpoints.restore(run.config.resume_from_checkpoint)
-    steps = run.accelerator.gather(torch.tensor([progress.step], device=device))
+    progress = checkpoints.restore(config.resume_from_checkpoint)
+    steps = accelerator.gather(torch.tensor([progress.step], device=accelerator.device))
     if len(steps.unique()) > 1:
-        raise TrainingError(f"--output_dir {run.config.output_dir} is not the same folder for all processes")
+        raise TrainingError(f"--output_dir {config.output_dir} is not the same folder for all processes")
     learner.passes = progress.student_passes
     if learner.past:
         learner.past.teacher.passes = progress.teacher_passes
     if learner.ema:
-        learner.ema.to(device)  # load_state_dict leaves it where the checkpoint's tensors are
+        learner.ema.to(accelerator.device)  # load_state_dict leaves it where the checkpoint's tensors are
     return progress
 
 
-def fill_pool(run: Run, pool: ReplayPool, checkpoints: Checkpoints, progress: Progress, signals: list[int], bar: tqdm):
-    """Draw the replay pool's images, if it is time; what is drawn is kept in a checkpoint.
+@dataclass
+class Saver:
+    """Writes the checkpoints of a task: when one is due, and when SIGTERM or Ctrl-C came."""
 
-    Raises:
-        Interrupted
-    """
-    started = time.perf_counter() - progress.seconds
-    for count in pool.fill():
-        bar.set_postfix_str(f"replay pool {count}/{pool.size}")
-        progress.seconds, progress.teacher_passes = time.perf_counter() - started, pool.teacher.passes
-        save_or_stop(run, checkpoints, progress, signals, due=count == pool.size, agree=True)
+    checkpoints: Checkpoints
+    progress: Progress
+    accelerator: Accelerator
+    signals: list[int]
+
+    def save(self, due: bool, agree: bool):
+        """
+        Args:
+            agree: whether several processes exchange their signals, which takes time.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        accelerator, stop = self.accelerator, bool(self.signals)
+        if accelerator.num_processes > 1:
+            stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
+        if stop or due:
+            self.checkpoints.save(self.progress)
+        if stop:
+            accelerator.wait_for_everyone()
+            signum = self.signals[0] if self.signals else signal.SIGTERM
+            raise Interrupted(signum, f"stopped and saved after step {self.progress.step}")
+
+    def fill(self, pool: ReplayPool, bar: tqdm):
+        """Draw what the replay pool lacks, and save it.
+
+        Raises:
+            Interrupted
+        """
+        started = time.perf_counter() - self.progress.seconds
+        for count in pool.fill():
+            bar.set_postfix_str(f"replay pool {count}/{pool.size}")
+            self.progress.seconds, self.progress.teacher_passes = time.perf_counter() - started, pool.teacher.passes
+            self.save(due=count == pool.size, agree=True)
 
 
-def save_or_stop(run: Run, checkpoints: Checkpoints, progress: Progress, signals: list[int], due: bool, agree: bool):
-    """Write a checkpoint when it is due, and when SIGTERM or Ctrl-C came.
-
-    Args:
-        agree: whether several processes ask each other for signals, which takes time.
-
-    Raises:
-        Interrupted: one came.
-    """
-    accelerator = run.accelerator
-    stop = bool(signals)
-    if accelerator.num_processes > 1:
-        stop = agree and accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)).item() > 0
-    if stop or due:
-        checkpoints.save(progress)
-    if stop:
-        accelerator.wait_for_everyone()
-        raise Interrupted(signals[0] if signals else signal.SIGTERM, f"stopped and saved after step {progress.step}")
-
-
-def report_loss(run: Run, strategy: str, task: int, progress: Progress, losses: list[Tensor], bar: tqdm):
+def report_loss(chain: Chain, task: int, progress: Progress, losses: list[Tensor], accelerator: Accelerator, bar: tqdm):
     """Show and log the mean loss of the last steps.
 
     Raises:
         TrainingError: it is not finite.
     """
-    accelerator, config = run.accelerator, run.config
+    config = chain.config
     loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
     if not math.isfinite(loss):
         bar.close()
-        kept = f"; {run.folder(strategy, task - 1)} is kept" if task > 1 else ""
+        kept = f"; {chain.folder(task - 1)} is kept" if task > 1 else ""
         raise TrainingError(
-            f"the loss of {strategy}, task {task}, is {loss} near step {progress.step}:"
+            f"the loss of {chain.strategy}, task {task}, is {loss} near step {progress.step}:"
             f" try a lower --learning_rate{kept}"
         )
-    bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images_per_second(run, progress):.0f}"})
+    speed = images_per_second(chain, accelerator, progress)
+    bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.0f}"})
     if config.report_to:
         step = (task - 1) * config.max_train_steps + progress.step
-        values = {f"{run.title(strategy)}/loss": loss}
-        if config.report_to == "wandb":  # it drops what comes at an earlier step than the last, as the next chain's do
-            accelerator.log(values | {f"{run.title(strategy)}/step": step})
+        values = {f"{chain.title}/loss": loss}
+        if config.report_to == "wandb":  # Trap: it drops steps below the last one, as those of the next chain are
+            accelerator.log(values | {f"{chain.title}/step": step})
         else:
             accelerator.log(values, step=step)

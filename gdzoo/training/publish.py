@@ -1,5 +1,6 @@
-"""What does a published folder hold? Weights, pictures, results, configuration and card, written all at once."""
+"""The folders that training publishes: weights, pictures, results, settings and card, written as one."""
 
+import dataclasses
 from pathlib import Path
 
 from diffusers import DDIMPipeline
@@ -16,27 +17,40 @@ from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import atomic_folder, write_json
 from gdzoo.zoo.names import CARD, RESULTS, SAMPLES, TRAIN_CONFIG, repo_of
 from gdzoo.zoo.pictures import real_grid
-from gdzoo.zoo.results import other_results
+from gdzoo.zoo.results import SCHEMA_VERSION, catalogue_info, other_results, validate_results
 
 
 def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image, results: dict, config: TrainConfig):
     """Write a task's folder: a stock DDIMPipeline, samples.png, results.json, train_config.json and the card."""
-    # from_pretrained notes where a model came from, and save_pretrained would publish that local path.
+    # Trap: from_pretrained records where a model came from, and save_pretrained would publish that local path.
     pipeline.unet.register_to_config(_name_or_path=None)
-    results = results | made_with()
+    results = {"schema_version": SCHEMA_VERSION} | results | catalogue_info(results) | made_with()
+    validate_results(results)
     with atomic_folder(folder) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True)
         samples.save(partial / SAMPLES)
         write_json(partial / RESULTS, results)
         write_json(partial / TRAIN_CONFIG, config.to_dict())
-        card = pipeline_card(repo_of(folder), results, config, config.get_benchmark(), other_results(folder, results))
+        card = pipeline_card(
+            repo_of(folder),
+            results,
+            config.results_dict(),
+            dataclasses.asdict(config.get_benchmark()),
+            config.command(),
+            other_results(folder, results),
+        )
         (partial / CARD).write_text(card, encoding="utf-8")
 
 
 def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, report: dict):
-    """Write the evaluator's folder: a transformers image classifier, real.png, results.json and the card."""
+    """Write the evaluator's folder: a transformers image classifier, real.png, results.json and the card.
+
+    Args:
+        report: what `train_evaluator` returned with the model.
+    """
     grid, cell = real_grid(data)
     results = {
+        "schema_version": SCHEMA_VERSION,
         "gdzoo": gdzoo.__version__,
         "benchmark": data.benchmark.name,
         "dataset_name": data.benchmark.dataset_name,
@@ -51,5 +65,5 @@ def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, rep
         image_processor(data).save_pretrained(partial)
         grid.save(partial / "real.png")
         write_json(partial / RESULTS, results)
-        card = evaluator_card(repo_of(folder), results, data.benchmark)
+        card = evaluator_card(repo_of(folder), results, dataclasses.asdict(data.benchmark))
         (partial / CARD).write_text(card, encoding="utf-8")

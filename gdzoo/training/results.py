@@ -1,86 +1,92 @@
-"""What does results.json say of a task's model? Its metrics, its cost, and those of the tasks before."""
+"""Evaluation of a task's model, and the content of its results.json."""
 
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDIMPipeline
-from PIL import Image
 
 import gdzoo
-from gdzoo.evaluation.measure import SAMPLE_SEED, evaluate
-from gdzoo.models.pipelines import draw_images
+from gdzoo.evaluation.evaluator import Evaluator
+from gdzoo.evaluation.features import Reference
+from gdzoo.evaluation.measure import SAMPLE_SEED, evaluate_pipeline
 from gdzoo.training.checkpoint import Progress
-from gdzoo.training.prepare import Run
-from gdzoo.training.publish import publish_pipeline
+from gdzoo.training.run import Chain, Run, micro_batches
 from gdzoo.zoo.environment import peak_memory_mib
-from gdzoo.zoo.pictures import GRID, image_grid
+from gdzoo.zoo.names import GRID
 
 
-def images_per_second(run: Run, progress: Progress) -> float:
-    """Real images, of all processes together; 0 of a pretrained model, which nobody trained here."""
-    return progress.step and progress.step * run.micro_batches * run.config.train_batch_size / progress.seconds
+def images_per_second(chain: Chain, accelerator: Accelerator, progress: Progress) -> float:
+    """Real images of all processes together; 0 of a pretrained model, which was not trained here."""
+    images = progress.step * micro_batches(chain.config, accelerator) * chain.config.train_batch_size
+    return images and images / progress.seconds
 
 
-def cost_of(run: Run, progress: Progress) -> dict:
-    """What results.json says of the cost of a task, the time before it was resumed included."""
+def cost_of(chain: Chain, accelerator: Accelerator, progress: Progress) -> dict:
+    """The cost of a task, including the time before it was resumed."""
     return {
         "seconds": round(progress.seconds, 2),
-        "images_per_second": round(images_per_second(run, progress), 1),
-        "student_passes": progress.student_passes * run.accelerator.num_processes,
-        "teacher_passes": progress.teacher_passes * run.accelerator.num_processes,
-        "peak_memory_mib": peak_memory_mib(run.accelerator.device),
+        "images_per_second": round(images_per_second(chain, accelerator, progress), 1),
+        "student_passes": progress.student_passes * accelerator.num_processes,
+        "teacher_passes": progress.teacher_passes * accelerator.num_processes,
+        "peak_memory_mib": peak_memory_mib(accelerator.device),
     }
 
 
-def evaluate_task(run: Run, pipeline: DDIMPipeline, task: int) -> tuple[dict, Image.Image]:
-    """What results.json says of a model, on all tasks so far ({} with --evaluator none), and its samples.png."""
-    config = run.config
-    count = max(config.eval_samples, GRID**2) if run.evaluator else GRID**2
-    batches = draw_images(pipeline, count, config.eval_steps, SAMPLE_SEED, config.eval_batch_size)
-    samples = torch.cat([images.cpu() for images in batches])
-    grid = image_grid(samples[: GRID**2], columns=GRID)
-    if run.evaluator is None:
-        return {"metrics": {}, "per_task": None, "histogram": None, "evaluation": None}, grid
-    features, classes = run.evaluator(samples[: config.eval_samples])
-    found = evaluate(features, classes, run.reference, run.tasks[:task])
-    found["evaluation"] |= {"eval_steps": config.eval_steps, "seed": SAMPLE_SEED}
-    return found, grid
+def evaluate_task(
+    chain: Chain, task: int, pipeline: DDIMPipeline, evaluator: Evaluator | None, reference: Reference | None
+) -> tuple[dict, torch.Tensor] | None:
+    """Metrics on all tasks so far and the first samples, on the main process; all processes must call."""
+    config = chain.config
+    return evaluate_pipeline(
+        pipeline,
+        chain.tasks[:task],
+        evaluator,
+        reference,
+        count=config.eval_samples,
+        steps=config.eval_steps,
+        seed=SAMPLE_SEED,
+        batch_size=config.eval_batch_size,
+        keep=GRID**2,
+    )
 
 
-def base_model(run: Run, strategy: str, task: int) -> str | None:
-    """What a task's model started from: the one before, or at task 1 a pretrained one of the Hub, or nothing."""
-    if task > 1:
-        return f"{run.config.namespace}/{run.folder(strategy, task - 1).name}"
-    name = run.config.pretrained_model_name_or_path
-    return None if name is None or Path(name).exists() else name
+def results_of(run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
+    """The content of results.json, but for what `publish_pipeline` adds.
 
-
-def publish_task(run: Run, strategy: str, task: int, pipeline: DDIMPipeline, cost: dict, earlier: list[dict]):
-    """Evaluate a task's model and put it into the zoo, with everything that is known of it."""
-    config = run.config.chain(strategy)
-    found, samples = evaluate_task(run, pipeline, task)
-    counts = run.data.counts["train"]
+    Args:
+        found: what `evaluate_task` returned of the model.
+        earlier: the results of the tasks before.
+    """
+    config, counts = chain.config, run.data.counts["train"]
     results = {
         "gdzoo": gdzoo.__version__,
         "run": config.run_id(),
         "benchmark": config.benchmark,
-        "strategy": strategy,
+        "strategy": chain.strategy,
         "seed": config.seed,
         "task": task,
-        "base_model": base_model(run, strategy, task),
+        "base_model": base_model(chain, task),
         "tasks": [
             {
                 "task": number,
                 "classes": labels,
                 "names": [run.data.names[label] for label in labels],
-                # Nobody knows how many a pretrained model has seen.
+                # How many a pretrained model was trained on is not known.
                 "images": None if run.pretrained and number == 1 else sum(counts[label] for label in labels),
             }
-            for number, labels in enumerate(run.tasks, start=1)
+            for number, labels in enumerate(chain.tasks, start=1)
         ],
         **found,
         "cost": cost,
     }
     kept = ("task", "metrics", "per_task", "cost")
-    results["history"] = [{name: each.get(name) for name in kept} for each in [*earlier, results]]
-    publish_pipeline(run.folder(strategy, task), pipeline, samples, results, config)
+    return results | {"history": [{name: each.get(name) for name in kept} for each in [*earlier, results]]}
+
+
+def base_model(chain: Chain, task: int) -> str | None:
+    """The repository that a task's training started from; None for random weights or a local pretrained model."""
+    if task > 1:
+        return f"{chain.config.namespace}/{chain.folder(task - 1).name}"
+    name = chain.config.pretrained_model_name_or_path
+    return None if name is None or Path(name).exists() else name

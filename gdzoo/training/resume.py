@@ -1,23 +1,30 @@
-"""Where does a run go on from, and may it push? What is asked of the Hub, and taken from there, before any work."""
+"""Resuming from the Hub: what is asked of it, and downloaded from it, before any work."""
 
-import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
 
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation.evaluator import load_evaluator, other_training
-from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect, with_retries
-from gdzoo.hub.repos import RepoInfo, Target, download, file_names, find, has_weights, read_remote, refuse_other_run
+from gdzoo.hub.client import PermanentHubError, TemporaryHubError, connect, with_retries
+from gdzoo.hub.repos import (
+    RepoInfo,
+    Target,
+    download,
+    file_names,
+    find,
+    has_weights,
+    read_remote,
+    refuse_other_run,
+)
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.training.output import other_classes
+from gdzoo.training.run import Chain, Run, evaluator_folder, published_results
 from gdzoo.zoo.folders import atomic_folder
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
-
-if TYPE_CHECKING:
-    from gdzoo.training.prepare import Run
+from gdzoo.zoo.results import validate_results
 
 
 def hub_target(config: TrainConfig) -> Target:
@@ -25,34 +32,8 @@ def hub_target(config: TrainConfig) -> Target:
     return Target(config.namespace, config.hub_private_repo, config.overwrite_hub)
 
 
-def with_namespace(run: "Run") -> TrainConfig:
-    """The config with the namespace that --push_to_hub pushes to, by default the account's, if the token may.
-
-    Raises:
-        ConfigError
-    """
-    config, namespace = run.config, run.config.hub_namespace
-    if run.accelerator.is_main_process:
-        repo_names = [each.folder(strategy, task).name for each, strategy in chains(run) for task in run.task_numbers]
-        try:
-            namespace = check_rights(connect(config.hub_token), namespace, repo_names)
-        except PermanentHubError as error:
-            raise ConfigError(f"--push_to_hub: {error}") from error
-        except TemporaryHubError as outage:
-            if namespace is None:
-                raise ConfigError(
-                    f"--push_to_hub: the Hub is out of reach ({outage}): say whose --hub_namespace it is"
-                ) from outage
-    return dataclasses.replace(config, hub_namespace=broadcast_object_list([namespace])[0])
-
-
-def chains(run: "Run") -> list[tuple["Run", str]]:
-    """Every seed with every strategy."""
-    return [(each, strategy) for each in run.of_each_seed() for strategy in run.config.strategy]
-
-
-def consult_hub(run: "Run"):
-    """Bring what the run goes on from into the local zoo, and see that it may push what it is going to make.
+def consult_hub(run: Run):
+    """Download what the run resumes from into the local zoo, and check that it may push what it will make.
 
     Raises:
         ConfigError
@@ -69,24 +50,24 @@ def consult_hub(run: "Run"):
                 check_repos(run, api)
         except (PermanentHubError, ValueError) as error:
             raise ConfigError(str(error)) from error
-        except TemporaryHubError as outage:
+        except TemporaryHubError as error:
             if config.resume_from_hub:
-                raise ConfigError(f"--resume_from_checkpoint: the Hub is out of reach ({outage})") from outage
-            print(f"gdzoo: the Hub is out of reach ({outage}); what is pushed waits in the local zoo", file=sys.stderr)
+                raise ConfigError(f"--resume_from_checkpoint: the Hub cannot be reached ({error})") from error
+            print(f"gdzoo: the Hub cannot be reached ({error}); training continues, pushes wait", file=sys.stderr)
     run.accelerator.wait_for_everyone()
 
 
-def check_repos(run: "Run", api: HfApi):
-    """Whether all repos that the run will push to are free for it, or its own.
+def check_repos(run: Run, api: HfApi):
+    """Check that all repositories that the run will push to are new, or hold this run.
 
     Raises:
         PermanentHubError, TemporaryHubError
     """
     target = hub_target(run.config)
-    for each, strategy in chains(run):
-        trained = 0 if run.config.overwrite_output_dir else len(each.published(strategy))
-        for task in run.task_numbers:
-            info = with_retries(find, api, target.repo_id(each.folder(strategy, task)))
+    for chain in run.chains:
+        trained = 0 if run.config.overwrite_output_dir else len(published_results(chain))
+        for task in chain.task_numbers:
+            info = with_retries(find, api, target.repo_id(chain.folder(task)))
             if info is None:
                 continue
             with_retries(api.auth_check, info.id, write=True)
@@ -94,19 +75,16 @@ def check_repos(run: "Run", api: HfApi):
                 raise PermanentHubError(f"{info.id} is private: say --hub_private_repo, too")
             if target.overwrite or not has_weights(info):
                 continue
-            with_retries(refuse_other_run, api, info, each.config.chain(strategy).run_id())
+            with_retries(refuse_other_run, api, info, chain.config.run_id())
             if task > trained:
                 raise PermanentHubError(
-                    f"{info.id} is on the Hub already: --resume_from_checkpoint hub goes on from there,"
+                    f"{info.id} is on the Hub already: --resume_from_checkpoint hub continues from there,"
                     " --overwrite_hub replaces it"
                 )
 
 
-# What is taken from there
-
-
-def fetch_chains(run: "Run", api: HfApi):
-    """Of each chain the last task that the Hub has, if the local zoo has not come as far; or the one repo by name.
+def fetch_chains(run: Run, api: HfApi):
+    """Download the last task of each chain that the Hub has and the local zoo has not; or one repository by its name.
 
     Raises:
         ConfigError, PermanentHubError, TemporaryHubError
@@ -115,20 +93,17 @@ def fetch_chains(run: "Run", api: HfApi):
     if repo_id != "hub":
         return fetch_by_name(run, api, repo_id, revision or None)
     target = hub_target(run.config)
-    for each, strategy in chains(run):
-        for task in reversed(run.task_numbers[len(each.published(strategy)) :]):
-            info = with_retries(find, api, target.repo_id(each.folder(strategy, task)))
+    for chain in run.chains:
+        for task in reversed(chain.task_numbers[len(published_results(chain)) :]):
+            info = with_retries(find, api, target.repo_id(chain.folder(task)))
             # A crash between a repo's creation and its first commit leaves an empty one.
             if info is not None and has_weights(info):
-                fetch(each, strategy, api, info)
+                fetch(run, chain, api, info)
                 break
 
 
-def fetch_by_name(run: "Run", api: HfApi, repo_id: str, revision: str | None):
-    """
-    Raises:
-        ConfigError, PermanentHubError, TemporaryHubError
-    """
+def fetch_by_name(run: Run, api: HfApi, repo_id: str, revision: str | None):
+    """Download one repository, as a task of the chain that its results name; raises as `fetch_chains` does."""
     info = with_retries(find, api, repo_id, revision)
     if info is None:
         raise ConfigError(f"--resume_from_checkpoint {run.config.resume_from_checkpoint} is not there for this token")
@@ -136,17 +111,17 @@ def fetch_by_name(run: "Run", api: HfApi, repo_id: str, revision: str | None):
     if not results:
         raise ConfigError(f"--resume_from_checkpoint {repo_id} was not published by gdzoo: it has no {RESULTS}")
     wanted = results.get("strategy"), results.get("seed")
-    for each, strategy in chains(run):
-        if (strategy, each.config.seed) == wanted:
-            return fetch(each, strategy, api, info)
+    for chain in run.chains:
+        if (chain.strategy, chain.config.seed) == wanted:
+            return fetch(run, chain, api, info)
     raise ConfigError(
         f"--resume_from_checkpoint {repo_id} is a model of --strategy {wanted[0]} --seed {wanted[1]},"
         " which this run does not train"
     )
 
 
-def fetch(run: "Run", strategy: str, api: HfApi, info: RepoInfo):
-    """Put a repo of the Hub into the local zoo, as the task of this chain that it says it is.
+def fetch(run: Run, chain: Chain, api: HfApi, info: RepoInfo):
+    """Download a repository of the Hub into the local zoo, as the task of this chain that its results name.
 
     Raises:
         ConfigError, PermanentHubError, TemporaryHubError
@@ -155,44 +130,29 @@ def fetch(run: "Run", strategy: str, api: HfApi, info: RepoInfo):
     if "model_index.json" not in file_names(info):
         raise ConfigError(f"{what} is no diffusers pipeline: it has no model_index.json")
     results, there = (with_retries(read_remote, api, info, name) for name in (RESULTS, TRAIN_CONFIG))
-    task, history = results.get("task"), results.get("history")
-    if task not in run.task_numbers or not isinstance(history, list) or len(history) != task:
-        raise ConfigError(f"{what} was not published by gdzoo for these tasks: its {RESULTS} says nothing of them")
-    other = run.config.chain(strategy).difference(there) or other_classes(run, results)
+    try:
+        validate_results(results)
+    except ValueError as error:
+        raise ConfigError(f"{what} was not published by gdzoo: {error}") from error
+    task = results["task"]
+    if task not in chain.task_numbers:
+        raise ConfigError(f"{what} is of task {task}, and this run has {len(chain.tasks)} tasks")
+    other = chain.config.difference(there) or other_classes(chain, run.data, results)
     if other:
         raise ConfigError(f"{what} was trained with {other}")
-    if not run.folder(strategy, task).exists():
-        with atomic_folder(run.folder(strategy, task)) as partial:
+    if not chain.folder(task).exists():
+        with atomic_folder(chain.folder(task)) as partial:
             with_retries(download, api, info, partial)
             check_pipeline(run, partial, what)
 
 
-def other_classes(run: "Run", results: dict) -> str:
-    """The first task of a results.json that has other classes than here: the data set has changed since. Empty if none.
-
-    The settings may be the same: "--tasks 5" and "0,1;2,3" say nothing of names.
-    """
-    try:
-        there = [task["names"] for task in results["tasks"]]
-    except (LookupError, TypeError):
-        return "tasks that it does not name"
-    for task, (names, labels) in enumerate(zip(there, run.tasks, strict=False), start=1):
-        ours = [run.data.names[label] for label in labels]
-        if names != ours:
-            return f"{names} as the classes of task {task}, not {ours}"
-    return ""
-
-
-def check_pipeline(run: "Run", folder, what: str):
-    """
-    Raises:
-        ConfigError: the model in `folder` cannot be loaded, or is not what this run would train.
-    """
+def check_pipeline(run: Run, folder: Path, what: str):
+    """Raises ConfigError if the model in `folder` cannot be loaded, or is not what this run would train."""
     config = run.config
     try:
         pipeline = load_pipeline(folder)
-    except Exception as error:  # whatever may be wrong with files from elsewhere
-        raise ConfigError(f"{what} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+    except ValueError as error:
+        raise ConfigError(f"{what} cannot be loaded: {error}") from error
     if run.pretrained:
         unet, scheduler = run.pretrained.pipeline.unet, run.pretrained.pipeline.scheduler
     else:
@@ -205,22 +165,22 @@ def check_pipeline(run: "Run", folder, what: str):
                 raise ConfigError(f"{what} has another {type(found).__name__}: {name} is {there}, not {value}")
 
 
-def fetch_evaluator(run: "Run", api: HfApi):
-    """The benchmark's evaluator on the Hub, if there is none in the local zoo: two would not measure alike.
+def fetch_evaluator(run: Run, api: HfApi):
+    """Download the benchmark's evaluator if there is none in the local zoo: metrics of two evaluators do not compare.
 
     Raises:
         PermanentHubError, ValueError: it does not fit.
         TemporaryHubError
     """
-    if run.evaluator_folder.exists():
+    if evaluator_folder(run.config).exists():
         return
-    repo_id = hub_target(run.config).repo_id(run.evaluator_folder)
+    repo_id = hub_target(run.config).repo_id(evaluator_folder(run.config))
     info = with_retries(find, api, repo_id)
     if info is None or not has_weights(info):
         return
     there = with_retries(read_remote, api, info, RESULTS)
     if other := other_training(there, run.data, run.config.evaluator_steps):
         raise PermanentHubError(f"{repo_id} on the Hub {other}: train as it was, or say --overwrite_hub")
-    with atomic_folder(run.evaluator_folder) as partial:
+    with atomic_folder(evaluator_folder(run.config)) as partial:
         with_retries(download, api, info, partial)
         load_evaluator(partial, run.data, "cpu")  # a ValueError names what does not fit

@@ -1,4 +1,4 @@
-"""What does FSDP change? Weights, their average and Adam's moments are shards; what is written is always whole."""
+"""FSDP: in memory, weights, their average and Adam's moments are shards; files hold whole tensors."""
 
 from diffusers import UNet2DModel
 from torch import Tensor
@@ -7,14 +7,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from the shards of all processes, which must all call; one without shards is itself."""
+    """A tensor gathered from the shards of all processes, which must all call; one that is not sharded is returned."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(value, like):
-    """A whole tensor, or dicts and lists of them, with this process's shard wherever `like` has one of that shape."""
+    """A whole tensor, or dicts and lists of them, sharded wherever `like` has a sharded tensor of that shape."""
     if isinstance(like, DTensor) and value.shape == like.shape:
-        # Every process has the whole tensor, so none has to send it.
+        # Every process has the whole tensor: nothing needs to be sent.
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     if isinstance(like, dict):
         return {key: shard_like(item, like.get(key)) for key, item in value.items()}
@@ -24,12 +24,12 @@ def shard_like(value, like):
 
 
 def is_sharded(unet: UNet2DModel) -> bool:
-    """Whether FSDP has cut its parameters."""
+    """Whether its parameters are shards of FSDP."""
     return isinstance(unet, FSDPModule)
 
 
 def whole_unet(unet: UNet2DModel) -> UNet2DModel:
-    """A plain copy of a sharded U-Net, for which all processes must call; one that is not sharded is itself."""
+    """A whole copy of a sharded U-Net, for which all processes must call; one that is not sharded is returned."""
     if not is_sharded(unet):
         return unet
     plain = UNet2DModel.from_config(unet.config).to(unet.device)

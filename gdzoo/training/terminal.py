@@ -1,4 +1,4 @@
-"""What does the person at the terminal see when a task, the whole run, or an evaluation is done?"""
+"""The terminal output of a training run."""
 
 import importlib.util
 import shlex
@@ -7,28 +7,29 @@ from tqdm.auto import tqdm
 
 from gdzoo.config import TrainConfig
 from gdzoo.evaluation.tables import reliability
+from gdzoo.zoo.names import DEFAULT_SEED
 
 
 def progress_bar(title: str, step: int, total: int, shown: bool) -> tqdm:
-    """The bar of a task, from `step` on."""
+    """The progress bar of a task, starting at `step`."""
     return tqdm(initial=step, total=total, desc=title, unit="step", dynamic_ncols=True, disable=not shown)
 
 
 def task_line(result: dict) -> str:
-    """One line on a finished task."""
+    """One line about a finished task."""
     names = ", ".join(name for task in result["tasks"][: result["task"]] for name in task["names"])
     shown = ", ".join(f"{name.upper()} {result['metrics'][name]:.3g}" for name in ("fid", "kld") if result["metrics"])
     line = f"{_title(result)} after task {result['task']} ({names}): {shown or 'not evaluated'}"
-    caution = reliability(result["evaluation"])
-    return f"{line}; {caution}" if caution else line
+    warning = reliability(result["evaluation"])
+    return f"{line}; {warning}" if warning else line
 
 
 def _title(result: dict) -> str:
-    return result["strategy"] if result["seed"] == 42 else f"{result['strategy']} seed {result['seed']}"
+    return result["strategy"] if result["seed"] == DEFAULT_SEED else f"{result['strategy']} seed {result['seed']}"
 
 
 def final_table(results: list[dict]) -> str:
-    """strategy and seed x task: FID and KLD."""
+    """FID and KLD: a row for each strategy and seed, a column for each task."""
     tasks = sorted({result["task"] for result in results})
     chains = list(dict.fromkeys(map(_title, results)))
     width = max(26, *(len(title) + 1 for title in chains))
@@ -49,22 +50,22 @@ def final_table(results: list[dict]) -> str:
 
 
 def resume_hint(config: TrainConfig) -> str:
-    """What to type after a run that had to stop; with --overwrite_output_dir it would begin anew."""
+    """How to continue after a run that had to stop; --overwrite_output_dir would start again."""
     instead = " instead of --overwrite_output_dir" if config.overwrite_output_dir else ""
     return (
-        f"every folder in {config.output_dir} is whole, the same command with --resume_from_checkpoint latest{instead}"
-        " goes on"
+        f"every folder in {config.output_dir} is complete; to continue, run the same command with"
+        f" --resume_from_checkpoint latest{instead}"
     )
 
 
 def space_command(config: TrainConfig) -> str:
-    """What shows the zoo in a browser."""
+    """The command that shows the zoo in a browser."""
     install = "" if importlib.util.find_spec("gradio") else 'pip install -c constraints.txt -e ".[space]" && '
     namespace = ["--namespace", config.namespace] if config.hub_namespace else []
     return install + shlex.join(["python", "spaces/compare/app.py", "--zoo", config.output_dir, *namespace])
 
 
 def not_pushed(lines: list[str], command: str) -> str:
-    """What is not on the Hub yet, and the command that brings it there."""
+    """What is not on the Hub yet, and the command that pushes it."""
     listed = "\n".join(f"    {line}" for line in lines)
     return f"\nNot on the Hub yet:\n\n{listed}\n\nLater:\n\n    {command}"

@@ -1,40 +1,17 @@
-"""What does the card say? A pure function of results and configuration; the words are in model_cards/."""
+"""Model cards: pure functions of plain dicts. The templates are in model_cards/."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import yaml
 
-if TYPE_CHECKING:
-    from gdzoo.config import TrainConfig
-    from gdzoo.data.benchmarks import Benchmark
+from gdzoo.method.catalogue import strategy_info
+from gdzoo.zoo.metric_catalogue import better, metric_info
 
-METRICS = {  # name in results.json: how it is written, what it says
-    "fid": ("FID", "Fréchet distance between the features of samples and of real images; lower is better"),
-    "kid": ("KID", "kernel distance between the same features, unbiased for few images; lower is better"),
-    "kid_std": ("KID std", "its standard deviation over subsets"),
-    "precision": ("Precision", "share of samples among the real images' features; higher is better"),
-    "recall": ("Recall", "share of real images among the samples' features; higher is better"),
-    "kld": ("KLD", "divergence of the drawn classes from the true ones; 0 if no class is forgotten"),
-    "ard": ("ARD", "share of samples that would have to change class for the true shares; 0 is best"),
-}
-STRATEGIES = {
-    "finetune": "Nothing accompanies the new images: the lower bound, which forgets.",
-    "joint": "The real images of all tasks so far are trained on: the upper bound, which keeps all data.",
-    "experience_replay": "A small buffer of real images of the earlier tasks accompanies the new ones.",
-    "generative_replay": "Images that the previous task's model draws accompany the new ones, noised, with the noise as"
-    " target.",
-    "generative_distillation": "Images that the previous task's model draws accompany the new ones, noised, with that"
-    " model's own prediction as target (Masip et al.).",
-    "gaussian_distillation": "Pure noise accompanies the new images, with the previous task's model's prediction as"
-    " target.",
-    "lwf": "On the new images themselves the previous task's model's prediction is a second target.",
-}
 _HERE = Path(__file__).parent.parent
 _TEMPLATES = jinja2.Environment(
-    # In the wheel beside this file; in the repository beside the package.
+    # In the wheel inside the package; in the repository beside it.
     loader=jinja2.FileSystemLoader([_HERE / "model_cards", _HERE.parent / "model_cards"]),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -44,7 +21,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def _cell(value) -> str:
-    """What stands in a cell of a table: numbers with four digits, names as they are."""
+    """A value as the cell of a Markdown table; floats with four significant digits."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -58,47 +35,52 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-_TEMPLATES.filters |= {"cell": _cell, "duration": _duration, "names": lambda names: ", ".join(map(_cell, names))}
+_TEMPLATES.filters |= {
+    "cell": _cell,
+    "duration": _duration,
+    "names": lambda names: ", ".join(map(_cell, names)),
+    "strategy_title": lambda name: strategy_info(name).title,
+    "metric_title": lambda name: metric_info(name).title,
+}
 
 
 def pipeline_card(
-    repo_id: str, results: dict, config: "TrainConfig", benchmark: "Benchmark", others: Sequence[dict] = ()
+    repo_id: str, results: dict, settings: dict, benchmark: dict, command: str, others: Sequence[dict] = ()
 ) -> str:
     """The card of a task's model.
 
     Args:
         results: its results.json.
+        settings: the settings that determine the result, by name; those that are None are not shown.
+        benchmark: its "name", "dataset_name", "license" (None if unknown) and "resolution" in pixels.
+        command: the command line that trains the same chain again.
         others: the results.json of other strategies' models after the same task.
     """
-    done = results["tasks"][: results["task"]]
-    settings = {name: value for name, value in config.results_dict().items() if value is not None}
     pretrained = settings.get("pretrained_model_name_or_path")
     return _TEMPLATES.get_template("pipeline.md").render(
         metadata=_yaml(_pipeline_metadata(repo_id, results, benchmark, pretrained)),
         repo_id=repo_id,
         results=results,
         benchmark=benchmark,
-        done=done,
+        done=results["tasks"][: results["task"]],
         to_come=results["tasks"][results["task"] :],
         comparison=[each for each in (results, *others) if each["metrics"]],
-        metrics=METRICS | {name: (name, "") for name in results["metrics"] if name not in METRICS},
-        about=STRATEGIES.get(results["strategy"], "A strategy of its author's own."),
-        title=results["strategy"].rpartition(".")[2].replace("_", " "),
-        settings=settings,
+        metrics={name: _meaning(name) for name in results["metrics"]},
+        strategy=strategy_info(results["strategy"]),
+        settings={name: value for name, value in settings.items() if value is not None},
         pretrained=pretrained,
-        command=config.command(),
-        eval_steps=config.eval_steps,
+        command=command,
     )
 
 
-def evaluator_card(repo_id: str, results: dict, benchmark: "Benchmark") -> str:
-    """The card of the image classifier that a benchmark's metrics look through."""
+def evaluator_card(repo_id: str, results: dict, benchmark: dict) -> str:
+    """The card of the image classifier that a benchmark's metrics use; `benchmark` as in `pipeline_card`."""
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "image-classification",
         "license": "apache-2.0",
-        "datasets": [benchmark.dataset_name],
-        "tags": ["gdzoo", benchmark.name, "continual-learning", "evaluation"],
+        "datasets": [benchmark["dataset_name"]],
+        "tags": ["gdzoo", benchmark["name"], "continual-learning", "evaluation"],
         "model-index": [
             {
                 "name": repo_id.split("/")[1],
@@ -117,16 +99,22 @@ def evaluator_card(repo_id: str, results: dict, benchmark: "Benchmark") -> str:
     )
 
 
-def _pipeline_metadata(repo_id: str, results: dict, benchmark: "Benchmark", pretrained: str | None) -> dict:
+def _meaning(metric: str) -> str:
+    """E.g. "kernel distance between the same features, unbiased for few images; lower is better"."""
+    info = metric_info(metric)
+    return "; ".join(filter(None, (info.explanation, better(info))))
+
+
+def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained: str | None) -> dict:
     metadata = {
         "library_name": "diffusers",
         "pipeline_tag": "unconditional-image-generation",
-        # What starts from somebody else's weights is not ours to license.
+        # A model derived from other people's weights keeps their licence.
         **({} if pretrained else {"license": "apache-2.0"}),
-        "datasets": [benchmark.dataset_name],
+        "datasets": [benchmark["dataset_name"]],
         "tags": [
             "gdzoo",
-            benchmark.name,
+            benchmark["name"],
             "diffusion",
             "continual-learning",
             "class-incremental-learning",
@@ -141,8 +129,8 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: "Benchmark", pret
     return metadata
 
 
-def _model_index(results: dict, benchmark: "Benchmark") -> dict:
-    """Every metric, with the samples and features that it was measured with."""
+def _model_index(results: dict, benchmark: dict) -> dict:
+    """Every metric, with the number of samples and the features that it was measured with."""
     evaluation = results["evaluation"]
     how = (
         f"{evaluation['eval_samples']} samples of {evaluation['eval_steps']} DDIM steps,"
@@ -152,18 +140,17 @@ def _model_index(results: dict, benchmark: "Benchmark") -> dict:
         "task": {"type": "unconditional-image-generation", "name": "Unconditional image generation"},
         "dataset": _dataset(benchmark, evaluation["reference_split"], f", tasks 1 to {results['task']}"),
         "metrics": [
-            # float(): a numpy scalar would make YAML that nobody else can read.
-            {"type": name, "name": f"{METRICS.get(name, (name,))[0]} ({how})", "value": float(value)}
+            # Trap: YAML writes a numpy scalar as !!python/object, which the Hub refuses. float() prevents it.
+            {"type": name, "name": f"{metric_info(name).title} ({how})", "value": float(value)}
             for name, value in results["metrics"].items()
         ],
     }
 
 
-def _dataset(benchmark: "Benchmark", split: str, which: str = "") -> dict:
-    name = f"{benchmark.name}{which}"
-    return {"type": benchmark.dataset_name, "name": name, "split": split}
+def _dataset(benchmark: dict, split: str, which: str = "") -> dict:
+    return {"type": benchmark["dataset_name"], "name": f"{benchmark['name']}{which}", "split": split}
 
 
 def _yaml(metadata: dict) -> str:
-    # safe_dump refuses what is no plain YAML.
+    # safe_dump raises an error for everything that is not plain YAML.
     return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000).rstrip()

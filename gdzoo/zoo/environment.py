@@ -1,4 +1,4 @@
-"""The machine: versions, hardware and peak memory, for results.json."""
+"""Versions, hardware and peak memory, for results.json."""
 
 import platform
 import re
@@ -21,7 +21,7 @@ def made_with() -> dict:
 def hardware() -> str:
     """E.g. "1 x NVIDIA H100", or "2 x AMD EPYC" for a CPU's cores."""
     if torch.cuda.is_available():
-        return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"  # those in use
+        return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"  # the GPUs in use
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -31,7 +31,7 @@ def hardware() -> str:
 
 
 def reset_peak_memory(device: torch.device):
-    """What this process has held until now is not part of its peak any more; on a CPU only Linux can do so."""
+    """Start a new measurement of this process's peak memory; on a CPU this works on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():
@@ -39,10 +39,10 @@ def reset_peak_memory(device: torch.device):
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """The most that this process has held since the reset: of the accelerator's memory, or of the CPU's."""
+    """Peak memory of this process in MiB since the reset: the accelerator's memory, or the resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage's, this peak can be reset
+    if status.exists():  # unlike getrusage's peak, this one can be reset
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) // 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10

@@ -1,4 +1,4 @@
-"""Where does each thing lie in the local zoo, what is it called, and is it whole?"""
+"""Folders and JSON files of the local zoo. A folder is published as a whole or not at all. Does not import torch."""
 
 import contextlib
 import json
@@ -9,19 +9,17 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 from gdzoo.zoo.names import RESULTS
 
-# A folder that is being written, one that makes way for a new one of its name, and one that is being deleted.
+# Prefixes of folders that are being written, that are being replaced by a new one, and that are being deleted.
 PARTIAL, REPLACED, REMOVED = ".partial-", ".replaced-", ".removed-"
 
 
 def read_json(file: Path) -> dict:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        ValueError: names the file if it is none.
+        ValueError: the file, which the message names, cannot be read or holds something else.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -33,16 +31,16 @@ def read_json(file: Path) -> dict:
 
 
 def write_json(file: Path, content: dict):
-    """Strict JSON (no NaN), readable, the same bytes for the same content."""
+    """Write strict JSON (no NaN), indented; equal contents give equal bytes."""
     file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` to write into; it takes `folder`'s name only if all went well.
+    """Yield an empty hidden folder beside `folder`, and rename it to `folder` when the block ends without an error.
 
-    What is under `folder`'s name is therefore always whole. A crash leaves hidden folders at most, for `sweep`; one in
-    the instant between two renames leaves nothing under `folder`'s name, and `sweep` puts back what was there.
+    `folder` is therefore always complete. A crash leaves hidden folders, which `sweep_folder` deletes. A crash between
+    the two renames of a replacement leaves no `folder`; `sweep_folder` then restores the old one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _hidden(folder, PARTIAL)
@@ -61,23 +59,23 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         _flush(folder.parent)
         if replaced:
             with contextlib.suppress(OSError):
-                remove_folder(replaced)  # under yet another name, since half of it must not be put back
+                remove_folder(replaced)  # renames it first: a half-deleted folder must not be restored
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def remove_folder(folder: Path):
-    """Delete a folder, if it is there; a crash in the middle leaves nothing of it under its name."""
+    """Delete a folder if it exists. It is renamed first, so that a crash leaves no incomplete `folder`."""
     if folder.exists():
         removed = folder.rename(_hidden(folder, REMOVED))
         removed.unlink() if removed.is_symlink() else shutil.rmtree(removed)
 
 
 def sweep_folder(folder: Path):
-    """Clear away what a killed process left of folders that it was writing or deleting in `folder`.
+    """Delete the hidden folders that a killed process left in `folder`.
 
-    Of a folder that was to be replaced, what is under its name stays; where nothing is, the old one is put back.
+    If the process was killed between the two renames of a replacement, the old folder is restored.
     """
     for replaced in folder.glob(f"{REPLACED}*"):
         name = replaced.name.removeprefix(REPLACED).rpartition("-")[0]
@@ -89,12 +87,12 @@ def sweep_folder(folder: Path):
 
 
 def _hidden(folder: Path, prefix: str) -> Path:
-    """A name beside `folder` that nothing has."""
+    """An unused path beside `folder`."""
     return folder.parent / f"{prefix}{folder.name}-{uuid.uuid4().hex[:8]}"
 
 
 def _flush(path: Path):
-    """Onto the disk, so that a rename cannot outlive what it names."""
+    """Write to the disk, so that a power failure cannot leave a renamed folder without its contents."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -103,17 +101,19 @@ def _flush(path: Path):
 
 
 def list_repos(zoo: Path) -> list[Path]:
-    """All repos of a zoo, NAMESPACE/NAME, a model after the one that it started from."""
+    """The repositories of a zoo, NAMESPACE/NAME, each model after the model that it was initialized from."""
     folders = [file.parent for file in sorted(zoo.glob(f"[!.]*/[!.]*/{RESULTS}"))]
     return sorted(folders, key=lambda folder: [int(digits) for digits in re.findall(r"-task(\d+)$", folder.name)])
 
 
 def published_json(repo_or_folder: str, name: str) -> dict | None:
-    """A JSON file of a model's folder or repo; None where it has none, as a stranger's model."""
+    """A JSON file of a model's folder or repository; None if there is no such file."""
     file = Path(repo_or_folder, name)
     if not Path(repo_or_folder).is_dir():
+        from huggingface_hub import hf_hub_download  # slow to import, and the report does not need it
+
         try:
             file = Path(hf_hub_download(repo_or_folder, name))
-        except Exception:  # a model that cannot be reached is refused, with a reason, when it is loaded
+        except Exception:  # a model that is unreachable raises a clear error when it is loaded
             return None
     return read_json(file) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""The metrics by their names in results.json: titles, directions and explanations. Plain data; does not import torch."""
+"""The metrics by name: titles, directions and explanations. Plain data; does not import torch."""
 
 from typing import NamedTuple
 

@@ -7,6 +7,7 @@ from gdzoo.method.catalogue import MAIN_STRATEGY, strategy_info
 RESULTS, TRAIN_CONFIG, SAMPLES, CARD = "results.json", "train_config.json", "samples.png", "README.md"
 TRAINING_FOLDER = ".training"  # in the zoo, beside the namespaces; never published
 DEFAULT_SEED = 42
+GRID, GAP = 8, 2  # samples.png: images per row and column, and pixels between them
 LATEST, CHECKPOINT_PREFIX = "latest", "checkpoint-"
 
 
@@ -27,5 +28,5 @@ def repo_of(folder: Path) -> str:
 
 
 def is_checkpoint(where: str) -> bool:
-    """Whether a value of --resume_from_checkpoint names a local checkpoint; if not, it names a repository of the Hub."""
+    """Whether --resume_from_checkpoint names a local checkpoint; if not, it names a repository of the Hub."""
     return where == LATEST or Path(where).name.startswith(CHECKPOINT_PREFIX)

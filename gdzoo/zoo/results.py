@@ -1,23 +1,265 @@
-"""results.json: its schema."""
+"""The schema of results.json: its version, one validator and one reader. Does not import torch."""
 
+import reprlib
 from pathlib import Path
 
+from gdzoo.method.catalogue import STRATEGIES, strategy_info
 from gdzoo.zoo.folders import read_json
-from gdzoo.zoo.names import RESULTS
+from gdzoo.zoo.metric_catalogue import metric_info
+from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG, evaluator_name, repo_name, repo_of
+
+SCHEMA_VERSION = 1  # files without "schema_version" were written before it existed and mean the same
+DOWNSTREAM = "downstream.json"  # written into the zoo by python -m gdzoo.downstream
+
+# A schema is a type; [schema] for a list; {name: schema} for an object, "name?" being optional; {str: schema} for an
+# object with any names; (schema, None) where null is allowed.
+NUMBER = int | float
+COST = {
+    "seconds": NUMBER,
+    "images_per_second?": NUMBER,
+    "student_passes": int,
+    "teacher_passes": int,
+    "peak_memory_mib": NUMBER,
+}
+ENTRY = {  # a model in its own results.json and in the history of later ones
+    "task": int,
+    "metrics": {str: NUMBER},
+    "per_task?": ([{"task": int, "fid": (NUMBER, None), "kid": (NUMBER, None), "share": NUMBER}], None),
+    "cost": COST,
+}
+EVALUATION = {
+    "features": str,
+    "fingerprint?": str,
+    "feature_dim": int,
+    "eval_samples": int,
+    "eval_steps": int,
+    "reference_split": str,
+    "reference_images": int,
+    "fid_reliable?": bool,
+    "fid_samples_needed?": int,
+    "seed?": int,
+}
+MADE_WITH = {"gdzoo": str, "versions": {str: str}, "hardware": str}
+MODEL = (
+    MADE_WITH
+    | {"run": str, "benchmark": str, "strategy": str, "seed": int, "base_model": (str, None)}
+    | {"tasks": [{"task": int, "classes": [int], "names": [str], "images": (int, None)}]}
+    | ENTRY
+    | {"histogram?": ({"names": [str], "samples": [int], "reference": [int]}, None)}
+    | {"evaluation": (EVALUATION, None), "history": [ENTRY]}
+    | {"strategy_info?": {"title": str, "colour": str, "description": str, "order": int}}
+    | {"metric_info?": {str: {"title": str, "direction": str, "explanation": str}}}
+)
+EVALUATOR = MADE_WITH | {
+    "benchmark": str,
+    "names": [str],
+    "drawn?": (str, None),
+    "accuracy": NUMBER,
+    "test_images": int,
+    "test_split": str,
+    "train_images": int,
+    "steps": int,
+    "seed": int,
+}
+# Chains of downstream.json with the same recipe can be averaged.
+RECIPE = {"steps": int, "replay_samples": int, "eval_steps": int, "test_split": str}
+CHAIN = {"namespace": str, "benchmark": str, "strategy": str, "seed": int, "run": str, "accuracy": [NUMBER]}
+KIND_NAMES = {
+    int: "a whole number",
+    NUMBER: "a finite number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def validate_results(results: dict):
+    """Check everything that cards, tables, plots and the terminal read from a model's results.json.
+
+    Raises:
+        ValueError: in one line, which names the key.
+    """
+    _check_version(results)
+    _check(results, MODEL)
+    task, tasks = results["task"], results["tasks"]
+    if not 1 <= task <= len(tasks):
+        raise ValueError(f"{RESULTS}: task is {task}, but there are {len(tasks)} tasks")
+    _check_numbered(tasks, len(tasks), "tasks")
+    if any(len(each["names"]) != len(each["classes"]) for each in tasks):
+        raise ValueError(f"{RESULTS}: each of tasks needs as many names as classes")
+    _check_numbered(results["history"], task, "history")
+    for where, entry in [("", results), *((f"history[{i}].", entry) for i, entry in enumerate(results["history"]))]:
+        if entry.get("per_task"):
+            _check_numbered(entry["per_task"], entry["task"], f"{where}per_task")
+        if entry["metrics"] and not entry["metrics"].keys() >= {"fid", "kld"}:
+            raise ValueError(f"{RESULTS}: {where}metrics has no fid or no kld")
+    evaluation = results["evaluation"]
+    if results["metrics"] and not evaluation:
+        raise ValueError(f"{RESULTS} has metrics but no evaluation, which says how they were measured")
+    if evaluation and not evaluation.get("fid_reliable", True) and "fid_samples_needed" not in evaluation:
+        raise ValueError(f"{RESULTS} has no evaluation.fid_samples_needed")
+
+
+def catalogue_info(results: dict) -> dict:
+    """The catalogues' entries for a model's strategy and metrics; the Space reads them from results.json."""
+    name = results["strategy"]
+    info, order = strategy_info(name), [*STRATEGIES, name].index(name)
+    shown = {"title": info.title, "colour": info.colour, "description": info.description, "order": order}
+    return {
+        "strategy_info": shown,
+        "metric_info": {metric: metric_info(metric)._asdict() for metric in results["metrics"]},
+    }
+
+
+def read_results(folder: Path) -> dict:
+    """The results.json of a task's model.
+
+    Raises:
+        ValueError: it cannot be read or has another form.
+    """
+    results = read_json(folder / RESULTS)
+    validate_results(results)
+    return results
+
+
+def read_evaluator_results(folder: Path) -> dict:
+    """The results.json of an evaluator.
+
+    Raises:
+        ValueError: it cannot be read or has another form.
+    """
+    results = read_json(folder / RESULTS)
+    _check_version(results)
+    _check(results, EVALUATOR)
+    return results
+
+
+def read_folder(folder: Path) -> dict:
+    """The results of a model, with its "folder" and the "config" from train_config.json, or those of an evaluator.
+
+    Raises:
+        ValueError: the folder is incomplete, was not written by gdzoo, or was renamed.
+    """
+    if folder.name.startswith("."):
+        raise ValueError("incomplete: an interrupted run left it")
+    if not (folder / RESULTS).is_file():
+        raise ValueError(f"no {RESULTS}")
+    try:
+        content = read_json(folder / RESULTS)
+        if "accuracy" in content and folder.name == evaluator_name(str(content.get("benchmark"))):
+            return read_evaluator_results(folder)
+        config = read_json(folder / TRAIN_CONFIG)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{folder}/", "")) from error
+    validate_results(content)
+    expected = repo_name(content["benchmark"], content["strategy"], content["seed"], content["task"])
+    if folder.name != expected:
+        raise ValueError(f"its {RESULTS} belongs to {expected}")
+    return content | {"folder": folder, "config": config}
+
+
+def read_models(root: Path) -> tuple[list[dict], dict[str, dict], list[tuple[str, str]]]:
+    """Read all folders root/NAMESPACE/REPO.
+
+    Returns:
+        The results of the models, as from `read_folder`; those of the evaluators, by NAMESPACE/REPO; and
+        (NAMESPACE/REPO, reason) of each folder that cannot be read.
+    """
+    models, evaluators, left_out = [], {}, []
+    for folder in sorted(path for path in root.glob("[!.]*/*") if path.is_dir()):
+        try:
+            results = read_folder(folder)
+        except ValueError as error:
+            left_out.append((repo_of(folder), str(error)))
+            continue
+        if "folder" in results:
+            models.append(results)
+        else:
+            evaluators[repo_of(folder)] = results
+    return models, evaluators, left_out
 
 
 def other_results(folder: Path, results: dict) -> list[dict]:
-    """The results of the other strategies in the same zoo, after the same task and measured alike.
+    """The results of the other strategies in the same zoo, after the same task and measured in the same way.
 
-    A folder that cannot be read is none of them: it must not cost a model that is trained.
+    Folders that cannot be read are skipped: they must not prevent the publication of a trained model.
     """
     same = ("benchmark", "seed", "task", "tasks", "evaluation")
     found = []
     for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
         try:
-            other = read_json(file)
+            other = read_results(file.parent)
         except ValueError:
             continue
-        if other.get("strategy") != results["strategy"] and all(other.get(name) == results[name] for name in same):
+        if other["strategy"] != results["strategy"] and all(other[name] == results[name] for name in same):
             found.append(other)
     return found
+
+
+def read_downstream(root: Path) -> list[dict]:
+    """The chains in a zoo's downstream.json, each with its "hardware"; empty if there is no such file.
+
+    Raises:
+        ValueError: it cannot be read or has another form.
+    """
+    file = root / DOWNSTREAM
+    if not file.is_file():
+        return []
+    try:
+        content = read_json(file)
+        _check(content, {"chains": [CHAIN | RECIPE], "hardware": str}, str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}; python -m gdzoo.downstream {root} writes a new one") from error
+    # Chains kept from an earlier run have a "hardware" of their own.
+    return [{"hardware": content["hardware"]} | chain for chain in content["chains"]]
+
+
+def _check_version(results: dict):
+    version = results.get("schema_version", SCHEMA_VERSION)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"{RESULTS}: schema_version is {reprlib.repr(version)}, not a whole number from 1")
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{RESULTS} has schema_version {version}, and this gdzoo reads versions up to {SCHEMA_VERSION}:"
+            " update gdzoo"
+        )
+
+
+def _check_numbered(entries: list[dict], count: int, where: str):
+    if [entry["task"] for entry in entries] != [*range(1, count + 1)]:
+        raise ValueError(f"{RESULTS}: {where} needs the tasks 1 to {count}, in this order")
+
+
+def _check(value, schema, file: str = RESULTS, where: str = ""):
+    """Raise a ValueError where `value` does not have the form of `schema`."""
+    if isinstance(schema, tuple):
+        if value is not None:
+            _check(value, schema[0], file, where)
+    elif isinstance(schema, list):
+        _check_kind(value, list, file, where)
+        for index, item in enumerate(value):
+            _check(item, schema[0], file, f"{where}[{index}]")
+    elif isinstance(schema, dict):
+        _check_kind(value, dict, file, where)
+        if str in schema:
+            for name, item in value.items():
+                _check(item, schema[str], file, f"{where}[{reprlib.repr(name)}]")
+            return
+        for key, inner in schema.items():
+            name = key.removesuffix("?")
+            path = f"{where}.{name}".lstrip(".")
+            if name in value:
+                _check(value[name], inner, file, path)
+            elif name == key:
+                raise ValueError(f"{file} has no {path}")
+    else:
+        _check_kind(value, schema, file, where)
+
+
+def _check_kind(value, kind, file: str, where: str):
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if fits and kind == NUMBER:
+        fits = -1e300 < value < 1e300  # no NaN, no infinity, no integer that is too large for a float
+    if not fits:
+        raise ValueError(f"{file}: {where} is {reprlib.repr(value)}, not {KIND_NAMES[kind]}")

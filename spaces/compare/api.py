@@ -1,4 +1,4 @@
-"""What do programs get? The endpoints for gradio_client, which give the page's contents as plain JSON."""
+"""Endpoints for gradio_client: the page's contents as JSON."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Api:
         samples: int = 16,
         steps: int = 20,
     ) -> dict:
-        """Draw samples of two strategies' models after one task, from the same noise; without a task, after the last.
+        """Draw samples of two strategies' models from the same noise, after `task` or else after the last task.
 
-        Returns {"view": what was drawn, its numbers bounded, "left": side, "right": side}, where a side is
+        Returns {"view": the bounded arguments, "left": side, "right": side}, where a side is
         {"repo_id", "image": a PNG as a data URL, "label_counts": by the evaluator, "metrics"} or {"error"}.
         """
         if benchmark not in self.zoo.benchmarks():
@@ -52,7 +52,7 @@ class Api:
         }
 
     def results(self, benchmark: str = "") -> list:
-        """All results of a benchmark, or of all: {"benchmark", "strategy", "seed", "task", and each metric}."""
+        """All results of one benchmark or of all: {"benchmark", "strategy", "seed", "task", and each metric}."""
         return [
             row
             for name in self.zoo.benchmarks()

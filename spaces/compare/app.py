@@ -1,4 +1,4 @@
-"""Compare what two continual-learning strategies still draw, task by task, from the same noise. A Gradio app.
+"""A Gradio app that compares samples of two continual-learning strategies after each task, from the same noise.
 
 python spaces/compare/app.py --zoo zoo/     a local zoo (or GDZOO_ZOO=zoo/)
 python spaces/compare/app.py                the models on the Hub of GDZOO_NAMESPACE, a Space's owner, or gdzoo
@@ -24,30 +24,30 @@ QUEUE_SIZE = 32
 SECONDS_A_TASK = 1.5  # while playing
 PICKERS = {"benchmark": "Benchmark", "seed": "Training seed", "left": "Left", "right": "Right"}
 INTRODUCTION = """\
-# What does it still draw?
+# Continual learning of diffusion models
 
-A diffusion model learns one **task** after another, each a few new classes, and must keep the ones before without their
-images ([generative distillation](https://arxiv.org/abs/2311.14028)). Move the slider: both models draw from the *same
-noise*, so what changes from task to task is what was learned, or forgotten.
+A diffusion model learns a sequence of **tasks**, each with a few new classes, and must keep the earlier classes without
+their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All models draw
+from the *same noise*, so differences between two tasks are due to training.
 """
 
-html = partial(gr.HTML, apply_default_css=False)  # style.css says it all
+html = partial(gr.HTML, apply_default_css=False)  # style.css has all styles
 slider = partial(gr.Slider, 1, step=1, buttons=[], min_width=200)
-dropdown = partial(gr.Dropdown, filterable=False)  # nothing to type in: no keyboard rises on a phone
+dropdown = partial(gr.Dropdown, filterable=False)  # a text field would open the keyboard of a phone
 
 
 def build(zoo: Zoo) -> gr.Blocks:
-    """The page over a zoo that has been read. Its first values are all there before any event: samples.png, results."""
+    """The page of a zoo that has been read. Its initial values need no event: published samples and results."""
     page = Page(zoo)
     view = bounded_view(zoo, {})
     setting = page.settings(view)
-    with gr.Blocks(title="gdzoo: what does it still draw?", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="gdzoo: continual learning of diffusion models", analytics_enabled=False) as blocks:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         notice = html(page.notice())
         with gr.Column(visible=bool(zoo.models)) as content:
             with gr.Row():
                 pickers = [
-                    # On a phone, each side has a line of its own.
+                    # On a phone, each side has its own line.
                     dropdown(label=label, min_width=180 if name in SIDES else 120, **setting[name])
                     for name, label in PICKERS.items()
                 ]
@@ -67,14 +67,14 @@ def build(zoo: Zoo) -> gr.Blocks:
                 samples = slider(label="Samples", maximum=MAX_SAMPLES, **setting["samples"])
                 steps = dropdown(label="DDIM steps", choices=list(STEPS), min_width=140, **setting["steps"])
             charts_value, table_value, origins_value = page.described(view)
-            gr.Markdown("## How it went, task by task")
+            gr.Markdown("## Metrics after each task")
             charts = html(charts_value)
             table = html(table_value)
-            gr.Markdown("## How it was made")
+            gr.Markdown("## Training and loading")
             origins = html(origins_value)
 
         benchmark, seed, left, right = pickers
-        controls = [benchmark, left, right, task, seed, noise_seed, samples, steps]  # as VIEW_FIELDS has them
+        controls = [benchmark, left, right, task, seed, noise_seed, samples, steps]  # in the order of VIEW_FIELDS
         described = [charts, table, origins]
         connect(page, blocks, [notice, content], controls, drawn, described, play, timer)
         add_api(Api(page))
@@ -82,9 +82,9 @@ def build(zoo: Zoo) -> gr.Blocks:
 
 
 def connect(page: Page, blocks: gr.Blocks, status, controls, drawn, described, play, timer) -> None:
-    """Which event changes what. Curves and text come at once, samples when they are drawn."""
+    """Connect the events. Charts and text are updated at once, samples after drawing."""
     quiet = dict(api_visibility="private", show_progress="hidden")
-    # What comes while such an event runs is not dropped, as `then` does by default: the last of it runs next.
+    # Of the events that arrive while one runs, the last runs next. By default, `then` drops them.
     latest = quiet | dict(trigger_mode="always_last")
     benchmark, _, _, task, *_ = controls
 
@@ -99,10 +99,10 @@ def connect(page: Page, blocks: gr.Blocks, status, controls, drawn, described, p
     clicked = play.click(page.play_or_pause, [play, *controls], played, trigger_mode="once", cancels=[ticked], **quiet)
     task.input(page.pause, outputs=[play, timer], queue=False, **quiet)
 
-    # Not `change`, which programs' changes cause too, nor `release`, which the arrow keys do not.
+    # `change` is also fired by updates from the server, and `release` is not fired by the arrow keys.
     by_hand = [control.input for control in controls if control is not benchmark]
-    # An older drawing that came late would stand in place of a newer one. Not in the event that draws: Gradio cancels
-    # when an event's own function is done.
+    # An older drawing that finishes late must not replace a newer one. A separate event, because Gradio cancels only
+    # after an event's own function has finished.
     older = [drawn_first, ticked, clicked]
     gr.on(by_hand, None, cancels=[*older, drawn_switched])
     gr.on(by_hand, page.describe, controls, described, queue=False, **latest)
@@ -117,10 +117,10 @@ def add_api(api: Api) -> None:
 
 
 def theme() -> gr.themes.Base:
-    # Themes with a gr.themes.GoogleFont ask fonts.googleapis.com; the system's own fonts ask nobody.
+    # Themes with a gr.themes.GoogleFont send requests to fonts.googleapis.com; system fonts need none.
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="lg", **fonts)
-    # A shade darker than the theme's, to be read with ease.
+    # Darker than the theme's, for legibility.
     return theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
 
 
@@ -131,19 +131,19 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         default=os.environ.get("GDZOO_ZOO"),
         metavar="FOLDER",
-        help="a local zoo, as train.py writes it (default: $GDZOO_ZOO; without one, the Hub)",
+        help="a local zoo, the --output_dir of train.py (default: $GDZOO_ZOO, or else the Hub)",
     )
     parser.add_argument(
         "--namespace",
-        # The Hub tells a Space who owns it.
+        # The Hub sets SPACE_AUTHOR_NAME to the owner of a Space.
         default=os.environ.get("GDZOO_NAMESPACE") or os.environ.get("SPACE_AUTHOR_NAME") or "gdzoo",
         help="user or organisation whose models are shown (default: $GDZOO_NAMESPACE, or a Space's owner, or gdzoo)",
     )
     args = parser.parse_args()
     if not NAMESPACE.fullmatch(args.namespace):
-        parser.error(f"--namespace {args.namespace!r}: letters, digits, '-', '_' and '.'")
+        parser.error(f"--namespace {args.namespace!r}: use letters, digits, '-', '_' and '.'")
     if args.zoo and not args.zoo.is_dir():
-        parser.error(f"--zoo {args.zoo}: there is no such folder")
+        parser.error(f"--zoo {args.zoo}: no such folder")
     return args
 
 
@@ -158,7 +158,7 @@ def main() -> None:
         css_paths=HERE / "style.css",
         head=f"<script>{(HERE / 'page.js').read_text()}</script>",
         footer_links=["api", "settings"],
-        ssr_mode=False,  # a second server, in Node, would take longer to start than the page
+        ssr_mode=False,  # server-side rendering needs a Node server, which starts slowly
     )
 
 

@@ -1,4 +1,4 @@
-"""What was learned, and what is still drawn? For each class real images, and its share in both sides' samples."""
+"""Real images of each class, and the share of the class in the samples of both sides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from results import Evaluator, Histogram, Model, Task
 from view import View
 
 REAL_IMAGES = 6  # of each class
-TRUE_SHARE_AT = 0.4  # where the true share stands in a bar's width: samples may well show a class twice too often
+TRUE_SHARE_AT = 0.4  # position of the true share in a bar's width: a class may be drawn more than twice too often
 
 
 def classes(
@@ -24,7 +24,7 @@ def classes(
     models: Sequence[Model | None],
     drawings: Sequence[Drawing | None],
 ) -> str:
-    """The classes learned so far. `real` is the evaluator's real.png; models and drawings are those of both sides."""
+    """The classes of all tasks so far. `real` is the evaluator's real.png; models and drawings are of both sides."""
     learned = [task for task in tasks if task.number <= view.task]
     published = [model.histogram if model else None for model in models]
     true = true_shares(learned, published)
@@ -42,13 +42,13 @@ def classes(
                 f'{real_images(real, evaluator, label)}<span class="bars">{"".join(bars)}</span></li>'
             )
     return (
-        '<section class="classes"><header><h3>What was learned, and what is still drawn</h3></header>'
+        '<section class="classes"><header><h3>Classes in the samples</h3></header>'
         f"<ol>{''.join(rows)}</ol>{legend(view, published, drawings)}</section>"
     )
 
 
 def true_shares(learned: Sequence[Task], published: Sequence[Histogram | None]) -> dict[int, float]:
-    """The true share of each label: of the reference images where they were counted, else equal ones."""
+    """The true share of each label: its share of the reference images if they were counted, else equal shares."""
     labels = [label for task in learned for label in task.labels]
     for histogram in published:
         if histogram and sum(histogram.reference) > 0:
@@ -57,14 +57,14 @@ def true_shares(learned: Sequence[Task], published: Sequence[Histogram | None]) 
 
 
 def share(counts: Sequence[float] | None, label: int) -> float | None:
-    """A label's share of all counts; None where nothing was counted."""
+    """A label's share of all counts; None without counts."""
     if not counts or sum(counts) <= 0:
         return None
     return counts[label] / sum(counts) if label < len(counts) else 0.0
 
 
 def bar(side: str, drawn: float | None, published: float | None, true: float) -> str:
-    """A bullet graph: a solid bar for the samples drawn now, a pale one for the evaluation's, a tick for the truth."""
+    """A bullet graph: solid for the new samples, pale for those at evaluation, a tick for the true share."""
     scale = 100 * TRUE_SHARE_AT / max(true, 0.001)
     bars = "".join(
         f'<i class="{kind}" style="width:{min(value * scale, 100):.1f}%"></i>'
@@ -74,13 +74,13 @@ def bar(side: str, drawn: float | None, published: float | None, true: float) ->
     known = published if drawn is None else drawn
     value = "–" if known is None else f"{known:.0%}"
     return (
-        f'<span class="bar {side}" title="{value}, truly {true:.0%}"><span class="track">{bars}'
+        f'<span class="bar {side}" title="{value}, true share {true:.0%}"><span class="track">{bars}'
         f'<i class="true" style="left:{true * scale:.1f}%"></i></span><b>{value}</b></span>'
     )
 
 
 def legend(view: View, published: Sequence[Histogram | None], drawings: Sequence[Drawing | None]) -> str:
-    """What the bars stand for; or why there are none."""
+    """The legend of the bars, or why there are none."""
     problems = sorted({drawing.evaluator_problem for drawing in drawings if drawing and drawing.evaluator_problem})
     keys = []
     if any(drawing and drawing.label_counts for drawing in drawings):
@@ -91,14 +91,14 @@ def legend(view: View, published: Sequence[Histogram | None], drawings: Sequence
     parts = [message(problem, failed=True) for problem in problems]
     if keys:
         keys.append('<span><i class="key true"></i>true share</span>')
-        parts.append(f'<p class="legend">As the evaluator sees them: {"".join(keys)}</p>')
+        parts.append(f'<p class="legend">Classified by the evaluator: {"".join(keys)}</p>')
     elif not problems:
-        parts.append('<p class="legend">No evaluator: nothing tells which classes the samples show.</p>')
+        parts.append('<p class="legend">This benchmark has no evaluator: the classes of the samples are unknown.</p>')
     return "".join(parts)
 
 
 def real_images(real: bytes | None, evaluator: Evaluator | None, label: int) -> str:
-    """A few real images of a class; nothing where there are none."""
+    """A few real images of a class; empty without real.png."""
     if not real or not evaluator:
         return ""
     strip = crop_row(real, evaluator.cell, min(evaluator.columns, REAL_IMAGES), label)
@@ -107,7 +107,7 @@ def real_images(real: bytes | None, evaluator: Evaluator | None, label: int) -> 
 
 @lru_cache(maxsize=512)
 def crop_row(real: bytes, cell: int, columns: int, label: int) -> bytes | None:
-    """The beginning of a label's row of real.png; None where the picture ends before it, or is none."""
+    """The first images of a label's row of real.png; None if the file has no such row or is not a picture."""
     from PIL import Image
 
     try:

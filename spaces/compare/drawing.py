@@ -1,4 +1,4 @@
-"""How are samples drawn? Loads checked pipelines, keeps the last few, and draws from a given noise."""
+"""Loads checked pipelines, keeps the most recent ones, and draws samples from a given noise seed."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ MAX_DRAWINGS = 256  # PNG files of some 20 to 200 KB
 TILE_PIXELS = 64  # small images are enlarged to at least this, without smoothing
 GAP_PIXELS = 4
 
-# Read when torch is imported. OpenMP's threads spin while they wait for one another; on cores that others use as well,
-# that made a drawing of the digits take 2.3 s instead of 0.4 s, and 16 s at worst.
+# Read when torch is imported. By default OpenMP's threads spin while they wait; on cores that other processes use too,
+# drawing the digits then took 2.3 s instead of 0.4 s, and 16 s at worst.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Drawing(NamedTuple):
-    """Samples as one PNG, a grid with transparent gaps, and how many of them the evaluator takes for each label."""
+    """Samples as one PNG, a grid with transparent gaps, and the number that the evaluator classifies as each label."""
 
     png: bytes
-    label_counts: tuple[int, ...] | None  # None: there is no evaluator, or it failed
+    label_counts: tuple[int, ...] | None  # None: no evaluator, or it failed
     evaluator_problem: str | None
 
 
 class BoundedCache:
-    """The values used last, at most `size` of them."""
+    """Keeps the `size` values used most recently."""
 
     def __init__(self, size: int):
         self.size = size
         self.values: OrderedDict[Any, Any] = OrderedDict()
 
     def get(self, key, make: Callable[[], Any]):
-        """The value of a key, made first where it is not there."""
+        """The value of a key, made if it is missing."""
         if key not in self.values:
             if len(self.values) == self.size:
                 self.values.popitem(last=False)  # before `make`, so that there are never more than `size`
@@ -53,12 +53,11 @@ class BoundedCache:
         del self.values[key]
 
 
-class Artist:
+class Sampler:
     """Draws samples of the zoo's models.
 
-    All that touches a model happens in one thread of its own: building a U-Net beside another thread's from_pretrained
-    fails ("Cannot copy out of meta tensor"), a pipeline's scheduler is changed by every call, and torch keeps memory
-    for each thread that ever computed.
+    One thread loads and calls all models: building a U-Net while another thread runs from_pretrained fails ("Cannot
+    copy out of meta tensor"), every call changes a pipeline's scheduler, and torch keeps memory for each thread.
     """
 
     def __init__(self, zoo: Zoo):
@@ -66,12 +65,12 @@ class Artist:
         self.pipelines = BoundedCache(MAX_PIPELINES)
         self.evaluators = BoundedCache(MAX_EVALUATORS)
         self.drawings = BoundedCache(MAX_DRAWINGS)
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="artist")
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
 
     def draw(self, model: Model, noise_seed: int, samples: int, steps: int) -> Drawing:
         """`samples` images from the noise of `noise_seed`, by DDIM in `steps` steps.
 
-        Models of one image size get the very same noise. Raises whatever loading or drawing raises.
+        Models of the same image size get the same noise. Raises any error of loading or drawing.
         """
         return self.thread.submit(self._draw, model, noise_seed, samples, steps).result()
 
@@ -80,7 +79,7 @@ class Artist:
         key = (model.repo_id, model.revision, evaluator, noise_seed, samples, steps)
         drawing = self.drawings.get(key, lambda: self._new_drawing(model, evaluator, noise_seed, samples, steps))
         if drawing.evaluator_problem:
-            self.drawings.forget(key)  # it may work the next time
+            self.drawings.forget(key)  # the next attempt may succeed
         return drawing
 
     def _new_drawing(self, model: Model, evaluator: Evaluator | None, noise_seed: int, samples: int, steps: int):
@@ -91,11 +90,11 @@ class Artist:
             try:
                 classifier = self.evaluators.get(evaluator, lambda: self._load_evaluator(evaluator))
                 counts = count_labels(classifier, images, len(evaluator.names))
-            except Exception as error:  # whatever is wrong with the evaluator, the samples are still worth seeing
+            except Exception as error:  # the samples are shown without the evaluator
                 problem = describe_failure(evaluator.repo_id, error)
         return Drawing(grid_png(images), counts, problem)
 
-    # torch, diffusers and transformers take seconds to import: the page is there before.
+    # torch, diffusers and transformers take seconds to import: here, so that the page opens before.
 
     def _load_pipeline(self, model: Model):
         folder = self.zoo.pipeline_folder(model)
@@ -122,13 +121,13 @@ def draw_images(pipeline, noise_seed: int, samples: int, steps: int):
     """Images [B, H, W, C] in [0, 1], a numpy array."""
     import torch
 
-    # The CPU's generator gives the same noise whatever device the model is on.
+    # A CPU generator gives the same noise for a model on any device.
     generator = torch.Generator("cpu").manual_seed(noise_seed)
     return pipeline(batch_size=samples, generator=generator, num_inference_steps=steps, output_type="np").images
 
 
 def count_labels(classifier, images, labels: int) -> tuple[int, ...]:
-    """How many of the images [B, H, W, C] in [0, 1] the classifier takes for each label."""
+    """Number of the images [B, H, W, C] in [0, 1] that are classified as each label."""
     import torch
 
     pixel_values = torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1

@@ -1,4 +1,4 @@
-"""How did it go, task by task? A line chart for each metric, and the table of all results."""
+"""A line chart for each metric over the tasks, and the table of all results."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from markup import SIDES, data_url, message, number, title
+from markup import SIDES, data_url, message, number
+from results import Catalogue, MetricInfo
 from view import View
 
-PAPER_METRICS = ("fid", "kld")  # these come first
-MEANINGS = {
-    "fid": "how far the samples are from real images; lower is better",
-    "kid": "as FID, but fair to few samples; lower is better",
-    "kld": "how unevenly the classes are drawn; lower is better",
-    "ard": "surplus of classes drawn too often; lower is better",
-    "precision": "share of samples that look real; higher is better",
-    "recall": "share of real images matched; higher is better",
-}
+PAPER_METRICS = ("fid", "kld")  # first, wherever they are present
 
-# Of a chart, in its own units: as wide as a phone is in pixels, so that its letters have their size there.
+# A chart's size in SVG units: the width of a phone in pixels, so that text has its nominal size there.
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 28
 MAX_TASK_LABELS = 7
@@ -31,48 +24,58 @@ Curve = Mapping[int, Mapping[str, float]]  # metrics by task
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Metrics in the order in which they are shown, each once."""
+    """Metrics in display order, each once."""
     names = list(dict.fromkeys(names))
     return [name for name in PAPER_METRICS if name in names] + [name for name in names if name not in PAPER_METRICS]
 
 
 def metric_names(curves: Mapping[str, Curve]) -> list[str]:
-    """All metrics that any strategy has after any task."""
+    """All metrics of any strategy after any task."""
     return ordered(name for curve in curves.values() for metrics in curve.values() for name in metrics)
 
 
-# Charts. Drawn here as SVG: no script to load, and in the colors of the page, light or dark.
+# Charts, as SVG: no script to load, and the colors of the page, light or dark.
 
 
-def charts(view: View, curves: Mapping[str, Curve], last_task: int) -> str:
+def charts(view: View, curves: Mapping[str, Curve], last_task: int, catalogue: Catalogue) -> str:
     """A chart for each metric with a line for each strategy. The view's task is marked."""
-    # A standard deviation is no curve of its own; the table has it.
+    # Standard deviations are in the table only.
     names = [name for name in metric_names(curves) if not name.endswith("_std")]
     if not names:
         return message("These models were trained without an evaluator: there are no metrics to show.")
     colors = line_colors(view, curves)
-    keys = "".join(f'<span><i class="key {colors[name]}"></i>{escape(title(name))}</span>' for name in curves)
+    titles = {name: escape(catalogue.strategy(name).title) for name in curves}
+    keys = "".join(f'<span><i class="key {colors[name]}"></i>{titles[name]}</span>' for name in curves)
     figures = []
     for name in names:
         lines = {
             strategy: {task: metrics[name] for task, metrics in curve.items() if name in metrics}
             for strategy, curve in curves.items()
         }
-        figures.append(chart(name, {key: line for key, line in lines.items() if line}, colors, view.task, last_task))
+        lines = {strategy: line for strategy, line in lines.items() if line}
+        figures.append(chart(catalogue.metric(name), lines, titles, colors, view.task, last_task))
     return f'<p class="legend">{keys}</p><div class="charts">{"".join(figures)}</div>'
 
 
 def line_colors(view: View, strategies: Iterable[str]) -> dict[str, str]:
-    """A CSS class for each strategy: the two sides have the colors of their panels."""
+    """A CSS class for each strategy: the two sides have the colors of their panels, in light and in dark mode.
+
+    The colors of results.json are not used: two sides could share one, and black disappears in dark mode.
+    """
     others = [name for name in strategies if name not in (view.left, view.right)]
     colors = {name: f"other-{i % 5}" for i, name in enumerate(others)}
     return colors | {view.right: "right", view.left: "left"}
 
 
 def chart(
-    name: str, lines: Mapping[str, Mapping[int, float]], colors: Mapping[str, str], task: int, last_task: int
+    metric: MetricInfo,
+    lines: Mapping[str, Mapping[int, float]],
+    titles: Mapping[str, str],
+    colors: Mapping[str, str],
+    task: int,
+    last_task: int,
 ) -> str:
-    """One metric. `lines` has the values of each strategy by task; `task` is marked."""
+    """One metric. `lines` has the values of each strategy by task, `titles` are escaped; `task` is marked."""
     values = [value for line in lines.values() for value in line.values()]
     ticks = round_ticks(min(0.0, *values), max(0.0, *values))
     slot = (WIDTH - LEFT - RIGHT) / last_task
@@ -92,23 +95,23 @@ def chart(
     for k in labelled_tasks(task, last_task):
         now = ' class="now"' if k == task else ""
         parts.append(f'<text{now} x="{x(k):.1f}" y="{HEIGHT - 8}" text-anchor="middle">Task {k}</text>')
-    # The two sides come last, to lie on top.
+    # The two sides are drawn last, on top.
     for strategy in sorted(lines, key=lambda strategy: colors[strategy] in SIDES):
         points = [(k, x(k), y(value), value) for k, value in sorted(lines[strategy].items())]
         dots = "".join(
             f'<circle cx="{x_k:.1f}" cy="{y_k:.1f}" r="{5 if k == task else 3}">'
-            f"<title>{escape(title(strategy))}, task {k}: {number(value)}</title></circle>"
+            f"<title>{titles[strategy]}, task {k}: {number(value)}</title></circle>"
             for k, x_k, y_k, value in points
         )
         path = " ".join(f"{x_k:.1f},{y_k:.1f}" for _, x_k, y_k, _ in points)
         parts.append(f'<g class="line {colors[strategy]}"><polyline points="{path}"/>{dots}</g>')
 
-    spoken = ", ".join(f"{title(strategy)} {number(line[task])}" for strategy, line in lines.items() if task in line)
-    caption = f"<b>{escape(title(name))}</b><small>{MEANINGS.get(name, '')}</small>"
+    name = escape(metric.title)
+    spoken = ", ".join(f"{titles[strategy]} {number(line[task])}" for strategy, line in lines.items() if task in line)
     return (
-        f'<figure class="chart"><figcaption>{caption}</figcaption>'
+        f'<figure class="chart"><figcaption><b>{name}</b><small>{escape(metric.explanation)}</small></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(f"{title(name)} after task {task}: {spoken}")}">{"".join(parts)}</svg></figure>'
+        f'aria-label="{name} after task {task}: {spoken}">{"".join(parts)}</svg></figure>'
     )
 
 
@@ -122,7 +125,7 @@ def round_ticks(lowest: float, highest: float) -> list[float]:
 
 
 def labelled_tasks(task: int, last_task: int) -> list[int]:
-    """The tasks with a label on the axis: `task`, and as many others as do not run into one another."""
+    """The tasks with a label on the axis: `task`, and as many others as fit without overlap."""
     every = math.ceil(last_task / MAX_TASK_LABELS)
     return [k for k in range(1, last_task + 1) if k == task or (k % every == 1 % every and abs(k - task) >= every)]
 
@@ -131,7 +134,7 @@ def labelled_tasks(task: int, last_task: int) -> list[int]:
 
 
 def result_rows(benchmark: str, seed: int, curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
-    """A row for each strategy and task, as the table, the CSV file and the API have them."""
+    """A row for each strategy and task: the CSV file and the API."""
     return [
         {"benchmark": benchmark, "strategy": strategy, "seed": seed, "task": task, **metrics}
         for strategy, curve in curves.items()
@@ -139,18 +142,18 @@ def result_rows(benchmark: str, seed: int, curves: Mapping[str, Curve]) -> list[
     ]
 
 
-def table(view: View, curves: Mapping[str, Curve]) -> str:
-    """All results, with a link that downloads them. The rows of the view's task are marked."""
+def table(view: View, curves: Mapping[str, Curve], catalogue: Catalogue) -> str:
+    """All results, with a download link. The rows of the view's task are marked."""
     names = metric_names(curves)
     colors = line_colors(view, curves)
-    head = "".join(f'<th scope="col">{escape(title(name))}</th>' for name in names)
+    head = "".join(f'<th scope="col">{escape(catalogue.metric(name).title)}</th>' for name in names)
     body = []
     for strategy, curve in curves.items():
         for task, metrics in curve.items():
             cells = "".join(f"<td>{number(metrics[name]) if name in metrics else '–'}</td>" for name in names)
             body.append(
                 f'<tr{" aria-current=true" if task == view.task else ""}><th scope="row" class="{colors[strategy]}">'
-                f"{escape(title(strategy))}</th><td>Task {task}</td>{cells}</tr>"
+                f"{escape(catalogue.strategy(strategy).title)}</th><td>Task {task}</td>{cells}</tr>"
             )
     content = as_csv(result_rows(view.benchmark, view.seed, curves), names)
     return (

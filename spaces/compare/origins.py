@@ -1,4 +1,4 @@
-"""How was it made? Each side's repository, training command and loading snippet."""
+"""Repository, training command and loading snippet of each side."""
 
 from __future__ import annotations
 
@@ -8,49 +8,40 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from markup import copyable, link, message, number, title
-from results import Model
+from markup import copyable, link, message, number
+from results import Catalogue, Model
 from view import View
 
-# These say how fast, not what; the first three stand at the head of the command.
-NOT_REPEATED = {"benchmark", "strategy", "seed", "cache_limit_gb", "dataloader_num_workers", "eval_batch_size"}
-
-STRATEGIES = {
-    "finetune": "It trains on the new images alone, and forgets: the lower bound.",
-    "joint": "It trains on the real images of all tasks so far: the upper bound.",
-    "experience_replay": "It trains on the new images and on a few real ones of earlier tasks.",
-    "generative_replay": "It trains on the new images and on images that the model of the task before draws.",
-    "generative_distillation": "It trains on the new images, and imitates how the model of the task before denoises"
-    " images of its own.",
-    "gaussian_distillation": "It trains on the new images, and imitates what the model of the task before makes of pure"
-    " noise.",
-    "lwf": "It trains on the new images, and imitates how the model of the task before denoises them.",
-}
-OWN_STRATEGY = "A strategy of its author's own."
+# Settings that start the command, affect speed only, or no longer exist.
+NOT_REPEATED = {"benchmark", "strategy", "seed"}
+NOT_REPEATED |= {"cache_limit_gb", "dataloader_num_workers", "eval_batch_size", "replay_pool_refresh"}
 
 
-def origin(view: View, side: str, model: Model | None, train_config: Mapping[str, Any] | None, hub: str) -> str:
+def origin(
+    view: View, side: str, model: Model | None, train_config: Mapping[str, Any] | None, hub: str, catalogue: Catalogue
+) -> str:
     """One side. `hub` is the address of the Hub."""
-    heading = f"<h3>{escape(title(getattr(view, side)))}</h3>"
+    strategy = catalogue.strategy(getattr(view, side))
+    heading = f"<h3>{escape(strategy.title)}</h3>"
     if model is None:
         return f'<section class="origin {side}">{heading}{message("There is no such model.")}</section>'
     url = f"{hub}/{model.repo_id}"
     if train_config is None:
-        command = message("It has no train_config.json.")
+        command = message("This repository has no train_config.json.")
     else:
         command = copyable(training_command(model, train_config), f"Training command of {model.repo_id}")
     return (
-        f'<section class="origin {side}">{heading}<p>{STRATEGIES.get(model.strategy, OWN_STRATEGY)}</p>'
+        f'<section class="origin {side}">{heading}<p>{escape(strategy.description)}</p>'
         f"<p><code>{escape(model.repo_id)}</code> {link(url, 'Model card')} {link(f'{url}/tree/main', 'Files')}</p>"
         f'<p class="facts">{escape(" · ".join(facts(model)))}</p>'
-        f"<h4>Train it again</h4>{command}"
-        f"<h4>Load it, and draw what is shown here</h4>"
+        f"<h4>Training command</h4>{command}"
+        f"<h4>Load the model and draw these samples</h4>"
         f"{copyable(loading_snippet(view, model), f'Loading snippet of {model.repo_id}')}</section>"
     )
 
 
 def facts(model: Model) -> list[str]:
-    """What is known of the making, in short."""
+    """Base model, cost and environment of the training, as far as results.json has them."""
     found = [f"starts from {model.base_model}"] if model.base_model else []
     cost, versions, hardware = (model.made_with[key] for key in ("cost", "versions", "hardware"))
     if isinstance(cost, dict) and isinstance(cost.get("seconds"), (int, float)):
@@ -63,9 +54,9 @@ def facts(model: Model) -> list[str]:
 
 
 def training_command(model: Model, train_config: Mapping[str, Any]) -> str:
-    """The command that trains the model's chain again, with every setting of train_config.json that matters.
+    """The command that repeats the training, with every setting of train_config.json that affects its result.
 
-    It is made to be pasted into a shell: values are quoted, and what is no flag's name is left out.
+    Safe to paste into a shell: values are quoted, and keys that cannot be names of flags are left out.
     """
     flags = [f"--benchmark {shlex.quote(model.benchmark)}", f"--strategy {shlex.quote(model.strategy)}"]
     flags.append(f"--seed {model.seed}")
@@ -81,7 +72,7 @@ def training_command(model: Model, train_config: Mapping[str, Any]) -> str:
 
 
 def loading_snippet(view: View, model: Model) -> str:
-    """Python that draws what the page shows."""
+    """Python code that draws the samples on the page."""
     return f"""\
 import torch
 from diffusers import DiffusionPipeline

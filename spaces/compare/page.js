@@ -1,4 +1,4 @@
-// The view in the address bar, so that it can be shared; and the copy buttons. Loaded by app.py into the page's head.
+// Keeps the view in the address bar, and implements the copy buttons. app.py adds this file to the page's head.
 
 const VIEW_FIELDS = ["benchmark", "left", "right", "task", "seed", "noise_seed", "samples", "steps"];
 
@@ -6,7 +6,7 @@ function showInUrl(...values) {
   const url = new URL(window.location);
   VIEW_FIELDS.forEach((field, i) => url.searchParams.set(field, values[i]));
   window.history.replaceState(window.history.state, "", url);
-  // On the Hub the app is framed: its page takes over the query that the frame tells it.
+  // On the Hub the app is in a frame, and the outer page updates its own query from this message.
   if (window.parent !== window) {
     window.parent.postMessage({ queryString: url.searchParams.toString() }, "https://huggingface.co");
   }
@@ -20,7 +20,7 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(code.textContent);
     button.textContent = "Copied";
   } catch {
-    // Without https the browser keeps the clipboard to itself: select the text, and leave Ctrl+C to the reader.
+    // Browsers allow clipboard access over https only: select the text for Ctrl+C instead.
     window.getSelection().selectAllChildren(code);
     button.textContent = "Selected";
   }

@@ -1,4 +1,4 @@
-"""What does each event show? Makes the values of the page's components from a view; app.py lays them out."""
+"""Event handlers: they turn a view into the values of the page's components, which app.py lays out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import metrics
 import panels
 from classes import classes
-from drawing import Artist, Drawing, describe_failure
-from markup import SIDES, title
+from drawing import Drawing, Sampler, describe_failure
+from markup import SIDES, message
 from origins import origin
 from quick_import import gradio as gr
 from results import Model
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Side(NamedTuple):
-    """One side of the comparison: its model, if the zoo has it, and what came of drawing."""
+    """One side of the comparison: its model, if the zoo has one, and its new samples or the reason for having none."""
 
     model: Model | None
     drawing: Drawing | None = None
@@ -33,11 +33,11 @@ class Side(NamedTuple):
 
 
 class Page:
-    """Holds the zoo and nothing of any visitor: a view comes with every event."""
+    """Has no state of a visitor: every event brings its view."""
 
     def __init__(self, zoo: Zoo):
         self.zoo = zoo
-        self.artist = Artist(zoo)
+        self.sampler = Sampler(zoo)
 
     # The parts of the page
 
@@ -45,15 +45,15 @@ class Page:
         return panels.notice(self.zoo.failure, self.zoo.problems, not self.zoo.models, self.zoo.source.description)
 
     def settings(self, view: View) -> dict[str, dict[str, Any]]:
-        """The controls' values and choices. What is not in the zoo stays a choice: its panel says it is missing."""
+        """Values and choices of the controls. A strategy or seed of the view that the zoo lacks stays a choice."""
         strategies, seeds = self.zoo.strategies(view.benchmark), self.zoo.seeds(view.benchmark)
         settings: dict[str, dict[str, Any]] = {name: {"value": getattr(view, name)} for name in VIEW_FIELDS}
         settings["benchmark"]["choices"] = self.zoo.benchmarks()
         settings["seed"]["choices"] = sorted({*seeds, view.seed})
         for side in SIDES:
-            names = sorted({*strategies, getattr(view, side)})
-            settings[side]["choices"] = [(title(name), name) for name in names]
-        # Of a single task there is nothing to slide over, and Gradio's slider needs some length.
+            names = self.zoo.catalogue.in_order([*strategies, getattr(view, side)])
+            settings[side]["choices"] = [(self.zoo.catalogue.strategy(name).title, name) for name in names]
+        # Gradio's slider needs a maximum above its minimum.
         settings["task"]["maximum"] = max(self.zoo.last_task(view.benchmark), 2)
         return settings
 
@@ -62,67 +62,65 @@ class Page:
         return [gr.update(**setting) for setting in self.settings(view).values()]
 
     def published(self, view: View) -> list[str]:
-        """Both panels and the classes, without any model."""
-        shown = []
-        for side in SIDES:
-            model = view.model(self.zoo, side)
-            if model is None:
-                shown.append(self.missing(view, side))
-            else:
-                shown.append(panels.published_samples(view, side, model, self.zoo.samples_png(model)))
-        return [*shown, self.classes(view, [None, None])]
+        """Both panels and the classes, without loading a model."""
+        return self.comparison(view, [Side(view.model(self.zoo, name)) for name in SIDES])
 
     def drawn(self, view: View) -> list[str]:
-        """Both panels and the classes, drawn now. What fails says so in its place, and leaves the other side alone."""
-        shown, drawings = [], []
-        for name in SIDES:
-            side = self.draw_side(view, name)
-            drawings.append(side.drawing)
-            if side.model is None:
-                shown.append(self.missing(view, name))
-            elif side.drawing is None:
-                shown.append(panels.failed_samples(view, name, side.model, side.problem))
-            else:
-                shown.append(panels.drawn_samples(view, name, side.model, side.drawing))
-        return [*shown, self.classes(view, drawings)]
+        """Both panels and the classes, with new samples. An error is shown in its own panel."""
+        return self.comparison(view, [self.draw_side(view, name) for name in SIDES])
 
     def draw_side(self, view: View, name: str) -> Side:
-        """Draw the samples of the "left" or "right" side. Raises nothing."""
+        """Draw the samples of the "left" or "right" side. Never raises."""
         model = view.model(self.zoo, name)
         if model is None:
             return Side(None)
         try:
-            return Side(model, self.artist.draw(model, view.noise_seed, view.samples, view.steps))
-        except Exception as error:  # a repository of anyone's making: whatever is wrong with it, the page goes on
+            return Side(model, self.sampler.draw(model, view.noise_seed, view.samples, view.steps))
+        except Exception as error:  # anyone may have made the repository: no error of its files may stop the page
             logger.warning("%s was not drawn", model.repo_id, exc_info=True)
             return Side(model, problem=describe_failure(model.repo_id, error))
 
-    def missing(self, view: View, side: str) -> str:
-        there = self.zoo.task_numbers(view.benchmark, getattr(view, side), view.seed)
-        return panels.missing_samples(view, side, there)
+    def comparison(self, view: View, sides: list[Side]) -> list[str]:
+        """Both panels and the classes."""
+        shown = [self.panel(view, name, side) for name, side in zip(SIDES, sides, strict=True)]
+        return [*shown, self.classes(view, sides)]
 
-    def classes(self, view: View, drawings: list[Drawing | None]) -> str:
+    def panel(self, view: View, name: str, side: Side) -> str:
+        model, strategy = side.model, getattr(view, name)
+        if model is None:
+            tasks = self.zoo.task_numbers(view.benchmark, strategy, view.seed)
+            state, body = "missing", panels.missing_samples(view, self.zoo.catalogue.strategy(strategy).title, tasks)
+        elif side.problem:
+            state, body = "failed", message(side.problem, failed=True)
+        elif side.drawing:
+            state, body = "drawn", panels.drawn_samples(view, model, side.drawing)
+        else:
+            state, body = "published", panels.published_samples(model, self.zoo.samples_png(model))
+        return panels.panel(view, name, state, body, model, self.zoo.catalogue)
+
+    def classes(self, view: View, sides: list[Side]) -> str:
         tasks = self.zoo.tasks(view.benchmark, view.seed)
         evaluator, real = self.zoo.evaluators.get(view.benchmark), self.zoo.real_png(view.benchmark)
-        return classes(view, tasks, evaluator, real, [view.model(self.zoo, side) for side in SIDES], drawings)
+        return classes(view, tasks, evaluator, real, [side.model for side in sides], [side.drawing for side in sides])
 
     def described(self, view: View) -> list[str]:
-        """The curves, the table, and how both sides were made."""
+        """The charts, the table, and the origins of both sides."""
         curves = self.curves(view.benchmark, view.seed)
-        # The two sides come first, as they stand on the page.
+        # The two sides first, as on the page.
         curves = {name: curves[name] for name in dict.fromkeys([view.left, view.right, *curves]) if name in curves}
         origins = []
         for side in SIDES:
             model = view.model(self.zoo, side)
-            origins.append(origin(view, side, model, self.zoo.train_config(model) if model else None, HUB))
+            config = self.zoo.train_config(model) if model else None
+            origins.append(origin(view, side, model, config, HUB, self.zoo.catalogue))
         return [
-            metrics.charts(view, curves, self.zoo.last_task(view.benchmark)),
-            metrics.table(view, curves),
+            metrics.charts(view, curves, self.zoo.last_task(view.benchmark), self.zoo.catalogue),
+            metrics.table(view, curves, self.zoo.catalogue),
             f'<div class="origins">{"".join(origins)}</div>',
         ]
 
     def curves(self, benchmark: str, seed: int) -> dict[str, metrics.Curve]:
-        """Metrics by task, of each strategy that was trained with this seed."""
+        """Metrics by task of each strategy trained with this seed."""
         curves = {name: self.zoo.curve(benchmark, name, seed) for name in self.zoo.strategies(benchmark)}
         return {name: curve for name, curve in curves.items() if curve}
 
@@ -132,18 +130,18 @@ class Page:
         return bounded_view(self.zoo, dict(zip(VIEW_FIELDS, values, strict=True)))
 
     def open(self, request: gr.Request) -> list:
-        """A page is opened: the zoo as it is now, the view of the URL, the samples that were published."""
+        """A page is opened: read the zoo again and show the view of the URL with the published samples."""
         self.zoo.refresh()
         view = bounded_view(self.zoo, dict(request.query_params))
         content = gr.update(visible=bool(self.zoo.models))
         return [self.notice(), content, *self.controls(view), *self.published(view), *self.described(view)]
 
     def switch_benchmark(self, *values: Any) -> list:
-        """Another benchmark: its own tasks and seeds, from its last task on, and the same strategies if it has them."""
+        """Another benchmark: its last task and its own seed, and the same strategies if it has them."""
         wanted = dict(zip(VIEW_FIELDS, values, strict=True))
-        there = self.zoo.strategies(wanted["benchmark"])
-        forgotten = {"task", "seed"} | {side for side in SIDES if wanted[side] not in there}
-        kept = {name: value for name, value in wanted.items() if name not in forgotten}
+        strategies = self.zoo.strategies(wanted["benchmark"])
+        dropped = {"task", "seed"} | {side for side in SIDES if wanted[side] not in strategies}
+        kept = {name: value for name, value in wanted.items() if name not in dropped}
         return self.controls(bounded_view(self.zoo, kept))
 
     def draw(self, *values: Any) -> list[str]:
@@ -153,7 +151,7 @@ class Page:
         return self.described(self.view(values))
 
     def play_or_pause(self, label: str, *values: Any) -> list:
-        """The play button. From the last task it starts over at the first."""
+        """The play button. After the last task it continues with the first."""
         if label == PAUSE:
             return [gr.skip(), *self.pause(), *[gr.skip()] * 6]
         view = self.view(values)
@@ -162,11 +160,11 @@ class Page:
 
     def tick(self, *values: Any) -> list:
         view = self.view(values)
-        # Left as it is, not set to go on: it may have been paused in the meantime.
+        # The button and the timer keep their state: they may have been paused in the meantime.
         return self.play(view, min(view.task + 1, self.zoo.last_task(view.benchmark)), [gr.skip(), gr.skip()])
 
     def play(self, view: View, task: int, playing: list) -> list:
-        """Show a task. `playing` are the button and the timer, unless it is the last."""
+        """Show a task. `playing` updates the button and the timer; after the last task playing stops."""
         view = dataclasses.replace(view, task=task)
         state = playing if task < self.zoo.last_task(view.benchmark) else self.pause()
         return [task, *state, *self.drawn(view), *self.described(view)]

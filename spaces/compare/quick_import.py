@@ -1,8 +1,8 @@
 """Gradio, imported in half the time.
 
-Whenever it is imported, Gradio 6.31 parses the source of each of its components, in order to write type stubs for
-editors (component_meta.create_or_modify_pyi): 1.4 of 2.7 s on two cores, of the 3 s in which the page is to be there.
-It leaves out a component whose source file is not known, so for the length of the import none is.
+On import, Gradio 6.31 parses the source of each of its components to write type stubs for editors
+(component_meta.create_or_modify_pyi): 1.4 of 2.7 s on two cores, and the page should open within 3 s. It skips
+components whose source file cannot be found, so during the import inspect.getfile finds none.
 """
 
 import inspect

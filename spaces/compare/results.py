@@ -1,14 +1,20 @@
-"""What do the files say? results.json of a model and of an evaluator, read and checked."""
+"""Reads results.json of pipelines and evaluators. Anyone may have written it: values are checked and bounded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from safety import RepoRefused
+
+SCHEMA_VERSION = 1  # the newest that is read; files without a version are older and mean the same
+MAX_TITLE, MAX_TEXT = 60, 300  # characters
+
 
 class Task(NamedTuple):
-    """One task of a benchmark: which labels are learned in it, and their names."""
+    """One task of a benchmark: its labels and their names."""
 
     number: int
     labels: tuple[int, ...]
@@ -16,15 +22,47 @@ class Task(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """How many images of each label were found in the samples drawn at evaluation, and how many there really are."""
+    """Images of each label: in the samples at evaluation, as the evaluator classifies them, and in the reference."""
 
     samples: tuple[float, ...]
     reference: tuple[float, ...]
 
 
+class StrategyInfo(NamedTuple):
+    """How the page shows a strategy."""
+
+    title: str
+    description: str = ""
+    order: float = math.inf
+
+
+class MetricInfo(NamedTuple):
+    """How the page shows a metric."""
+
+    title: str
+    explanation: str = ""
+
+
+class Catalogue(NamedTuple):
+    """Titles and descriptions by name, from the results of all models. Other names are shown as they are."""
+
+    strategies: dict[str, StrategyInfo]
+    metrics: dict[str, MetricInfo]
+
+    def strategy(self, name: str) -> StrategyInfo:
+        return self.strategies.get(name) or StrategyInfo(name[:MAX_TITLE])
+
+    def metric(self, name: str) -> MetricInfo:
+        return self.metrics.get(name) or MetricInfo(name[:MAX_TITLE])
+
+    def in_order(self, strategies: Iterable[str]) -> list[str]:
+        """Strategies, each once, in the order of tables and legends."""
+        return sorted(set(strategies), key=lambda name: (self.strategy(name).order, name))
+
+
 @dataclass(frozen=True)
 class Model:
-    """A pipeline repository, as its results.json tells it."""
+    """A pipeline repository, as described by its results.json."""
 
     repo_id: str
     revision: str
@@ -37,7 +75,8 @@ class Model:
     metrics: dict[str, float]
     history: dict[int, dict[str, float]]  # metrics of the tasks up to this one
     histogram: Histogram | None
-    made_with: dict[str, Any]  # cost, versions and hardware, to be shown only
+    made_with: dict[str, Any]  # cost, versions and hardware, only displayed
+    catalogue: Catalogue  # of its strategy and metrics; empty in older files
 
 
 class Evaluator(NamedTuple):
@@ -51,11 +90,12 @@ class Evaluator(NamedTuple):
 
 
 def parse_model(repo_id: str, revision: str, results: dict) -> Model:
-    """A model from its results.json; keys that are not known are left alone.
+    """A model from its results.json; unknown keys are ignored.
 
     Raises:
-        KeyError, TypeError, ValueError: a required key is missing or of the wrong kind.
+        KeyError, TypeError, ValueError: a required key is missing or of the wrong kind, or the schema is newer.
     """
+    check_version(repo_id, results)
     tasks = tuple(
         Task(int(task["task"]), tuple(int(label) for label in task["classes"]), tuple(map(str, task["names"])))
         for task in results["tasks"]
@@ -67,11 +107,12 @@ def parse_model(repo_id: str, revision: str, results: dict) -> Model:
         raise ValueError("its tasks do not name each of their classes")
     history = {int(past["task"]): numbers(past.get("metrics")) for past in results.get("history") or []}
     histogram = results.get("histogram")
+    strategy = str(results["strategy"])
     return Model(
         repo_id=repo_id,
         revision=revision,
         benchmark=str(results["benchmark"]),
-        strategy=str(results["strategy"]),
+        strategy=strategy,
         seed=int(results["seed"]),
         task=task,
         base_model=results.get("base_model"),
@@ -80,14 +121,55 @@ def parse_model(repo_id: str, revision: str, results: dict) -> Model:
         history={k: values for k, values in history.items() if 1 <= k <= task},
         histogram=Histogram(*(tuple(map(float, histogram[key])) for key in Histogram._fields)) if histogram else None,
         made_with={key: results.get(key) for key in ("cost", "versions", "hardware")},
+        catalogue=parse_catalogue(strategy, results),
+    )
+
+
+def parse_catalogue(strategy: str, results: dict) -> Catalogue:
+    """The titles and descriptions in results.json. Values of the wrong kind are ignored."""
+    info, metrics = mapping(results.get("strategy_info")), mapping(results.get("metric_info"))
+    return Catalogue(
+        {strategy: strategy_info(strategy, info)} if info else {},
+        {name: metric_info(name, mapping(metric)) for name, metric in metrics.items()},
     )
 
 
 def parse_evaluator(repo_id: str, revision: str, results: dict) -> Evaluator:
     """An evaluator from its results.json. Raises as `parse_model` does."""
+    check_version(repo_id, results)
     real = results.get("real") or {}
     names = tuple(map(str, results["names"]))
     return Evaluator(repo_id, revision, names, max(int(real.get("cell", 32)), 1), max(int(real.get("columns", 10)), 1))
+
+
+def check_version(repo_id: str, results: dict) -> None:
+    """Raises RepoRefused for a schema that this Space cannot read."""
+    version = results.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        known = f"this Space reads version {SCHEMA_VERSION} at most. Update the Space"
+        raise RepoRefused(f"{repo_id}: results.json has schema version {str(version)[:20]}, {known}")
+
+
+def strategy_info(name: str, info: Mapping[str, Any]) -> StrategyInfo:
+    title, order = text(info.get("title"), MAX_TITLE) or name[:MAX_TITLE], info.get("order")
+    description = text(info.get("description"), MAX_TEXT)
+    return StrategyInfo(title[:1].upper() + title[1:], description, order if isinstance(order, int) else math.inf)
+
+
+def metric_info(name: str, info: Mapping[str, Any]) -> MetricInfo:
+    better = f"{info['direction']} is better" if info.get("direction") in ("lower", "higher") else ""
+    explanation = "; ".join(filter(None, (text(info.get("explanation"), MAX_TEXT), better)))
+    return MetricInfo(text(info.get("title"), MAX_TITLE) or name[:MAX_TITLE], explanation)
+
+
+def text(value: Any, length: int) -> str:
+    """A string of at most `length` characters; empty for anything that is not a string."""
+    return value[:length] if isinstance(value, str) else ""
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value itself where it is a dict, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def numbers(values: dict | None) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""What may be loaded? Stock classes of diffusers from safetensors, whoever made the repository."""
+"""Checks of repositories, which anyone may have made: only stock diffusers classes and safetensors are loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# All that is read of a repository's model: whatever else lies there is never loaded.
+# The only files that are loaded of a model.
 PIPELINE_FILES = (
     "model_index.json",
     "unet/config.json",
@@ -17,17 +17,17 @@ PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 
 
 class RepoRefused(ValueError):
-    """A repository that is not loaded; its text names the repository and says why."""
+    """A repository that must not be loaded. The message names the repository and the reason."""
 
 
 def check_file_names(repo_id: str, names: list[str]) -> None:
-    """Raises RepoRefused where a repository holds pickled weights or code, loaded or not."""
+    """Raises RepoRefused if a repository contains pickled weights or code, even in files that are not loaded."""
     for name in names:
         suffix = Path(name).suffix.lower()
         if suffix in PICKLED:
-            raise RepoRefused(f"{repo_id} holds pickled weights ({name}): only safetensors are loaded")
+            raise RepoRefused(f"{repo_id} contains pickled weights ({name}): only safetensors are loaded")
         if suffix == ".py":
-            raise RepoRefused(f"{repo_id} holds code ({name}): none is run from a repository")
+            raise RepoRefused(f"{repo_id} contains code ({name}): code of a repository is never run")
 
 
 def check_model_index(repo_id: str, index: dict) -> None:
@@ -48,6 +48,6 @@ def check_component(repo_id: str, name: str, config: dict) -> None:
 
 
 def check_classifier(repo_id: str, config: dict) -> None:
-    """Raises RepoRefused where a transformers config.json asks for code of the repository."""
+    """Raises RepoRefused if a transformers config.json refers to code in the repository."""
     if "auto_map" in config:
-        raise RepoRefused(f"{repo_id}: its config.json asks for remote code (auto_map)")
+        raise RepoRefused(f"{repo_id}: its config.json refers to remote code (auto_map)")

@@ -1,4 +1,4 @@
-"""Where do repositories lie? In a folder or on the Hub, both read in the same way."""
+"""Repositories in a local folder or on the Hub, behind the same interface."""
 
 from __future__ import annotations
 
@@ -7,26 +7,12 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
 
 from safety import RepoRefused
 
 NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-HUB_TIMEOUT = 10  # seconds without an answer; the Hub's client tries six times
+HUB_TIMEOUT = 10  # seconds without an answer; huggingface_hub tries six times
 HUB_RESCAN_SECONDS = 60
-
-
-class Source(Protocol):
-    """Where repositories lie: a folder or the Hub."""
-
-    def revisions(self) -> dict[str, str]:
-        """The revision of each repository by its id. A changed repository has another revision."""
-
-    def file_names(self, repo_id: str, revision: str) -> list[str]:
-        """All files of a repository, relative to its root."""
-
-    def file(self, repo_id: str, revision: str, name: str) -> Path:
-        """One file of a repository on this disk, fetched first where need be. Raises FileNotFoundError."""
 
 
 class FolderSource:
@@ -38,37 +24,40 @@ class FolderSource:
         self.description = f"{root}/{namespace}"
 
     def revisions(self) -> dict[str, str]:
+        """The revision of each repository by its id. It changes with the repository's content."""
         folder = self.root / self.namespace
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         revisions = {}
         for name in names:
             results = folder / name / "results.json"
-            # The trainer writes results.json anew with every model: its time tells a retrained model from the old one.
+            # Training writes results.json with every model: its time changes when the model is trained again.
             if results.exists():
                 revisions[f"{self.namespace}/{name}"] = str(results.stat().st_mtime_ns)
         return revisions
 
     def file_names(self, repo_id: str, revision: str) -> list[str]:
+        """All files of a repository, relative to its root."""
         folder = self.root / repo_id
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
     def file(self, repo_id: str, revision: str, name: str) -> Path:
+        """The local path of a repository's file, downloaded if necessary. Raises FileNotFoundError."""
         path = self.root / repo_id / name
         if not path.exists():
             raise FileNotFoundError(f"{repo_id} has no {name}")
         if not path.resolve().is_relative_to(self.root):
-            raise RepoRefused(f"{repo_id}: {name} is a link out of the zoo")
+            raise RepoRefused(f"{repo_id}: {name} is a link to a file outside the zoo")
         return path
 
 
 class HubSource:
-    """Repositories of a user or an organisation on the Hub (or on HF_ENDPOINT)."""
+    """Repositories of a user or an organisation on the Hub (or on HF_ENDPOINT), with FolderSource's methods."""
 
     def __init__(self, namespace: str):
         self.api = hub_client()
         self.namespace = namespace
         self.description = f"{self.api.endpoint}/{namespace}"
-        # The Hub is for one thread at a time: its client is shared, and closed when a connection fails in any thread.
+        # One thread at a time: huggingface_hub shares its client, and a connection error in any thread closes it.
         self.lock = threading.Lock()
         self.scanned_at = -math.inf
         self.known: dict[str, str] = {}
@@ -90,22 +79,22 @@ class HubSource:
 
         with self.lock:
             try:
-                # With a commit's hash as the revision, what is in the cache is taken without a request.
+                # With a commit hash as the revision, cached files need no request.
                 return Path(self.api.hf_hub_download(repo_id, name, revision=revision))
             except RemoteEntryNotFoundError as error:
                 raise FileNotFoundError(f"{repo_id} has no {name}") from error
 
 
 def hub_client():
-    """The Hub's client, an HfApi, with a limit to its waiting: a silent server would hold all visitors for ever."""
+    """An HfApi whose requests time out: otherwise a server that does not answer would block all visitors."""
     import httpx2
-    from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils._http import hf_request_event_hook  # HF_HUB_OFFLINE is heeded in it
+    from huggingface_hub import HfApi, get_session, set_client_factory
 
     def limit(request):
-        # A timeout of the client's own would not do: its lists are fetched page by page with timeout=None.
+        # The client's own timeout would not do: paginated lists are fetched with timeout=None.
         request.extensions["timeout"] = httpx2.Timeout(HUB_TIMEOUT).as_dict()
 
-    hooks = {"request": [hf_request_event_hook, limit]}
+    # huggingface_hub's own hook implements HF_HUB_OFFLINE.
+    hooks = {"request": [*get_session().event_hooks["request"], limit]}
     set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True))
     return HfApi()

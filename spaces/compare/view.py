@@ -1,4 +1,4 @@
-"""What does a visitor look at? The state of the page, bounded whatever the client sends."""
+"""The state of the page. Values from a client are bounded before use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo import Zoo
 STEPS = (1, 2, 5, 10, 20, 50, 100)  # DDIM's timesteps are exact where the steps divide the 1000 of the training
 MAX_SAMPLES = 64
 MAX_SEED = 2**31 - 1  # of the noise
-MAX_TRAINING_SEED = 2**32 - 1  # as --seed has it
+MAX_TRAINING_SEED = 2**32 - 1  # the bound of --seed
 DEFAULT_LEFT, DEFAULT_RIGHT = "generative_replay", "generative_distillation"
 DEFAULT_SEED, DEFAULT_NOISE_SEED, DEFAULT_SAMPLES, DEFAULT_STEPS = 42, 0, 16, 20
 
@@ -31,7 +31,7 @@ class View:
     steps: int
 
     def key(self, side: str) -> tuple[str, str, int, int]:
-        """Where `Zoo.models` has the model of the "left" or "right" side."""
+        """The key in `Zoo.models` of the "left" or "right" side."""
         return (self.benchmark, getattr(self, side), self.seed, self.task)
 
     def model(self, zoo: Zoo, side: str) -> Model | None:
@@ -43,9 +43,9 @@ VIEW_FIELDS = tuple(field.name for field in fields(View))
 
 
 def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
-    """The view that `wanted` asks for; what is missing or makes no sense is replaced, what is out of bounds bounded.
+    """The view of `wanted`: missing or invalid values are replaced by defaults, numbers are bounded.
 
-    A strategy or a seed that is not in the zoo is kept, so that the page can say so.
+    A strategy or a seed that is not in the zoo is kept: the page reports it as missing.
     """
     benchmark = wanted.get("benchmark")
     if benchmark not in zoo.benchmarks():
@@ -72,7 +72,7 @@ def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
 
 
 def bounded_int(value: Any, lowest: int, highest: int, default: int) -> int:
-    """`value` as an integer in [lowest, highest]; `default` where it is none."""
+    """`value` as an integer in [lowest, highest]; `default` if it is not a number."""
     try:
         number = int(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -81,16 +81,16 @@ def bounded_int(value: Any, lowest: int, highest: int, default: int) -> int:
 
 
 def default_benchmark(zoo: Zoo) -> str:
-    """The first benchmark that holds both strategies of the comparison, else the first one."""
+    """The first benchmark with both default strategies, else the first one."""
     benchmarks = zoo.benchmarks()
     complete = [name for name in benchmarks if {DEFAULT_LEFT, DEFAULT_RIGHT} <= set(zoo.strategies(name))]
     return (complete or benchmarks or [""])[0]
 
 
 def default_strategies(zoo: Zoo, benchmark: str) -> tuple[str, str]:
-    """Replay and distillation; where one is not there, another strategy that is."""
-    there = zoo.strategies(benchmark)
-    right = DEFAULT_RIGHT if DEFAULT_RIGHT in there or not there else there[-1]
-    others = [strategy for strategy in there if strategy != right] or [right]
-    left = DEFAULT_LEFT if DEFAULT_LEFT in there or not there else others[0]
+    """Replay and distillation; another strategy of the zoo in place of a missing one."""
+    known = zoo.strategies(benchmark)
+    right = DEFAULT_RIGHT if DEFAULT_RIGHT in known or not known else known[-1]
+    others = [strategy for strategy in known if strategy != right] or [right]
+    left = DEFAULT_LEFT if DEFAULT_LEFT in known or not known else others[0]
     return left, right

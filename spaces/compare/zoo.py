@@ -1,13 +1,13 @@
-"""Which models are there? The repositories of a source, by what they hold."""
+"""The models and evaluators of a source, read from its repositories."""
 
 from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from results import Evaluator, Model, Task, parse_evaluator, parse_model
+from results import Catalogue, Evaluator, Model, Task, parse_evaluator, parse_model
 from safety import (
     EVALUATOR_FILES,
     PIPELINE_FILES,
@@ -17,7 +17,7 @@ from safety import (
     check_file_names,
     check_model_index,
 )
-from sources import Source
+from sources import FolderSource, HubSource
 
 PIPELINE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}-task[1-9]\d{0,3}", re.ASCII)
 EVALUATOR_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}-evaluator", re.ASCII)
@@ -25,25 +25,26 @@ MAX_JSON_BYTES = 1 << 20
 
 
 class Zoo:
-    """The models of a source, by benchmark, strategy, seed and task. Read by `refresh`, safe to share by threads."""
+    """The models of a source, by benchmark, strategy, seed and task. `refresh` reads them; threads may share a zoo."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FolderSource | HubSource):
         self.source = source
         self.models: dict[tuple[str, str, int, int], Model] = {}
         self.evaluators: dict[str, Evaluator] = {}
+        self.catalogue = Catalogue({}, {})
         self.failure: str | None = None
         self.problems: list[str] = []
-        self._read = lru_cache(maxsize=4096)(self._read_results)
+        self._read = lru_cache(maxsize=4096)(partial(self.read_json, name="results.json"))
 
     def refresh(self) -> None:
-        """Read what is there now. What fails to be read is told in `problems`, the rest is kept usable.
+        """Read all repositories. `problems` lists those that cannot be read.
 
-        Where the source itself fails, `failure` tells why, and what was read before is kept.
+        If the source itself fails, `failure` holds the error, and the models read before stay.
         """
-        models, evaluators, problems = {}, {}, []
+        models, evaluators, catalogue, problems = {}, {}, Catalogue({}, {}), []
         try:
             revisions = self.source.revisions()
-        except Exception as error:  # The Hub's client raises at least five unrelated kinds; the page must still open.
+        except Exception as error:  # huggingface_hub has no common error type, and the page must still open
             self.failure = first_line(error)
             return
         for repo_id, revision in revisions.items():
@@ -52,6 +53,8 @@ class Zoo:
                 if PIPELINE_NAME.fullmatch(name):
                     model = parse_model(repo_id, revision, self._read(repo_id, revision))
                     models[model.benchmark, model.strategy, model.seed, model.task] = model
+                    catalogue.strategies.update(model.catalogue.strategies)
+                    catalogue.metrics.update(model.catalogue.metrics)
                 elif EVALUATOR_NAME.fullmatch(name):
                     results = self._read(repo_id, revision)
                     evaluators[name.removesuffix("-evaluator")] = parse_evaluator(repo_id, revision, results)
@@ -59,16 +62,14 @@ class Zoo:
                 problems.append(str(error))
             except Exception as error:  # as above
                 problems.append(f"{repo_id} could not be read: {first_line(error)}")
-        self.models, self.evaluators, self.failure, self.problems = models, evaluators, None, problems
-
-    def _read_results(self, repo_id: str, revision: str) -> dict:
-        return self.read_json(repo_id, revision, "results.json")
+        self.models, self.evaluators, self.catalogue = models, evaluators, catalogue
+        self.failure, self.problems = None, problems
 
     def read_json(self, repo_id: str, revision: str, name: str) -> dict:
         """A JSON object of a repository.
 
         Raises:
-            FileNotFoundError, ValueError: there is none, or it is not an object, or larger than 1 MiB.
+            FileNotFoundError, ValueError: the file is missing, not a JSON object, or larger than 1 MiB.
         """
         path = self.source.file(repo_id, revision, name)
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -78,13 +79,11 @@ class Zoo:
             raise ValueError(f"{name} is not a JSON object")
         return value
 
-    # What is there
-
     def benchmarks(self) -> list[str]:
         return sorted({key[0] for key in self.models})
 
     def strategies(self, benchmark: str) -> list[str]:
-        return sorted({strategy for name, strategy, _, _ in self.models if name == benchmark})
+        return self.catalogue.in_order(strategy for name, strategy, _, _ in self.models if name == benchmark)
 
     def seeds(self, benchmark: str) -> list[int]:
         return sorted({seed for name, _, seed, _ in self.models if name == benchmark})
@@ -93,21 +92,19 @@ class Zoo:
         return sorted(key[3] for key in self.models if key[:3] == (benchmark, strategy, seed))
 
     def tasks(self, benchmark: str, seed: int) -> tuple[Task, ...]:
-        """The tasks of a benchmark, also those not trained yet. The seed may have shuffled the classes."""
+        """All tasks of a benchmark, trained or not. The order of the classes depends on the seed."""
         models = [model for key, model in self.models.items() if key[0] == benchmark and key[2] == seed]
         return max(models, key=lambda model: model.task).tasks if models else ()
 
     def last_task(self, benchmark: str) -> int:
-        """How many tasks a benchmark has; 1 where it is not there."""
+        """The number of tasks of a benchmark; 1 for an unknown benchmark."""
         return max((len(model.tasks) for model in self.models.values() if model.benchmark == benchmark), default=1)
 
     def curve(self, benchmark: str, strategy: str, seed: int) -> dict[int, dict[str, float]]:
-        """Metrics by task. A model's own results win over what a later one remembers of it."""
+        """Metrics by task. A model's own results take precedence over the history in a later model's."""
         chain = [model for key, model in self.models.items() if key[:3] == (benchmark, strategy, seed)]
-        remembered = max(chain, key=lambda model: model.task).history if chain else {}
-        return dict(sorted((remembered | {model.task: model.metrics for model in chain}).items()))
-
-    # What is in it
+        history = max(chain, key=lambda model: model.task).history if chain else {}
+        return dict(sorted((history | {model.task: model.metrics for model in chain}).items()))
 
     def samples_png(self, model: Model) -> bytes | None:
         """The samples published with a model, if any."""
@@ -121,11 +118,11 @@ class Zoo:
     def _bytes_or_none(self, repo_id: str, revision: str, name: str) -> bytes | None:
         try:
             return self.source.file(repo_id, revision, name).read_bytes()
-        except Exception:  # as in `refresh`; the page does without the picture
+        except Exception:  # as in `refresh`; the page is shown without the picture
             return None
 
     def train_config(self, model: Model) -> dict | None:
-        """The settings that a model was trained with, if they are there."""
+        """The settings that a model was trained with, if they were published."""
         try:
             return self.read_json(model.repo_id, model.revision, "train_config.json")
         except Exception:  # as above
@@ -135,7 +132,7 @@ class Zoo:
         """The folder to load a pipeline from, checked.
 
         Raises:
-            RepoRefused: it holds pickled weights or code, or is not made of stock diffusers classes.
+            RepoRefused: it contains pickled weights or code, or is not made of stock diffusers classes.
             FileNotFoundError: a file is missing.
         """
         index = self._fetch(model.repo_id, model.revision, PIPELINE_FILES)
@@ -151,7 +148,7 @@ class Zoo:
         return config.parent
 
     def _fetch(self, repo_id: str, revision: str, names: tuple[str, ...]) -> Path:
-        """Have the files on this disk, after a look at what else the repository holds. Returns the first one."""
+        """Check the repository's file names, then fetch the files to this disk. Returns the path of the first."""
         check_file_names(repo_id, self.source.file_names(repo_id, revision))
         return [self.source.file(repo_id, revision, name) for name in names][0]
 

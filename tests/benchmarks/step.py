@@ -1,10 +1,11 @@
-"""How fast is a training step? gdzoo's against the loop that a newcomer to diffusers would write, in turn, in one run.
+"""Speed and memory of gdzoo's training step against the loop that a newcomer to diffusers would write.
 
     python tests/benchmarks/step.py --benchmark split-digits --output step.json
 
-Both are handed the same uint8 batches, so loading data is in neither. The third row, U-Nets, is what is left of gdzoo's
-step without all that is around the U-Nets' passes. FLOPs are torch's FlopCounterMode's (convolutions and matrix
-products), the peak is what a large convolution and a large matrix product reach on the same device.
+Both run in turn on the same uint8 batches, so that loading data is in neither. The third row, U-Nets, is the forward
+and backward passes of gdzoo's step alone. FLOPs are those of torch's FlopCounterMode (convolutions and matrix
+products); the peak is what a large convolution and a large matrix product reach on the same device.
+RESULTS.md, section 10, has the results.
 """
 
 import argparse
@@ -28,25 +29,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import Teacher
-from gdzoo.method.strategies import STRATEGIES, Past, create_strategy
+from gdzoo.method.strategies import Past, create_strategy
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.learner import COMPUTE_DTYPES, Learner
 from gdzoo.zoo.environment import made_with, peak_memory_mib
 
 TASK = 2  # w = 1/2
-MEASURED = ("finetune", "generative_replay", "generative_distillation")  # the others are said by name
-ALONE = ("finetune", "joint")  # nothing accompanies their real batch
+MEASURED = ("finetune", "generative_replay", "generative_distillation")  # by default
+ALONE = ("finetune", "joint")  # without a rehearsal batch
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
+CPU_PEAK, GPU_PEAK = (64, 4096), (64, 8192)  # images of the convolution and rows of the matrix product of a peak
 TIMED = (*LOOPS, UNETS)
+FRESH = multiprocessing.get_context("spawn")  # for processes whose peak memory is measured
 
 
 class ReferenceLoop:
-    """The paper's step as the tutorials of diffusers lead one to write it: fp32, and a pipeline call for each batch.
+    """The paper's step, written like the tutorials of diffusers: fp32, and a pipeline call for each replay batch.
 
-    It draws its random numbers in the order in which gdzoo does, so that both can be shown to compute the same.
+    Random numbers are drawn in the same order as in gdzoo, so that a test can show that both compute the same.
     """
 
     def __init__(self, config: TrainConfig, strategy: str, unet, teacher, buffer: Tensor, device: torch.device):
@@ -87,7 +91,7 @@ class ReferenceLoop:
         return loss.item()
 
     def rehearsal(self, x_t: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What accompanies the real batch, whose noisy images and timesteps are given."""
+        """x_t, t and target of the rehearsal batch; the arguments are those of the real batch."""
         count, target = self.config.replay_batch_size, None
         if self.strategy == "experience_replay":
             rows = torch.randint(len(self.buffer), (count,), generator=generator, device=self.device)
@@ -118,7 +122,7 @@ class ReferenceLoop:
 def make_loop(
     name: str, config: TrainConfig, strategy: str, accelerator: Accelerator
 ) -> Callable[[int, Tensor], Tensor]:
-    """A step, or the U-Nets alone of one, as a function of its number and uint8 images; all from the same weights."""
+    """A step (or only its U-Net passes) as a function of its number and uint8 images; all from the same weights."""
     benchmark, device = BENCHMARKS[config.benchmark], accelerator.device
     torch.manual_seed(0)
     unet = create_unet(config.model, benchmark.channels, benchmark.resolution).to(device)
@@ -136,7 +140,7 @@ def make_loop(
 
 
 def unets_alone(learner: Learner, teacher_calls: int, rehearses: bool) -> Callable[[int, Tensor], Tensor]:
-    """A step's forward and backward passes: no noise, no losses to weigh, no clipping, optimizer or average."""
+    """The forward and backward passes of a step, without noise, loss weights, clipping, optimizer or EMA."""
 
     def step(number: int, pixels: Tensor) -> Tensor:
         images = pixels.float()
@@ -155,7 +159,7 @@ def unets_alone(learner: Learner, teacher_calls: int, rehearses: bool) -> Callab
 
 
 def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
-    """uint8 images [B, C, H, W] without end."""
+    """An endless stream of uint8 images [B, C, H, W]."""
     benchmark, generator = BENCHMARKS[config.benchmark], torch.Generator().manual_seed(0)
     shape = (config.train_batch_size, benchmark.channels, benchmark.resolution, benchmark.resolution)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
@@ -164,13 +168,13 @@ def some_batches(config: TrainConfig, device: torch.device) -> Iterator[Tensor]:
 
 
 def teacher_calls(config: TrainConfig, strategy: str) -> int:
-    """How often a step runs the teacher, each time on a replay batch."""
+    """Number of forward passes of the teacher in a step, each on a replay batch."""
     drawn = config.replay_steps if strategy.startswith("generative") else 0
     return drawn + (strategy.endswith("distillation") or strategy == "lwf")
 
 
 def passes(config: TrainConfig, strategy: str) -> int:
-    """Images through a U-Net in a step, student and teacher."""
+    """Images through the student and the teacher in a step."""
     replayed = 0 if strategy in ALONE else 1 + teacher_calls(config, strategy)
     return config.train_batch_size + replayed * config.replay_batch_size
 
@@ -179,7 +183,7 @@ def passes(config: TrainConfig, strategy: str) -> int:
 
 
 def seconds(function: Callable, device: torch.device) -> float:
-    """Wall time of a call, until the device is done."""
+    """Wall time of a call, including what it leaves to the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
     start = time.perf_counter()
@@ -190,10 +194,10 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """FLOP/s of a 3x3 convolution of 256 channels and of a square matrix product, the best of ten."""
-    size = 4096 if device.type == "cpu" else 8192
+    """FLOP/s of a 3x3 convolution with 256 channels and of a square matrix product, the best of ten."""
+    count, size = CPU_PEAK if device.type == "cpu" else GPU_PEAK
     conv = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    images = torch.randn(64, 256, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    images = torch.randn(count, 256, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     with torch.inference_mode():
         times = {
@@ -205,7 +209,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator, args: argparse.Namespace) -> dict:
-    """Every strategy's loops and U-Nets, `rounds` times in turn `steps` steps of each; medians of seconds a step."""
+    """Time all loops of all strategies in turn, `rounds` times `steps` steps of each; medians of seconds a step."""
     device, batches = accelerator.device, some_batches(config, accelerator.device)
     each = [(strategy, name) for strategy in strategies for name in TIMED]
     loops = {(strategy, name): make_loop(name, config, strategy, accelerator) for strategy, name in each}
@@ -214,7 +218,7 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
         with FlopCounterMode(display=False) as counter:
             step(0, next(batches))
         flops[key] = counter.get_total_flops()
-    torch.compiler.reset()  # what dynamo meets under the counter it would never compile again, without a word
+    torch.compiler.reset()  # dynamo would never compile what first ran under the counter, without a warning
     for step in loops.values():
         for number in range(1, args.warmup):
             step(number, next(batches))
@@ -237,7 +241,7 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
 
 
 def rates(config: TrainConfig, strategy: str, flops: int, times: list[float]) -> dict[str, float]:
-    """What the seconds a step of several rounds come to."""
+    """Rates from the seconds a step of several rounds."""
     middle = statistics.median(times)
     return {
         "seconds_per_step": middle,
@@ -249,12 +253,12 @@ def rates(config: TrainConfig, strategy: str, flops: int, times: list[float]) ->
 
 
 def median_ratio(times: list[float], others: list[float]) -> float:
-    """Of times taken in turn, so that what slows the machine for a while slows both."""
+    """Median of the ratios of times measured in turn, so that a slow phase of the machine affects both."""
     return statistics.median(one / other for one, other in zip(times, others, strict=True))
 
 
 def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
-    """MiB that a few steps take at most, of this process on a CPU, so call it in a fresh one; else of the device."""
+    """Peak MiB of a few steps: of this process on a CPU (call it in a fresh one), else of the device."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision if name == "gdzoo" else "no")
     step, batches = make_loop(name, config, strategy, accelerator), some_batches(config, accelerator.device)
     for number in range(3):
@@ -263,7 +267,7 @@ def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
 
 
 def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, FRESH) as executor:
         return executor.submit(function, *arguments).result()
 
 
@@ -275,12 +279,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--benchmark", default="split-digits", choices=list(BENCHMARKS))
     parser.add_argument("--strategy", nargs="+", default=list(MEASURED), choices=list(STRATEGIES))
     parser.add_argument("--train_batch_size", type=int, help="default: the benchmark's")
-    parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"), help="of gdzoo's step")
-    parser.add_argument("--torch_compile", action="store_true", help="of gdzoo's step")
-    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=5, help="of each loop in a round")
-    parser.add_argument("--output", help="JSON file")
+    parser.add_argument(
+        "--mixed_precision", default="no", choices=("no", "fp16", "bf16"), help="precision of gdzoo's step"
+    )
+    parser.add_argument("--torch_compile", action="store_true", help="compile gdzoo's step")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the timing starts")
+    parser.add_argument("--rounds", type=int, default=15, help="how often the loops are timed")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each loop in a round")
+    parser.add_argument("--output", help="JSON file to write")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""The two loops that step.py times compute the same."""
+"""The benchmark step.py: both loops compute the same, and its figures are consistent."""
 
 import json
 
@@ -8,13 +8,20 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.config import TrainConfig
-from gdzoo.method.strategies import STRATEGIES
+from gdzoo.method.catalogue import STRATEGIES
 from tests.benchmarks.step import LOOPS, UNETS, main, make_loop, passes, some_batches
+from tests.forked import FORKS
 
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
     return TrainConfig(train_batch_size=4, lr_warmup_steps=0, random_flip=True).resolve()
+
+
+@pytest.fixture
+def small_peak(monkeypatch):
+    """The real one takes a minute on one busy core."""
+    monkeypatch.setattr("tests.benchmarks.step.CPU_PEAK", (1, 256))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -32,8 +39,8 @@ def test_both_loops_compute_the_same(config, strategy):
     assert flops["gdzoo"] == flops["reference"] > 0
 
 
-def test_a_steps_flops_are_those_of_its_passes(config):
-    """Forward 1, backward 2; the teacher's passes are forward alone."""
+def test_flops_of_a_step_are_those_of_its_passes(config):
+    """A forward pass counts once, a backward pass twice; the teacher has forward passes only."""
 
     def counted_in(name: str, strategy: str) -> int:
         step, batches = make_loop(name, config, strategy, Accelerator()), some_batches(config, torch.device("cpu"))
@@ -49,7 +56,7 @@ def test_a_steps_flops_are_those_of_its_passes(config):
     assert counted["finetune"] == pytest.approx(3 * config.train_batch_size * forward, rel=0.05)
 
 
-def test_what_is_timed_as_compiled_is(monkeypatch, capsys):
+def test_the_step_timed_with_torch_compile_is_compiled(small_peak, monkeypatch, capsys):
     graphs, plain = [], torch.compile
 
     def count(graph, inputs):
@@ -58,13 +65,14 @@ def test_what_is_timed_as_compiled_is(monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", lambda model, options, **kwargs: plain(model, backend=count, **kwargs))
     monkeypatch.setattr("tests.benchmarks.step.in_fresh_process", lambda *args: 0)
-    # No C++ compiler is needed: what dynamo hands over is counted, and run as it is.
+    # Needs no C++ compiler: dynamo's graphs are counted and run as they are.
     flags = ["--torch_compile", "--train_batch_size", "2", "--warmup", "2", "--rounds", "1", "--steps", "1"]
     assert main([*flags, "--strategy", "finetune"]) == 0
     assert graphs
 
 
-def test_it_prints_a_table_and_writes_json(tmp_path, capsys):
+def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORKS)  # without two cold interpreters
     flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
     assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
     found = json.loads((tmp_path / "step.json").read_text())

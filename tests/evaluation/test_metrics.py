@@ -45,7 +45,7 @@ def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
 # ---- FID ----
 
 
-def test_statistics_are_numpys():
+def test_statistics_equal_numpys():
     features = correlated_features(50, 6, seed=0)
     statistics = feature_statistics(features.float())
     expected = features.float().double().numpy()
@@ -63,7 +63,7 @@ def test_statistics_of_one_dimension():
 
 @pytest.mark.parametrize("dimension", [1, 8, 64])
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_fid_is_scipys(dimension, shift):
+def test_fid_equals_scipys(dimension, shift):
     real, generated = correlated_features(500, dimension, 1), correlated_features(400, dimension, 2, shift)
     x, y = real.numpy(), generated.numpy()
     s1, s2 = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (x, y))
@@ -138,18 +138,18 @@ def test_fid_of_nearly_singular_gaussians(smallest):
     assert frechet_distance(generated, real) == pytest.approx(expected, rel=1e-6)
 
 
-def test_fid_of_10000_inception_features_takes_at_most_2_seconds():
-    """Given the real data's statistics; with those it is 2 s on a quiet machine, which is no bound for a test."""
+def test_fid_of_10000_inception_features_takes_at_most_4_cpu_seconds():
+    """That is 2 s on two cores, given the real data's statistics. CPU time, as other tests run at the same time."""
     real, generated = (torch.randn(10_000, 2048, generator=torch.Generator().manual_seed(seed)) for seed in (8, 9))
     real = feature_statistics(real)
     seconds = []
-    for _ in range(5):  # the best of five: other work on the machine must not fail this
-        start = time.perf_counter()
+    for _ in range(5):  # the best of five: a busy machine also costs CPU time
+        start = time.process_time()
         frechet_distance(real, feature_statistics(generated))
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] <= 2:
+        seconds.append(time.process_time() - start)
+        if seconds[-1] <= 4:
             break
-    assert min(seconds) <= 2
+    assert min(seconds) <= 4
 
 
 # ---- KID ----
@@ -164,7 +164,7 @@ def sklearn_kid(x: np.ndarray, y: np.ndarray) -> float:
     return within_x + within_y - 2 * k_xy.mean()
 
 
-def test_kid_of_whole_sets_is_sklearns():
+def test_kid_of_whole_sets_equals_sklearns():
     real, generated = correlated_features(120, 16, 1), correlated_features(120, 16, 2, shift=0.2)
     mean, deviation = kernel_distance(real, generated, subsets=3)
     assert mean == pytest.approx(sklearn_kid(real.numpy(), generated.numpy()), rel=1e-9)
@@ -217,7 +217,7 @@ class Identity(torch.nn.Module):
         return features
 
 
-def test_fid_is_torchmetrics():
+def test_fid_equals_torchmetrics():
     fid_module = pytest.importorskip("torchmetrics.image.fid")
     real, generated = correlated_features(300, 16, 1), correlated_features(200, 16, 2, shift=0.1)
     reference = fid_module.FrechetInceptionDistance(feature=Identity())
@@ -227,7 +227,7 @@ def test_fid_is_torchmetrics():
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
-def test_kid_is_torchmetrics():
+def test_kid_equals_torchmetrics():
     kid_module = pytest.importorskip("torchmetrics.image.kid")
     real, generated = correlated_features(150, 16, 1), correlated_features(150, 16, 2, shift=0.1)
     reference = kid_module.KernelInceptionDistance(feature=Identity(), subsets=2, subset_size=150)
@@ -254,7 +254,7 @@ def brute_force_precision_recall(real: np.ndarray, generated: np.ndarray, k: int
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("rows_per_block", [7, 1000])
-def test_precision_recall_is_brute_force(monkeypatch, k, rows_per_block):
+def test_precision_recall_equals_brute_force(monkeypatch, k, rows_per_block):
     monkeypatch.setattr(metrics, "ROWS_PER_BLOCK", rows_per_block)
     real, generated = correlated_features(60, 4, 1), correlated_features(45, 4, 2, shift=0.8)
     precision, recall = precision_recall(real, generated, k)
@@ -374,7 +374,7 @@ GOOD = torch.zeros(5, 3)
         (lambda: average_final_quality([[1.0], [2.0]]), "row 2 of the quality matrix needs 2 entries"),
     ],
 )
-def test_bad_input_is_a_line_that_says_what_is_wrong(call, message):
+def test_bad_input_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)

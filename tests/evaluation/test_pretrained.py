@@ -1,17 +1,15 @@
-"""A model from elsewhere is taught something new: what stands for its old images, and the real command line."""
+"""Chains that start from a pretrained model: the real command line, its samples, and what is refused."""
 
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline, ScoreSdeVePipeline, UNet2DModel
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline, ScoreSdeVePipeline
 from diffusers import ScoreSdeVeScheduler as SdeScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,55 +19,38 @@ from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.batches import TaskImages
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.evaluation import __main__ as evaluation
-from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data, tasks_taught, with_pretrained
+from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data, tasks_trained, with_pretrained
 from gdzoo.models.pipelines import draw_images
 from gdzoo.models.unet import create_scheduler
 from gdzoo.training import learner as learning
 from tests.conftest import SMALL
-from tests.hub.server import FakeHub
+from tests.evaluation.models import save, small_unet
 
 pytestmark = pytest.mark.usefixtures("cache")
 TASKS = ["--tasks", "6,7;8,9"]
 NAME = "stranger @"
 
 
-def small_unet(channels: int = 1, size: int = 8, **settings) -> UNet2DModel:
-    torch.manual_seed(3)
-    return UNet2DModel(
-        **dict(
-            sample_size=size,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            norm_num_groups=8,
-            down_block_types=("DownBlock2D",) * 2,
-            up_block_types=("UpBlock2D",) * 2,
-        )
-        | settings
-    )
+@pytest.fixture(scope="module")
+def stranger(once) -> str:
+    """A pipeline as diffusers' own training script saves it, with a U-Net and betas that are not gdzoo's."""
 
+    def make(folder: Path):
+        save(DDPMPipeline(small_unet(), DDPMScheduler(beta_schedule="squaredcos_cap_v2")), folder / "stranger")
 
-def save(pipeline: DiffusionPipeline, folder: Path) -> str:
-    pipeline.save_pretrained(folder)
-    return str(folder)
+    return str(once("elsewhere", make) / "stranger")
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory) -> str:
-    """A pipeline such as diffusers' own training script leaves, with a U-Net and betas that are none of gdzoo's."""
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    return save(DDPMPipeline(small_unet(), scheduler), tmp_path_factory.mktemp("elsewhere") / "stranger")
+def taught(stranger, once) -> Path:
+    """A chain of it and two tasks of the digits, two strategies: the folder zoo/gdzoo. Not to be changed."""
 
+    def make(folder: Path):
+        strategies = ["--strategy", "generative_distillation", "finetune"]
+        arguments = [*SMALL, *TASKS, *strategies, "--pretrained_model_name_or_path", stranger]
+        assert train.main([*arguments, "--output_dir", str(folder / "zoo")]) == 0
 
-@pytest.fixture(scope="module")
-def taught(stranger, tmp_path_factory) -> Path:
-    """It and two tasks of the digits, two strategies: the folder zoo/gdzoo."""
-    root = tmp_path_factory.mktemp("taught") / "zoo"
-    strategies = ["--strategy", "generative_distillation", "finetune"]
-    arguments = [*SMALL, *TASKS, *strategies, "--pretrained_model_name_or_path", stranger]
-    assert train.main([*arguments, "--output_dir", str(root)]) == 0
-    return root / "gdzoo"
+    return once("taught", make) / "zoo" / "gdzoo"
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:
@@ -99,7 +80,7 @@ def data_of(stranger: str, **settings):
 # ---- the real command line ----
 
 
-def test_it_is_published_as_task_1_as_it_was(stranger, taught):
+def test_the_pretrained_model_is_published_unchanged_as_task_1(stranger, taught):
     assert equal(stranger, taught / "split-digits-task1") and equal(stranger, taught / "split-digits-finetune-task1")
     pipe = DiffusionPipeline.from_pretrained(taught / "split-digits-task1")
     assert type(pipe) is DDIMPipeline and pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
@@ -109,7 +90,7 @@ def test_it_is_published_as_task_1_as_it_was(stranger, taught):
     assert first["base_model"] is None  # a folder of this machine is nobody else's affair
 
 
-def test_later_tasks_start_from_it_and_keep_its_form(stranger, taught):
+def test_later_tasks_start_from_it_and_keep_its_architecture(stranger, taught):
     for task in (2, 3):
         for slug in ("", "-finetune"):
             folder = taught / f"split-digits{slug}-task{task}"
@@ -122,7 +103,7 @@ def test_later_tasks_start_from_it_and_keep_its_form(stranger, taught):
     assert not equal(taught / "split-digits-task2", taught / "split-digits-finetune-task2")
 
 
-def test_its_drawings_are_a_class_that_the_metrics_know(taught):
+def test_its_samples_are_a_class_in_the_metrics(taught):
     found = results(taught / "split-digits-task3")
     (name,) = found["tasks"][0]["names"]
     assert name.startswith(NAME) and len(name) == len(NAME) + 8
@@ -136,19 +117,21 @@ def test_its_drawings_are_a_class_that_the_metrics_know(taught):
     assert [entry["metrics"] for entry in found["history"]][0] == own["metrics"]
 
 
-def test_cards_say_where_it_came_from(taught):
+def test_cards_name_the_pretrained_model(taught):
     cards = {task: (taught / f"split-digits-task{task}" / "README.md").read_text() for task in (1, 2)}
     for card in cards.values():
-        assert (
-            "Task 1 is `stranger`, which was trained elsewhere" in card and "real and, for task 1, drawn images" in card
-        )
-        assert "license:" not in card and "derived from those of `stranger`, whose licence" in card
-    assert "It is `stranger` as it was" in cards[1] and "trained from scratch" not in cards[1]
-    assert "| 1 | stranger @" in cards[1] and "| – | last |" in cards[1]
-    assert "It started from [gdzoo/split-digits-task1]" in cards[2]
+        assert "Task 1 is the pretrained model `stranger`." in card
+        assert "real images (for task 1: samples of the pretrained model)" in card
+        assert "license:" not in card and "derived from those of `stranger`, whose licence applies" in card
+    assert "unchanged copy of `stranger`" in cards[1] and "trained from scratch" not in cards[1]
+    assert "| 1 | stranger @" in cards[1] and "| – | this task |" in cards[1]
+    assert "It was initialized from [gdzoo/split-digits-task1]" in cards[2]
     assert "--pretrained_model_name_or_path stranger" in cards[2]
-    drawn = results(taught / "split-digits-evaluator")["drawn"]
-    assert f"The last of these, `{drawn}`, is no class" in (taught / "split-digits-evaluator/README.md").read_text()
+    name = results(taught / "split-digits-evaluator")["drawn"]
+    assert (
+        f"The last class, `{name}`, is not in the data set."
+        in (taught / "split-digits-evaluator/README.md").read_text()
+    )
 
 
 def test_nothing_of_this_machine_is_published(stranger, taught):
@@ -166,27 +149,27 @@ def test_evaluation_needs_the_chain_alone(stranger, taught, tmp_path):
     assert found["metrics"] == trained["metrics"] and found["histogram"] == trained["histogram"]
 
 
-def test_evaluation_refuses_a_chain_that_was_torn_apart(taught, tmp_path, capsys):
+def test_evaluation_refuses_a_chain_without_its_task_1(taught, tmp_path, capsys):
     shutil.copytree(taught, tmp_path / "zoo/gdzoo")
     model = tmp_path / "zoo/gdzoo/split-digits-task3"
     arguments = ["--benchmark", "split-digits", "--task", "3", "--output", str(tmp_path / "found.json")]
     renamed = shutil.copytree(model, tmp_path / "zoo/gdzoo/renamed")  # it would stand for its own past
     shutil.rmtree(model.with_name("split-digits-task1"))
-    for folder, reason in ((renamed, f"{renamed} was not taught from {renamed}"), (model, "no diffusers pipeline")):
+    for folder, reason in ((renamed, f"{renamed} was not trained from {renamed}"), (model, "no diffusers pipeline")):
         assert evaluation.main([str(folder), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
     assert not (tmp_path / "found.json").exists()
 
 
-def test_classifiers_learn_from_what_it_draws(taught, tmp_path):
+def test_downstream_classifiers_are_trained_on_its_samples(taught, tmp_path):
     shutil.copytree(taught, tmp_path / "gdzoo")
     assert downstream.main([str(tmp_path), "--max_train_steps", "3", "--replay_samples", "10"]) == 0
     chains = json.loads((tmp_path / "downstream.json").read_text())["chains"]
     assert [len(chain["accuracy"]) for chain in chains] == [3, 3]
 
 
-def test_it_goes_on_where_it_stopped_but_not_from_another_model_of_that_name(stranger, taught, tmp_path, capsys):
+def test_a_run_continues_but_not_from_another_model_of_that_name(stranger, taught, tmp_path, capsys):
     shutil.copytree(taught, tmp_path / "zoo/gdzoo")
     arguments = [*SMALL, *TASKS, "--strategy", "generative_distillation", "--output_dir", str(tmp_path / "zoo")]
     shutil.rmtree(tmp_path / "zoo/gdzoo/split-digits-task3")
@@ -201,70 +184,62 @@ def test_it_goes_on_where_it_stopped_but_not_from_another_model_of_that_name(str
     assert "holds another run: split-digits-task1 was trained with ['stranger @" in capsys.readouterr().err
 
 
-def test_a_model_of_the_hub_is_taught_and_goes_on_and_is_measured_there(stranger, tmp_path):
+def test_a_chain_from_a_model_of_the_hub_resumes_and_is_measured_there(stranger, hub, tmp_path, monkeypatch):
     arguments = [*SMALL, *TASKS, "--strategy", "generative_distillation", "--push_to_hub"]
     pretrained = ["--pretrained_model_name_or_path", "lab/stranger"]
 
-    def run(*command: str, cwd: str):
-        (tmp_path / cwd).mkdir(exist_ok=True)
-        where = dict(cwd=tmp_path / cwd, env=hub.env(token="hf_write", home=tmp_path / cwd / "home"))
-        done = subprocess.run([sys.executable, "-m", *command], **where, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+    def go_to(folder: str):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
 
-    with FakeHub() as hub:
-        hub.add_user("gdzoo", "hf_write")
-        hub.add_folder("lab/stranger", Path(stranger), "model")
-        run("gdzoo.train", *arguments, *pretrained, cwd="one")
-        third = hub.files("gdzoo/split-digits-task3")
-        del hub.store.repos["model", "gdzoo/split-digits-task3"]
-        run("gdzoo.train", *arguments, *pretrained, "--resume_from_checkpoint", "hub", cwd="two")
-        assert {"split-digits-task2", "split-digits-task3"} <= {
-            path.name for path in (tmp_path / "two/zoo/gdzoo").iterdir()
-        }
-        weights_file = "unet/diffusion_pytorch_model.safetensors"
-        assert hub.files("gdzoo/split-digits-task3")[weights_file] == third[weights_file]
-        measured = ["gdzoo/split-digits-task3", "--benchmark", "split-digits", "--task", "3"]
-        run(
-            "gdzoo.evaluation",
-            *measured,
-            "--eval_samples",
-            "64",
-            "--eval_steps",
-            "5",
-            "--output",
-            "it.json",
-            cwd="three",
-        )
-    found = json.loads((tmp_path / "three/it.json").read_text())
-    assert found["metrics"] == results(tmp_path / "one/zoo/gdzoo/split-digits-task3")["metrics"]
-    first = tmp_path / "one/zoo/gdzoo/split-digits-task1"
+    hub.add_folder("lab/stranger", Path(stranger), "model")
+    go_to("one")
+    assert train.main([*arguments, *pretrained]) == 0
+    third = hub.files("gdzoo/split-digits-task3")
+    del hub.store.repos["model", "gdzoo/split-digits-task3"]
+
+    go_to("two")
+    assert train.main([*arguments, *pretrained, "--resume_from_checkpoint", "hub"]) == 0
+    assert {"split-digits-task2", "split-digits-task3"} <= {path.name for path in Path("zoo/gdzoo").iterdir()}
+    weights_file = "unet/diffusion_pytorch_model.safetensors"
+    assert hub.files("gdzoo/split-digits-task3")[weights_file] == third[weights_file]
+
+    go_to("three")
+    measured = ["gdzoo/split-digits-task3", "--benchmark", "split-digits", "--task", "3", "--output", "it.json"]
+    assert evaluation.main([*measured, "--eval_samples", "64", "--eval_steps", "5"]) == 0
+    found = json.loads(Path("it.json").read_text())
+    first, last = (tmp_path / f"one/zoo/gdzoo/split-digits-task{task}" for task in (1, 3))
+    assert found["metrics"] == results(last)["metrics"]
     assert results(first)["base_model"] == "lab/stranger" and equal(stranger, first)
     card = (first / "README.md").read_text()
     assert "base_model: lab/stranger" in card
-    assert "It is [lab/stranger](https://huggingface.co/lab/stranger) as it was" in card
+    assert "[lab/stranger](https://huggingface.co/lab/stranger)" in card
 
 
-# ---- how much it weighs ----
+# ---- how many tasks it counts as ----
 
 
-def test_a_chain_of_gdzoo_counts_as_many_tasks_as_it_was_taught(tiny_zoo, taught, stranger, tmp_path):
-    assert tasks_taught(str(tiny_zoo.zoo / "split-digits-task3")) == 3
-    assert tasks_taught(str(taught / "split-digits-task2")) == 2
-    assert tasks_taught(stranger) == tasks_taught(str(tmp_path / "nowhere")) == 1
+def test_a_chain_of_gdzoo_counts_as_the_tasks_it_was_trained_on(taught, stranger, tmp_path):
+    scratch = shutil.copytree(taught / "split-digits-task3", tmp_path / "from-scratch")
+    settings = json.loads((scratch / "train_config.json").read_text()) | {"pretrained_tasks": None}
+    (scratch / "train_config.json").write_text(json.dumps(settings))
+    assert tasks_trained(str(scratch)) == 3
+    assert tasks_trained(str(taught / "split-digits-task2")) == 2
+    assert tasks_trained(stranger) == tasks_trained(str(tmp_path / "nowhere")) == 1
     again = tmp_path / "again"  # taught after it had been a chain of three tasks
     shutil.copytree(taught / "split-digits-task2", again)
     settings = json.loads((again / "train_config.json").read_text()) | {"pretrained_tasks": 3}
     (again / "train_config.json").write_text(json.dumps(settings))
-    assert tasks_taught(str(again)) == 4
+    assert tasks_trained(str(again)) == 4
 
 
 @pytest.mark.parametrize("known, expected", [(None, [1, 2, 3]), (5, [5, 6, 7])])
-def test_the_loss_weighs_it_as_so_many_tasks(stranger, known, expected):
+def test_the_loss_weights_it_as_pretrained_tasks(stranger, known, expected):
     config = config_of(stranger, pretrained_tasks=known)
     assert [config.tasks_known(task) for task in (1, 2, 3)] == expected
 
 
-def test_the_students_loss_is_told(stranger, tmp_path, monkeypatch):
+def test_the_loss_gets_the_number_of_tasks(stranger, tmp_path, monkeypatch):
     seen, real = [], learning.continual_loss
     monkeypatch.setattr(learning, "continual_loss", lambda *args: seen.append(args[3]) or real(*args))
     arguments = ["--max_train_steps=2", "--train_batch_size=8", "--evaluator=none", "--strategy=finetune", *TASKS]
@@ -273,21 +248,21 @@ def test_the_students_loss_is_told(stranger, tmp_path, monkeypatch):
     assert seen == [5, 5, 6, 6]
 
 
-# ---- its drawings among the images ----
+# ---- its samples among the images ----
 
 
-def test_there_are_as_many_drawings_as_so_many_tasks_have_images(stranger):
+def test_the_number_of_samples_is_that_of_the_images_of_pretrained_tasks(stranger):
     data = data_of(stranger, pretrained_tasks=3)
     assert data.tasks("dataset", 42) == [[10], [6, 7], [8, 9]] and data.synthetic_label == 10
     assert data.counts["train"][10] == 3 * (360 + 354) // 2
-    images = data.drawn("train")
+    images = data.samples("train")
     assert images.shape == (1071, 1, 8, 8) and images.dtype == torch.uint8
     expected = torch.cat([*draw_images(data.pretrained.pipeline, 1071, 2, 1, 500)])
     assert torch.equal(images, expected)
-    assert not torch.equal(images[:20], next(draw_images(data.pretrained.pipeline, 20, 2, 0, 20)))  # the samples' noise
+    assert not torch.equal(images[:20], next(draw_images(data.pretrained.pipeline, 20, 2, 0, 20)))
 
 
-def test_two_splits_have_other_drawings(tmp_path, stranger):
+def test_each_split_has_its_own_samples(tmp_path, stranger):
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
         for name in ("cat", "dog"):
@@ -297,12 +272,12 @@ def test_two_splits_have_other_drawings(tmp_path, stranger):
                 Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
     data = data_of(stranger, dataset_name="pets", dataset_root=str(tmp_path), tasks="cat,dog")
     assert (data.counts["train"][2], data.counts["test"][2]) == (12, 10)  # of 8 nothing could be measured
-    assert not torch.equal(data.drawn("train")[:10], data.drawn("test"))
+    assert not torch.equal(data.samples("train")[:10], data.samples("test"))
     assert data.benchmark.resolution == 8  # the model's own
 
 
 @pytest.mark.parametrize("shuffle", [None, (1, 2)])
-def test_every_image_is_read_once_and_drawings_lie_between_the_others(stranger, shuffle):
+def test_every_image_is_read_once_and_samples_are_spread_evenly(stranger, shuffle):
     data = data_of(stranger)
     everything = [*range(11)]
     chunks = [*data.read(everything, shuffle=shuffle)]
@@ -311,7 +286,7 @@ def test_every_image_is_read_once_and_drawings_lie_between_the_others(stranger, 
     assert Counter(labels.tolist()) == data.counts["train"]
     drawn = torch.cat([images[labels == 10] for images, labels in chunks])
     assert Counter(image.numpy().tobytes() for image in drawn) == Counter(
-        image.numpy().tobytes() for image in data.drawn("train")
+        image.numpy().tobytes() for image in data.samples("train")
     )
     thirds = [(part == 10).double().mean().item() for part in labels.chunk(3)]
     assert max(thirds) - min(thirds) < 0.15
@@ -328,13 +303,13 @@ def test_two_processes_read_all_images_between_them(stranger):
     assert counts[0] + counts[1] == {label: data.counts["train"][label] for label in (6, 10)}
 
 
-def test_the_evaluator_learns_the_taught_classes_and_the_drawings_alone(stranger):
+def test_the_evaluator_is_trained_on_the_tasks_classes_and_the_samples(stranger):
     data = data_of(stranger)
     images = TaskImages(data, data.evaluator_labels, 0, "cpu", 4.0)
     assert set(images.cache[1].tolist()) == {6, 7, 8, 9, 10}
 
 
-def test_gray_images_become_what_a_model_of_colours_expects(tmp_path):
+def test_gray_images_become_rgb_for_a_model_of_colours(tmp_path):
     folder = save(DDPMPipeline(small_unet(channels=3), DDPMScheduler()), tmp_path / "colours")
     for name in ("cat", "dog"):
         (tmp_path / "pets/train" / name).mkdir(parents=True)
@@ -356,15 +331,23 @@ def test_the_first_task_of_a_chain_is_found_by_name(model, first):
     assert first_of_chain(model) == first
 
 
-# ---- what cannot be taught ----
+# ---- what cannot be trained ----
 
 
 def refused_settings():
-    yield "a model of gdzoo's beside it", ["--model", "tiny"], "--model tiny: a pretrained model has a U-Net of its own"
-    yield "joint", ["--strategy", "joint"], "--strategy joint needs images of all tasks"
-    yield "a buffer", ["--strategy", "experience_replay"], "--strategy experience_replay needs images of all tasks"
+    yield (
+        "a model of gdzoo's beside it",
+        ["--model", "tiny"],
+        "--model tiny: a pretrained model has its own U-Net; leave out --model",
+    )
+    yield "joint", ["--strategy", "joint"], "--strategy joint needs the real images of all tasks"
+    yield (
+        "a buffer",
+        ["--strategy", "experience_replay"],
+        "--strategy experience_replay needs the real images of all tasks",
+    )
     balanced = ["--replay_pool", "64", "--replay_pool_balanced"]
-    yield "balanced", balanced, "--replay_pool_balanced needs all classes"
+    yield "balanced", balanced, "--replay_pool_balanced cannot be used with a pretrained model"
     yield "resolution", ["--resolution", "16"], "draws 8x8 pixels; say 8"
     v = ["--prediction_type", "v_prediction"]
     yield "prediction", v, "was trained otherwise; say --prediction_type epsilon"
@@ -385,7 +368,7 @@ def test_settings_that_do_not_fit_are_refused(stranger, arguments, reason, tmp_p
 def refused_models():
     scheduler = create_scheduler()
     yield "conditional", lambda f: save(DDIMPipeline(small_unet(num_class_embeds=3), scheduler), f), "class-conditional"
-    yield "variance", lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f), "cannot be taught"
+    yield "variance", lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f), "cannot be trained"
     yield (
         "sde",
         lambda f: save(ScoreSdeVePipeline(small_unet(), SdeScheduler()), f),
@@ -402,7 +385,7 @@ def refused_models():
 
 
 @pytest.mark.parametrize("make, reason", [pytest.param(*each[1:], id=each[0]) for each in refused_models()])
-def test_models_that_cannot_be_taught_are_refused(make, reason, tmp_path, capsys):
+def test_models_that_cannot_be_trained_are_refused(make, reason, tmp_path, capsys):
     make(tmp_path / "model")
     pretrained = ["--pretrained_model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "zoo")]
     assert train.main([*TASKS, *pretrained, "--replay_steps", "8"]) == 2
@@ -411,12 +394,12 @@ def test_models_that_cannot_be_taught_are_refused(make, reason, tmp_path, capsys
     assert not (tmp_path / "zoo").exists()
 
 
-def test_a_count_of_tasks_goes_with_a_model():
+def test_pretrained_tasks_needs_a_model():
     with pytest.raises(ConfigError, match="--pretrained_tasks goes with --pretrained_model_name_or_path"):
         TrainConfig(pretrained_tasks=2).resolve()
 
 
-def test_a_setting_that_is_left_out_is_not_in_the_runs_id():
+def test_unset_settings_are_not_in_the_run_id():
     config = TrainConfig().resolve()
     given = {name: value for name, value in config.results_dict().items() if value is not None}
     assert (
@@ -424,7 +407,7 @@ def test_a_setting_that_is_left_out_is_not_in_the_runs_id():
     )
 
 
-def test_without_one_nothing_is_drawn():
+def test_without_a_pretrained_model_there_is_no_extra_class():
     data = open_data(TrainConfig().resolve(), None)
     assert data.synthetic_label is None and data.evaluator_labels == range(10)
     assert data.benchmark == BENCHMARKS["split-digits"]

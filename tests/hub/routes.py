@@ -1,4 +1,4 @@
-"""The endpoints of the test Hub: each a function from a request to an answer, with the table of them at the end."""
+"""The endpoints of the test Hub: each a function from a request to a response. Their table is at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.hub.store import (
 
 @dataclass
 class Request:
-    """A call as an endpoint sees it. `params` holds the parts of the path that its pattern names, unquoted."""
+    """A call. `params` holds the parts of the path that the route's pattern names, unquoted."""
 
     method: str
     params: dict[str, str]
@@ -74,7 +74,7 @@ def json_response(payload: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def error_response(error: HubError) -> Response:
-    """A refusal as the Hub words it: in the body, and in the headers that the clients read."""
+    """An error as the Hub sends it: in the body, and in the headers that the clients read."""
     headers = {"X-Error-Message": error.message.splitlines()[0]}
     if error.code is not None:
         headers["X-Error-Code"] = error.code
@@ -124,23 +124,6 @@ def create_repo(store: Store, request: Request) -> Response:
     return json_response({"url": url, "name": repo_id, "id": object_id(repo.repo_type, repo_id)})
 
 
-def delete_repo(store: Store, request: Request) -> Response:
-    payload = request.json()
-    repo_id = f"{payload.get('organization') or request.account.name}/{payload['name']}"
-    repo = store.writable_repo(request.account, payload.get("type", "model"), repo_id)
-    del store.repos[repo.repo_type, repo.repo_id]
-    return Response()
-
-
-def update_settings(store: Store, request: Request) -> Response:
-    repo, payload = _writable(store, request), request.json()
-    if "visibility" in payload:
-        repo.private = payload["visibility"] == "private"
-    if "gated" in payload:
-        repo.gated = bool(payload["gated"])
-    return json_response({"private": repo.private, "gated": repo.gated})
-
-
 def auth_check(store: Store, request: Request) -> Response:
     _readable(store, request)
     return Response()
@@ -161,7 +144,7 @@ def info(store: Store, request: Request) -> Response:
 
 
 def repo_info(repo: Repo, commit: Commit, with_files: bool = False) -> dict[str, Any]:
-    """What the Hub tells of a repo; with the files' sizes and hashes where they are asked for."""
+    """The Hub's description of a repo, with the files' sizes and hashes on request."""
     card = card_metadata(commit.files["README.md"].content.decode()) if "README.md" in commit.files else {}
     return {
         "_id": object_id(repo.repo_type, repo.repo_id),
@@ -172,7 +155,7 @@ def repo_info(repo: Repo, commit: Commit, with_files: bool = False) -> dict[str,
         "lastModified": commit.date,
         "createdAt": repo.created_at,
         "private": repo.private,
-        "gated": "manual" if repo.gated else False,
+        "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,
@@ -260,10 +243,8 @@ def _entry(repo: Repo, request: Request, path: str) -> dict[str, Any]:
 
 
 def resolve(store: Store, request: Request) -> Response:
-    """A file's bytes, or the range of them that is asked for."""
+    """A file's bytes, or the requested range of them."""
     repo = _readable(store, request)
-    if repo.gated and not request.account.can_write(repo.repo_id):
-        raise HubError(403, f"Access to {request.repo_type} {request.repo_id} is restricted.", "GatedRepo")
     commit = repo.at(request.revision)
     headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
     file = commit.files.get(request.params["path"])
@@ -294,7 +275,7 @@ def _ranged(content: bytes, requested: str | None, headers: dict[str, str]) -> R
 
 
 def preupload(store: Store, request: Request) -> Response:
-    """How each file is to be uploaded, and its present hash, by which the client leaves out what has not changed."""
+    """How to upload each file, and its present hash: the client leaves out unchanged files."""
     repo = _writable(store, request)
     files = repo.at(request.revision).files
     answer = []
@@ -307,7 +288,7 @@ def preupload(store: Store, request: Request) -> Response:
 
 
 def lfs_batch(store: Store, request: Request) -> Response:
-    """Where to upload each object; no actions for those that the repo has already."""
+    """Where to upload each object; no actions for objects that the repo has already."""
     repo = _writable(store, request)
     objects = []
     for sent in request.json()["objects"]:
@@ -323,7 +304,7 @@ def lfs_batch(store: Store, request: Request) -> Response:
 
 
 def lfs_put(store: Store, request: Request) -> Response:
-    """The upload itself. As on the Hub the address alone is the right to it: no token comes with it."""
+    """The upload itself. As on the Hub it needs no token: the address is secret."""
     repo = store.repos.get((request.repo_type, request.repo_id))
     oid = request.params["oid"]
     if repo is None or sha256(request.body).hexdigest() != oid:
@@ -361,7 +342,7 @@ def commit(store: Store, request: Request) -> Response:
 
 
 def _changes(repo: Repo, head: Commit, lines: list[dict[str, Any]]) -> dict[str, File | None]:
-    """A commit's operations as path -> file, `None` for a deleted one."""
+    """A commit's operations as path -> file, None for a deleted one."""
     changes: dict[str, File | None] = {}
     for line in lines:
         key, value = line["key"], line["value"]
@@ -422,30 +403,7 @@ def delete_tag(store: Store, request: Request) -> Response:
     return Response()
 
 
-def create_branch(store: Store, request: Request) -> Response:
-    _writable(store, request).create_branch(request.revision, request.json().get("startingPoint", "main"))
-    return Response()
-
-
-def delete_branch(store: Store, request: Request) -> Response:
-    _writable(store, request).delete_branch(request.revision)
-    return Response()
-
-
 # Collections
-
-
-def list_collections(store: Store, request: Request) -> Response:
-    """By owner and by item. As on the Hub, lists show four items of each, and no position."""
-    owners, items = request.query.get("owner"), request.query.get("item")
-    found = []
-    for collection in store.visible_collections(request.account):
-        named = {f"{item['type']}s/{item['id']}" for item in collection.items}
-        if (not owners or collection.namespace in owners) and (not items or named & set(items)):
-            answer = _collection(collection)
-            del answer["position"]
-            found.append({**answer, "items": answer["items"][:4]})
-    return json_response(found)
 
 
 def create_collection(store: Store, request: Request) -> Response:
@@ -461,20 +419,6 @@ def get_collection(store: Store, request: Request) -> Response:
     return json_response(_collection(store.collection(request.account, request.params["slug"])))
 
 
-def update_collection(store: Store, request: Request) -> Response:
-    collection = _writable_collection(store, request)
-    for name, value in request.json().items():
-        if name not in ("title", "description", "private", "theme", "position"):
-            raise HubError(400, f"Unknown field of a collection: {name}")
-        setattr(collection, name, value)
-    return json_response({"success": True, "data": _collection(collection)})
-
-
-def delete_collection(store: Store, request: Request) -> Response:
-    store.collections.remove(_writable_collection(store, request))
-    return Response()
-
-
 def add_collection_item(store: Store, request: Request) -> Response:
     collection, payload = _writable_collection(store, request), request.json()
     item_id, item_type = payload["item"]["id"], payload["item"]["type"]
@@ -482,16 +426,6 @@ def add_collection_item(store: Store, request: Request) -> Response:
         store.readable_repo(request.account, item_type, item_id)
     collection.add_item(item_id, item_type, payload.get("note"))
     return json_response(_collection(collection))
-
-
-def update_collection_item(store: Store, request: Request) -> Response:
-    _writable_collection(store, request).update_item(request.params["item"], **request.json())
-    return json_response({"success": True})
-
-
-def delete_collection_item(store: Store, request: Request) -> Response:
-    _writable_collection(store, request).delete_item(request.params["item"])
-    return json_response({"success": True})
 
 
 def _writable_collection(store: Store, request: Request) -> Collection:
@@ -534,7 +468,7 @@ Endpoint = Callable[[Store, Request], Response]
 
 
 class Route(NamedTuple):
-    """An endpoint and the calls it answers. `kind` is the name that faults and the log of requests know it by."""
+    """An endpoint and its calls. `kind` is its name in faults and in the log of requests."""
 
     method: str
     pattern: str
@@ -553,15 +487,9 @@ ROUTES = (
     Route("POST", r"/api/validate-yaml", "validate_yaml", validate_yaml),
     Route("GET", r"/api/telemetry/.*", "telemetry", telemetry),
     Route("POST", r"/api/repos/create", "create_repo", create_repo),
-    Route("DELETE", r"/api/repos/delete", "delete_repo", delete_repo),
-    Route("GET", r"/api/collections", "collection", list_collections),
     Route("POST", r"/api/collections", "collection", create_collection),
     Route("GET", _COLLECTION, "collection", get_collection),
-    Route("PATCH", _COLLECTION, "collection", update_collection),
-    Route("DELETE", _COLLECTION, "collection", delete_collection),
     Route("POST", _COLLECTION + "/items", "collection_item", add_collection_item),
-    Route("PATCH", _COLLECTION + "/items/(?P<item>[^/]+)", "collection_item", update_collection_item),
-    Route("DELETE", _COLLECTION + "/items/(?P<item>[^/]+)", "collection_item", delete_collection_item),
     Route("GET", r"/api/(?P<type>model|dataset|space)s", "list", list_repos),
     Route("GET", _REPO, "info", info),
     Route("GET", _REPO + "/revision" + _REVISION, "info", info),
@@ -573,9 +501,6 @@ ROUTES = (
     Route("GET", _REPO + "/refs", "refs", refs),
     Route("POST", _REPO + "/tag" + _REVISION, "tag", create_tag),
     Route("DELETE", _REPO + "/tag" + _REVISION, "tag", delete_tag),
-    Route("POST", _REPO + "/branch" + _REVISION, "branch", create_branch),
-    Route("DELETE", _REPO + "/branch" + _REVISION, "branch", delete_branch),
-    Route("PUT", _REPO + "/settings", "settings", update_settings),
     Route("GET", _REPO + "/auth-check", "auth_check", auth_check),
     Route("GET", _REPO + "/auth-check/write", "auth_check", auth_check_write),
     Route("GET", _REPO + "/xet-(?:read|write)-token/.*", "xet_token", no_xet),
@@ -587,7 +512,7 @@ ROUTES = (
 
 
 def find_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
-    """The endpoint for a call and the named parts of its path. The path is matched as sent: a tag may hold a %2F."""
+    """The endpoint of a call and the named parts of its path, which is matched as sent: a tag may hold a %2F."""
     for route in ROUTES:
         if route.method == ("GET" if method == "HEAD" else method) and (match := re.fullmatch(route.pattern, path)):
             return route, {name: unquote(part) for name, part in match.groupdict().items() if part is not None}

@@ -1,11 +1,11 @@
-"""A Hub for the tests: a server on 127.0.0.1 that speaks the Hub's HTTP API, and fails on demand.
+"""The test Hub: a server on 127.0.0.1 with the Hub's HTTP API, and with faults on demand.
 
-The real clients (huggingface_hub, diffusers, transformers, datasets) talk to it unmodified, through HF_ENDPOINT or
+The real clients (huggingface_hub, diffusers, transformers, datasets) work with it unmodified, through HF_ENDPOINT or
 `HfApi(endpoint=..., token=...)`, with HF_HUB_DISABLE_XET=1:
 
     with FakeHub() as hub:
         hub.add_user("gdzoo", token="hf_test")
-        hub.fault("commit", "lost")  # the next commit is made, and its answer lost
+        hub.fault("commit", "lost")  # the next commit is made, but its answer is lost
         ...
         assert len(hub.commits("gdzoo/split-digits-task1")) == 2
 
@@ -14,27 +14,20 @@ The real clients (huggingface_hub, diffusers, transformers, datasets) talk to it
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
-import signal
-import socket
-import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from tests.hub.connections import Server
+from tests.hub.faults import Fault
 from tests.hub.routes import Endpoint, Request, Response, error_response, find_route, json_response
 from tests.hub.store import Account, Collection, Commit, File, HubError, Store
 
 HOST = "127.0.0.1"
-HTML_ERROR = b"<!DOCTYPE html><html><body><h1>503</h1><p>The Hub is down for maintenance.</p></body></html>"
 
 
 class LoggedRequest(NamedTuple):
@@ -46,47 +39,8 @@ class LoggedRequest(NamedTuple):
     status: int | None
 
 
-@dataclass
-class Fault:
-    """A failure to come, see `FakeHub.fault`. `hits` counts how often it struck."""
-
-    match: str
-    kind: str
-    times: int | None
-    skip: int
-    method: str | None
-    retry_after: int
-    seconds: float
-    hits: int = 0
-
-    def strikes(self, method: str, kind: str) -> bool:
-        """Whether this call fails. Counts the call."""
-        if not fnmatchcase(kind, self.match) or self.method not in (None, method) or self.hits == self.times:
-            return False
-        if self.skip > 0:
-            self.skip -= 1
-            return False
-        self.hits += 1
-        return True
-
-    def response(self) -> Response | None:
-        """What is answered in place of the endpoint's own answer; None where nothing is."""
-        if self.kind == "html":
-            return Response(503, HTML_ERROR, {"Content-Type": "text/html"})
-        if self.kind == "quota":
-            headers = {
-                "ratelimit": f'"api";r=0;t={self.retry_after}',
-                "ratelimit-policy": '"fixed window";"api";q=9;w=300',
-            }
-            return json_response({"error": "Too many requests"}, 429, headers)
-        if self.kind.isdigit():
-            headers = {"Retry-After": str(self.retry_after)} if self.kind == "429" else {}
-            return json_response({"error": f"A fault of kind {self.kind}"}, int(self.kind), headers)
-        return None
-
-
 class FakeHub:
-    """The server, its content and its faults. Use it as a context manager.
+    """The server, its content and its faults; a context manager.
 
     Attributes:
         endpoint: the address, for HF_ENDPOINT.
@@ -98,14 +52,25 @@ class FakeHub:
     FAULTS = ("html", "drop", "stall", "lost", "quota")  # and any HTTP error status
 
     def __init__(self, port: int = 0):
-        self.store = Store()
         self.lock = threading.RLock()
+        self._port = port
+        self._server: Server | None = None
+        self._stopped = threading.Event()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.store = Store()
         self.latency = 0.0
         self.requests: list[LoggedRequest] = []
         self._faults: list[Fault] = []
-        self._port = port
-        self._server: _Server | None = None
-        self._stopped = threading.Event()
+
+    def reset(self) -> None:
+        """Start again with nothing on the Hub, no faults and an empty log; stalled calls end."""
+        with self.lock:
+            self._stopped.set()
+            self._stopped = threading.Event()
+            self._clear()
+        self.down = False
 
     def __enter__(self) -> FakeHub:
         self._listen()
@@ -133,20 +98,30 @@ class FakeHub:
             self._listen()
 
     def _listen(self) -> None:
-        self._server = _Server((HOST, self._port), self)
+        self._server = Server((HOST, self._port), self.handle)
         self._port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def env(self, token: str | None = None, home: str | Path | None = None) -> dict[str, str]:
-        """An environment for a process whose clients talk to this Hub; `home` is its HF_HOME (cache, datasets)."""
+        """An environment for a process whose clients use this Hub; `home` is its HF_HOME (cache, datasets)."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING_FACE_"))}
-        env |= {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return env | self.client_env(token, home)
+
+    def client_env(self, token: str | None = None, home: str | Path | None = None) -> dict[str, str]:
+        """The variables of `env` that clients of this Hub need."""
+        env = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         env |= {"NO_PROXY": HOST, "no_proxy": HOST}
-        if token is not None:
-            env["HF_TOKEN"] = token
-        if home is not None:
-            env["HF_HOME"] = str(home)
-        return env
+        return env | ({"HF_TOKEN": token} if token else {}) | ({"HF_HOME": str(home)} if home else {})
+
+    def client_constants(self, home: Path) -> dict[str, str | bool]:
+        """The same for a process that has imported huggingface_hub: attributes of its module `constants`."""
+        return {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_DISABLE_XET": True,
+        }
 
     # What is on it
 
@@ -169,9 +144,9 @@ class FakeHub:
         with self.lock:
             self.store.accounts[token] = Account(name, role, orgs, scopes or {})
 
-    def add_repo(self, repo_id: str, repo_type: str = "model", private: bool = False, gated: bool = False) -> None:
+    def add_repo(self, repo_id: str, repo_type: str = "model", private: bool = False) -> None:
         with self.lock:
-            self.store.create_repo(repo_id, repo_type, private=private, gated=gated)
+            self.store.create_repo(repo_id, repo_type, private=private)
 
     def add_folder(self, repo_id: str, folder: str | Path, repo_type: str = "dataset") -> Commit:
         """Put a local folder in as one commit, creating the repo where there is none."""
@@ -189,7 +164,7 @@ class FakeHub:
         repo_type: str = "model",
         revision: str = "main",
     ) -> Commit:
-        """Commit past the clients, as another machine would; None deletes a file."""
+        """Commit as another machine; None deletes a file."""
         with self.lock:
             repo = self.store.repos[repo_type, repo_id]
             changes: dict[str, File | None] = {}
@@ -217,11 +192,6 @@ class FakeHub:
         with self.lock:
             return dict(self.store.repos[repo_type, repo_id].tags)
 
-    def branches(self, repo_id: str, repo_type: str = "model") -> dict[str, str]:
-        """Branch -> sha."""
-        with self.lock:
-            return dict(self.store.repos[repo_type, repo_id].branches)
-
     def files(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
         """Path -> content at a revision."""
         with self.lock:
@@ -246,12 +216,12 @@ class FakeHub:
         retry_after: int = 1,
         seconds: float = 30.0,
     ) -> Fault:
-        """Let calls fail. Of several faults that match, the one that was asked for first strikes first.
+        """Make calls fail. Of several faults that match, the first one is used.
 
         Args:
             match: the endpoint's kind, as in `requests` (whoami, create_repo, commit, ...), or a pattern ("lfs_*").
             kind: an HTTP error status ("429" with Retry-After, "500", "503", ...), or
-                quota: a 429 that says how long in a ratelimit header, as the Hub's own does;
+                quota: a 429 with the time in a ratelimit header, as the Hub sends it;
                 html: an HTML error page with status 503;
                 drop: the connection is closed without an answer, and nothing is done;
                 stall: like drop, but only after `seconds`;
@@ -279,16 +249,17 @@ class FakeHub:
         route, params = find_route(method, url.path)
         with self.lock:
             fault = next((fault for fault in self._faults if fault.strikes(method, route.kind)), None)
-        self._stopped.wait(self.latency)
+            stopped, requests = self._stopped, self.requests  # a stalled call may outlast `reset`
+        stopped.wait(self.latency)
         if fault is not None and fault.kind == "stall":
-            self._stopped.wait(fault.seconds)
+            stopped.wait(fault.seconds)
         response = fault.response() if fault is not None else None
         if fault is None or fault.kind == "lost":
             with self.lock:
                 response = self._serve(route.endpoint, method, params, url.query, headers, body)
         if fault is not None and fault.kind == "lost":
             response = None
-        self.requests.append(LoggedRequest(method, route.kind, url.path, response.status if response else None))
+        requests.append(LoggedRequest(method, route.kind, url.path, response.status if response else None))
         return response
 
     def _serve(
@@ -307,99 +278,6 @@ class FakeHub:
             return endpoint(self.store, request)
         except HubError as error:
             return error_response(error)
-        except Exception:  # a mistake of this server must not look like a fault that a test asked for
+        except Exception:  # an error of this server must differ from the faults of the tests
             traceback.print_exc()
             return json_response({"error": "The test Hub itself failed:\n" + traceback.format_exc()}, 501)
-
-
-class _Server(ThreadingHTTPServer):
-    """Keeps its open connections, to cut them when the Hub goes down."""
-
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], hub: FakeHub):
-        self.hub = hub
-        self.connections: set[socket.socket] = set()
-        super().__init__(address, _Handler)
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        for connection in list(self.connections):
-            _cut(connection)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these tests are about; anything else is worth a traceback."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
-def _cut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the client was faster
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Reads a call off a kept-alive connection, and writes the answer."""
-
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body in one packet
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.connections.discard(self.connection)
-        super().finish()
-
-    def _answer(self) -> None:
-        body = self._read_body()
-        response = self.server.hub.handle(self.command, self.path, self.headers, body)
-        if response is None:
-            self.close_connection = True
-            _cut(self.connection)
-            return
-        self.send_response(response.status)
-        for name, value in response.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(response.body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.body)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
-
-    def _read_body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = b""
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: `FakeHub.requests` is the log."""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.hub", description="Start the test Hub by hand.")
-    parser.add_argument("--port", type=int, default=0, help="default: any free port")
-    parser.add_argument("--token", default="hf_test_gdzoo", help="the write token of the user gdzoo")
-    args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs start with Ctrl-C ignored
-    with FakeHub(args.port) as hub, contextlib.suppress(KeyboardInterrupt):
-        hub.add_user("gdzoo", args.token)
-        print("The test Hub is up, with a user gdzoo. For the clients:\n")
-        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": args.token, "HF_HUB_DISABLE_XET": "1"}.items():
-            print(f"export {name}={value}")
-        print("\nCtrl-C ends it, and all that was pushed to it is gone.", flush=True)
-        threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""What the test Hub remembers: accounts, repositories with their commits, and collections, all in memory.
+"""The content of the test Hub, in memory: accounts, repositories with their commits, and collections.
 
-Nothing here knows of HTTP: a refusal is a `HubError`, which `tests.hub` turns into the Hub's answer.
+Independent of HTTP: errors are `HubError`s, which server.py turns into responses.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 
 class HubError(Exception):
-    """A refusal: its HTTP status, the `X-Error-Code` where the Hub gives one, and further fields of the JSON body."""
+    """An error: its HTTP status, the `X-Error-Code` where the Hub gives one, and further fields of the JSON body."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
         super().__init__(message)
@@ -54,7 +54,7 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Account:
-    """A user as seen through one token. `scopes` maps a namespace or repo id to a fine-grained token's permissions."""
+    """A user with one token. `scopes` maps a namespace or repo id to a fine-grained token's permissions."""
 
     name: str
     role: str  # of the token: read, write or fineGrained
@@ -66,7 +66,7 @@ class Account:
         return self.role == "anonymous"
 
     def can_read(self, repo_id: str) -> bool:
-        """Whether a private repo may be seen."""
+        """Whether a private repo may be read."""
         member = _namespace(repo_id) in (self.name, *self.orgs)
         if self.role == "fineGrained":
             return member and bool({"repo.content.read", "repo.write"} & self._permissions(repo_id))
@@ -176,13 +176,10 @@ class Commit:
 class Repo:
     """A git repository with branches, tags and a linear history."""
 
-    def __init__(
-        self, repo_id: str, repo_type: str = "model", private: bool = False, gated: bool = False, sdk: str = ""
-    ):
+    def __init__(self, repo_id: str, repo_type: str = "model", private: bool = False, sdk: str = ""):
         self.repo_id = repo_id
         self.repo_type = repo_type
         self.private = private
-        self.gated = gated
         self.sdk = sdk
         self.created_at = now()
         self.branches: dict[str, str] = {}
@@ -212,7 +209,7 @@ class Repo:
         return commits
 
     def upload_mode(self, path: str, size: int, revision: str = "main") -> str:
-        """`lfs` for big files and for those that the repo's .gitattributes says so of, else `regular`."""
+        """`lfs` for big files and for the patterns of the repo's .gitattributes, else `regular`."""
         attributes = self.at(revision).files.get(".gitattributes", File.regular(b"")).content.decode()
         patterns = [line.split()[0] for line in attributes.splitlines() if "filter=lfs" in line]
         name = path.rsplit("/", 1)[-1]
@@ -231,7 +228,7 @@ class Repo:
     ) -> Commit:
         """Move a branch on by one commit; `None` deletes a path. With `parent_commit`, only from that commit.
 
-        A commit that changes nothing is made all the same: not sending one is the client's task.
+        An empty commit is made too: not sending one is the client's task.
         """
         if revision not in self.branches:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -267,17 +264,6 @@ class Repo:
         if self.tags.pop(tag, None) is None:
             raise HubError(404, f"Tag not found: {tag}", "RevisionNotFound")
 
-    def create_branch(self, branch: str, revision: str = "main") -> None:
-        if branch in self.branches:
-            raise HubError(409, f"Reference already exists: refs/heads/{branch}")
-        self.branches[branch] = self.at(revision).sha
-
-    def delete_branch(self, branch: str) -> None:
-        if branch == "main":
-            raise HubError(403, "Cannot delete refs/heads/main")
-        if self.branches.pop(branch, None) is None:
-            raise HubError(404, f"Branch not found: {branch}", "RevisionNotFound")
-
 
 def card_metadata(card: str) -> dict[str, Any]:
     """The front matter of a card; empty where there is none, or none that is a mapping."""
@@ -287,7 +273,7 @@ def card_metadata(card: str) -> dict[str, Any]:
 
 
 def validate_card(card: str) -> tuple[list[str], list[str]]:
-    """The errors and warnings that the Hub would find in a card's front matter; the fields gdzoo uses are checked."""
+    """The errors and warnings of the Hub for a card's front matter; only the fields that gdzoo uses are checked."""
     try:
         metadata = card_metadata(card)
     except yaml.YAMLError as error:
@@ -309,7 +295,7 @@ def validate_card(card: str) -> tuple[list[str], list[str]]:
 
 
 def _model_index_errors(model_index: Any) -> list[str]:
-    """What keeps the Hub from reading the results in a card's model-index."""
+    """The reasons why the Hub could not read the results in a card's model-index."""
     try:
         for model in model_index:
             str(model["name"])
@@ -324,7 +310,7 @@ def _model_index_errors(model_index: Any) -> list[str]:
 
 
 class Collection:
-    """A titled list of repos. Its slug follows the title, its id stays."""
+    """A titled list of repos."""
 
     def __init__(self, namespace: str, title: str, description: str = "", private: bool = False):
         self.namespace = namespace
@@ -347,29 +333,13 @@ class Collection:
         item = {"_id": object_id(self.id, item_id, item_type), "id": item_id, "type": item_type}
         self.items.append({**item, **_note(note)})
 
-    def update_item(self, item_object_id: str, position: int | None = None, note: str | None = None) -> None:
-        item = self._item(item_object_id)
-        item.update(_note(note))
-        if position is not None:
-            self.items.remove(item)
-            self.items.insert(position, item)
-
-    def delete_item(self, item_object_id: str) -> None:
-        self.items.remove(self._item(item_object_id))
-
-    def _item(self, item_object_id: str) -> dict[str, Any]:
-        for item in self.items:
-            if item["_id"] == item_object_id:
-                return item
-        raise HubError(404, "Collection item not found")
-
 
 def _note(text: str | None) -> dict[str, Any]:
     return {} if text is None else {"note": {"text": text, "html": text}}
 
 
 class Store:
-    """Everything on the Hub, and who may see and change it."""
+    """Everything on the Hub, with the rights to read and write it."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}  # by token
@@ -384,7 +354,7 @@ class Store:
         return self.accounts[token]
 
     def readable_repo(self, account: Account, repo_type: str, repo_id: str) -> Repo:
-        """The repo, or the Hub's "not found", which does not tell a private repo from an absent one."""
+        """The repo; the error for a hidden private repo is that for an absent one, as on the Hub."""
         repo = self.repos.get((repo_type, repo_id))
         if repo is None or (repo.private and not account.can_read(repo_id)):
             if account.is_anonymous:
@@ -426,12 +396,8 @@ class Store:
         self.collections.append(Collection(namespace, title, description, private))
         return self.collections[-1]
 
-    def visible_collections(self, account: Account) -> list[Collection]:
-        return [c for c in self.collections if not c.private or account.can_read(c.namespace)]
-
     def collection(self, account: Account, slug: str) -> Collection:
-        """Found by the id that the slug ends in, so that an old slug still leads to a renamed collection."""
-        for collection in self.visible_collections(account):
-            if slug.endswith(collection.id):
+        for collection in self.collections:
+            if slug == collection.slug and (not collection.private or account.can_read(collection.namespace)):
                 return collection
         raise HubError(404, f"Collection not found: {slug}")

@@ -1,13 +1,13 @@
-"""Our DDIM against diffusers' own scheduler and pipeline."""
+"""Sampling against the equations of DDIM and against diffusers' own pipeline; the teacher."""
 
 import copy
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, UNet2DModel
 
 from gdzoo.method.randomness import StepRandom
-from gdzoo.method.sampling import Teacher, ddim_sample, ddim_steps, to_float, to_uint8, trailing_timesteps
+from gdzoo.method.sampling import Teacher, ddim_sample, to_float, to_uint8
 from gdzoo.models.pipelines import draw_images
 from gdzoo.models.unet import create_scheduler, create_unet
 
@@ -18,16 +18,28 @@ def unet() -> UNet2DModel:
     return create_unet("tiny", channels=1, resolution=8).eval()
 
 
+def predict_x0_and_eps(prediction, x_t, alpha_bar, prediction_type):
+    """Both readings of a model's output at x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    if prediction_type == "epsilon":
+        return (x_t - noise * prediction) / signal, prediction
+    if prediction_type == "sample":
+        return prediction, (x_t - signal * prediction) / noise
+    return signal * x_t - noise * prediction, signal * prediction + noise * x_t
+
+
 @torch.no_grad()
-def diffusers_sample(unet, scheduler: DDIMScheduler, x_t, steps, eta, random):
-    """The same with DDIMScheduler.step, fed the same noise: every state on the way."""
-    scheduler.set_timesteps(steps)
-    states = []
-    for t in scheduler.timesteps:
-        prediction = unet(x_t, t).sample
-        last = t == scheduler.timesteps[-1]
-        noise = random.randn(*x_t.shape) if eta > 0 and not last else torch.zeros_like(x_t)
-        x_t = scheduler.step(prediction, t, x_t, eta=eta, variance_noise=noise).prev_sample
+def reference_sample(unet, scheduler, x_t, steps, eta, random):
+    """DDIM (Song et al. 2021), equations 12 and 16: every state on the way."""
+    stride, alphas, states = 1000 // steps, scheduler.alphas_cumprod, []
+    for t in range(999, -1, -stride):
+        alpha_bar, alpha_bar_prev = alphas[t], alphas[t - stride] if t >= stride else torch.tensor(1.0)
+        prediction = unet(x_t, torch.full((len(x_t),), t)).sample
+        x_0, eps = predict_x0_and_eps(prediction, x_t, alpha_bar, scheduler.config.prediction_type)
+        sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)).sqrt()
+        x_t = alpha_bar_prev.sqrt() * x_0.clamp(-1, 1) + (1 - alpha_bar_prev - sigma**2).sqrt() * eps
+        if eta:
+            x_t = x_t + sigma * random.randn(*x_t.shape)
         states.append(x_t)
     return states
 
@@ -35,26 +47,20 @@ def diffusers_sample(unet, scheduler: DDIMScheduler, x_t, steps, eta, random):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_agrees_with_diffusers_step_for_step(unet, prediction_type, eta, steps):
+def test_agrees_with_the_equations_step_for_step(unet, prediction_type, eta, steps):
     scheduler = create_scheduler(prediction_type)
     noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    states = diffusers_sample(unet, scheduler, noise, steps, eta, StepRandom((7,), "cpu"))
-    ours = []
-    hooked = RecordingUNet(unet, ours)
-    ahead = ddim_steps(scheduler, steps, eta)
-    final = ddim_sample(hooked, prediction_type, noise, ahead, StepRandom((7,), "cpu"))
-    # What the U-Net is shown from the second step on is the state after the step before.
-    for mine, theirs in zip([*ours[1:], final], states, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    states = reference_sample(unet, scheduler, noise, steps, eta, StepRandom((7,), "cpu"))
+    inputs = []
 
+    def recording(x_t, t):
+        inputs.append(x_t.clone())
+        return unet(x_t, t)
 
-class RecordingUNet:
-    def __init__(self, unet, seen):
-        self.unet, self.seen = unet, seen
-
-    def __call__(self, x_t, t):
-        self.seen.append(x_t.clone())
-        return self.unet(x_t, t)
+    final = ddim_sample(recording, scheduler, noise, steps, eta, StepRandom((7,), "cpu"))
+    # From the second step on, the input of the U-Net is the state after the step before.
+    for ours, expected in zip([*inputs[1:], final], states, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
 def test_draws_the_images_that_the_pipeline_draws(unet):
@@ -77,20 +83,23 @@ def test_samples_do_not_depend_on_the_batch_size(unet):
     assert (together - in_pieces).abs().max() <= 1
 
 
-def test_timesteps_trail():
-    assert trailing_timesteps(1000, 2) == [999, 499]
-    for steps in (1, 2, 5, 10, 20, 50, 100):
-        scheduler = create_scheduler()
-        scheduler.set_timesteps(steps)
-        assert trailing_timesteps(1000, steps) == scheduler.timesteps.tolist()
-    with pytest.raises(ValueError, match="3 DDIM steps do not divide"):
-        trailing_timesteps(1000, 3)
+def test_timesteps_are_trailing(unet):
+    timesteps = []
+
+    def recording(x_t, t):
+        timesteps.append(t.unique().item())
+        return unet(x_t, t)
+
+    ddim_sample(recording, create_scheduler(), torch.randn(2, 1, 8, 8), steps=2)
+    assert timesteps == [999, 499]
+    with pytest.raises(ValueError, match="3 DDIM steps do not divide the 1000"):
+        ddim_sample(unet, create_scheduler(), torch.randn(2, 1, 8, 8), steps=3)
 
 
 def test_zero_terminal_snr_stays_finite(unet):
     scheduler = create_scheduler(rescale_betas_zero_snr=True)
     assert scheduler.alphas_cumprod[-1] == 0
-    images = ddim_sample(unet, "epsilon", torch.randn(4, 1, 8, 8), ddim_steps(scheduler, 2))
+    images = ddim_sample(unet, scheduler, torch.randn(4, 1, 8, 8), steps=2)
     assert images.isfinite().all() and images.abs().max() <= 1
 
 

@@ -1,4 +1,4 @@
-"""Names in the local zoo, and folders that are there whole or not at all."""
+"""Names in the local zoo, and folders that are complete or absent."""
 
 import multiprocessing
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gdzoo.method.catalogue import strategy_info
 from gdzoo.zoo.folders import atomic_folder, read_json, remove_folder, sweep_folder, write_json
-from gdzoo.zoo.names import evaluator_name, repo_name, strategy_slug
+from gdzoo.zoo.names import evaluator_name, repo_name
 
 # ---- names ----
 
@@ -29,7 +30,7 @@ from gdzoo.zoo.names import evaluator_name, repo_name, strategy_slug
     ],
 )
 def test_slug(strategy, slug):
-    assert strategy_slug(strategy) == slug
+    assert strategy_info(strategy).slug == slug
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def die_while_removing(folder: Path):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A whole one, which holds "old" and "more"."""
+    """A complete folder that contains "old" and "more"."""
     folder = tmp_path / "split-digits-task1"
     with atomic_folder(folder) as partial:
         for text in ("old", "more"):

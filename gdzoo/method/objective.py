@@ -1,0 +1,68 @@
+"""The denoising objective: noisy batches, targets and the loss of a continual step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+
+from gdzoo.method.randomness import StepRandom
+
+
+class Batch(NamedTuple):
+    """What the student is trained on: noisy images x_t [B, C, H, W], timesteps t [B], targets [B, C, H, W]."""
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+
+
+def noised(x_0: Tensor, scheduler: DDIMScheduler, random: StepRandom) -> Batch:
+    """The usual denoising batch: x_0 [B, C, H, W] in [-1, 1] at random t (Ho et al. 2020, equation 4)."""
+    noise = random.randn(*x_0.shape)
+    t = random.randint(scheduler.config.num_train_timesteps, len(x_0))
+    target = {"epsilon": noise, "sample": x_0}.get(scheduler.config.prediction_type)
+    if target is None:
+        target = scheduler.get_velocity(x_0, noise, t)
+    return Batch(scheduler.add_noise(x_0, noise, t), t, target)
+
+
+def continual_loss(
+    student: nn.Module,
+    real: Batch,
+    rehearsal: Batch | None,
+    tasks: int,
+    replay_weight: float,
+    snr_weight: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """w mse(real) + (1 - w) replay_weight mse(rehearsal), w = 1 / tasks (Masip et al., section 3.2).
+
+    The student runs once, on both halves together.
+
+    Args:
+        tasks: how many the student is to be able to do afterwards, the current one included.
+        snr_weight: maps t [B] to the weight [B] of each image.
+    """
+    batch = real if rehearsal is None else Batch(*(torch.cat(pair) for pair in zip(real, rehearsal, strict=True)))
+    prediction = student(batch.x_t, batch.t).sample
+    error = F.mse_loss(prediction.float(), batch.target, reduction="none").flatten(1).mean(1)
+    if snr_weight is not None:
+        error = error * snr_weight(batch.t)
+    if rehearsal is None:
+        return error.mean()
+    w = 1 / tasks
+    real_error, rehearsal_error = error.split([len(real.t), len(rehearsal.t)])
+    return w * real_error.mean() + (1 - w) * replay_weight * rehearsal_error.mean()
+
+
+def min_snr_weight(scheduler: DDIMScheduler, gamma: float, t: Tensor) -> Tensor:
+    """Weights [B] for t [B] that cap the signal-to-noise ratio at gamma (Hang et al. 2023, section 3.4)."""
+    # Zero-terminal-SNR schedules have snr = 0 at the last timestep, where the epsilon weight would divide by it.
+    snr = compute_snr(scheduler, t).clamp(min=1e-8)
+    capped = snr.clamp(max=gamma)
+    return {"epsilon": capped / snr, "sample": capped, "v_prediction": capped / (snr + 1)}[
+        scheduler.config.prediction_type
+    ]

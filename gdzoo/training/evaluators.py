@@ -1,0 +1,69 @@
+"""The evaluator of a run: found, trained or refused."""
+
+from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.evaluation.evaluator import Evaluator, load_evaluator, other_training, train_evaluator
+from gdzoo.evaluation.features import Reference, evaluator_extractor, reference_features
+from gdzoo.training.publish import publish_evaluator
+from gdzoo.training.run import Run, evaluator_folder
+from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.names import RESULTS, repo_of
+
+
+def find_evaluator(run: Run) -> Evaluator | None:
+    """The evaluator, if it exists already; None with --evaluator none, or if it is yet to be trained.
+
+    Raises:
+        ConfigError: it does not fit the benchmark.
+    """
+    config = run.config
+    if config.evaluator == "none":
+        return None
+    if config.evaluator != "train":
+        return _load(config.evaluator, run)
+    folder = evaluator_folder(config)
+    if not folder.exists():
+        return None
+    try:
+        there = read_json(folder / RESULTS)
+    except ValueError as error:
+        raise ConfigError(f"--output_dir: {error}; move {folder.name} away") from error
+    if other := other_training(there, run.data, config.evaluator_steps):
+        raise ConfigError(
+            f"{folder} {other}, and the models in this zoo were measured with it: choose another --output_dir or"
+            " --hub_namespace, or use the settings it was trained with"
+        )
+    return _load(folder, run)
+
+
+def _load(repo_or_folder, run: Run) -> Evaluator:
+    try:
+        return load_evaluator(repo_or_folder, run.data, run.accelerator.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def train_missing_evaluator(run: Run) -> Evaluator:
+    """Train the benchmark's evaluator on the main process, publish it, and load it on all.
+
+    Raises:
+        DataError
+    """
+    config = run.config
+    if run.accelerator.is_main_process:
+        model, report = train_evaluator(
+            run.data, config.evaluator_steps, run.accelerator.device, config.cache_limit_gb, config.random_flip
+        )
+        publish_evaluator(evaluator_folder(config), run.data, model, report)
+    run.accelerator.wait_for_everyone()
+    return _load(evaluator_folder(config), run)
+
+
+def evaluator_repo(config: TrainConfig) -> str:
+    """What results.json calls the evaluator; of a folder elsewhere only its name."""
+    return repo_of(evaluator_folder(config)) if config.evaluator == "train" else config.to_dict()["evaluator"]
+
+
+def real_features(run: Run, evaluator: Evaluator) -> Reference:
+    """The evaluator's features of the real images of all tasks."""
+    labels = run.chains[0].seen(len(run.chains[0].tasks))
+    return reference_features(run.data, labels, evaluator_extractor(evaluator, evaluator_repo(run.config)))

@@ -1,0 +1,104 @@
+"""The output folder: what is there already, and who may write to it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+
+import gdzoo
+from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.streaming import ImageData
+from gdzoo.training.run import Chain, Run, evaluator_folder
+from gdzoo.zoo.folders import remove_folder, sweep_folder
+from gdzoo.zoo.names import TRAINING_FOLDER
+from gdzoo.zoo.results import read_folder
+
+
+def check_output(run: Run):
+    """Refuse an output folder that holds another configuration's run, unless it may be overwritten.
+
+    Raises:
+        ConfigError
+    """
+    config, root = run.config, Path(run.config.output_dir)
+    folder = Path(root, config.namespace).resolve()
+    if Path(gdzoo.__file__).resolve().parent in (folder, *folder.parents):
+        raise ConfigError(f"--output_dir {root} would put models into the package's own folder: choose another")
+    folders = [chain.folder(task) for chain in run.chains for task in chain.task_numbers]
+    for folder in (root / TRAINING_FOLDER, evaluator_folder(config), *folders):
+        if not folder.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"--output_dir {root}: {folder} is a link that leads out of it; remove the link")
+    if not config.overwrite_output_dir:
+        for chain in run.chains:
+            check_published(chain, run.data)
+
+
+def check_published(chain: Chain, data: ImageData):
+    """Refuse published tasks of another configuration, or that are damaged.
+
+    Raises:
+        ConfigError
+    """
+    for folder in filter(Path.exists, map(chain.folder, chain.task_numbers)):
+        try:
+            there = read_folder(folder)
+        except ValueError as error:
+            raise ConfigError(
+                f"--output_dir: {folder} is damaged: {error}; move it away or say --overwrite_output_dir"
+            ) from error
+        other = chain.config.difference(there["config"]) or other_classes(chain, data, there)
+        if other:
+            raise ConfigError(
+                f"--output_dir {chain.config.output_dir} holds another run: {folder.name} was trained with {other};"
+                " choose another --output_dir or say --overwrite_output_dir"
+            )
+
+
+def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
+    """The first task of a results.json whose classes differ from this run's; empty if none does.
+
+    The settings may be the same: "--tasks 5" and "0,1;2,3" do not say how the data set names its classes.
+    """
+    for task, (entry, labels) in enumerate(zip(results["tasks"], chain.tasks, strict=False), start=1):
+        ours = [data.names[label] for label in labels]
+        if entry["names"] != ours:
+            return f"{entry['names']} as the classes of task {task}, not {ours}"
+    return ""
+
+
+def hold_output(config: TrainConfig, accelerator: Accelerator) -> AbstractContextManager:
+    """Lock the output folder for this run while it is entered, and remove what killed runs left half-written.
+
+    Raises:
+        ConfigError: another run is writing there, or the folder cannot be written.
+    """
+    if not accelerator.is_main_process:
+        return nullcontext()
+    output = Path(config.output_dir)
+    training = output / TRAINING_FOLDER
+    try:
+        training.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(training / "lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"--output_dir {output}: another run is writing there; choose another") from error
+    except OSError as error:
+        raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
+    # Before a task looks for its last checkpoint, which may be among what is put back.
+    for folder in (output / config.namespace, training, *training.glob("*/")):
+        if not folder.is_symlink():  # it may lead out of the zoo
+            sweep_folder(folder)
+    return lock
+
+
+def clear_output(chains: list[Chain]):
+    """Delete what --overwrite_output_dir replaces, also checkpoints and tasks beyond this run's last.
+
+    To be called before the first chain: the old task 1 of a later chain must not be taken for the shared one.
+    """
+    for chain in chains:
+        for first in (chain.folder(1), chain.checkpoint_folder(1)):
+            stem = first.name.removesuffix("1")
+            for folder in first.parent.glob(f"{stem}*"):
+                if folder.name.removeprefix(stem).isdecimal():
+                    remove_folder(folder)

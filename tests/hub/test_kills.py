@@ -1,0 +1,84 @@
+"""Training runs that are killed while they push, and run again: the Hub and the zoo end as if nothing had happened."""
+
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+from huggingface_hub import constants
+
+from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.names import RESULTS
+from tests.forked import launch, outcome
+from tests.hub.folders import assert_pushed_once
+
+ARGUMENTS = [
+    *("--max_train_steps", "2", "--train_batch_size", "4", "--eval_steps", "1", "--eval_samples", "10"),
+    *("--evaluator_steps", "3", "--checkpointing_steps", "1"),
+    *("--tasks", "0,1;2,3", "--strategy", "generative_distillation"),
+]
+REPOS = [f"gdzoo/split-digits-{name}" for name in ("evaluator", "task1", "task2")]
+
+
+@dataclass
+class UseHub:
+    """Connect a forked run to a Hub, in one process group with its child that pushes."""
+
+    environment: dict[str, str]
+    constants: dict[str, str | bool]
+
+    def __call__(self):
+        os.setpgrp()
+        os.environ.update(self.environment)
+        for name, value in self.constants.items():
+            setattr(constants, name, value)
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory) -> dict:
+    cwd = tmp_path_factory.mktemp("never_killed")
+    run = launch(ARGUMENTS, cwd)
+    assert run.wait() == 0, run.text
+    return outcome(cwd)
+
+
+# A call's kind, its fault, the number of calls before it; the number of repos, commits and tags by then.
+MOMENTS = {
+    "before the answer to a commit": ("commit", "lost", 1, (2, 2, 0)),
+    "between upload and commit": ("commit", "stall", 2, (3, 2, 1)),
+    "between commit and tag": ("tag", "stall", 0, (2, 2, 0)),
+}
+MORE_MOMENTS = {
+    "before the first repo": ("create_repo", "stall", 0, (0, 0, 0)),
+    "after the first of two uploads": ("lfs_put", "stall", 1, (1, 0, 0)),
+    "between tag and collection": ("collection_item", "stall", 1, (2, 2, 1)),
+    "before the last repo": ("create_repo", "stall", 2, (2, 2, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "skip", "there"),
+    [pytest.param(*moment, id=name) for name, moment in MOMENTS.items()]
+    + [pytest.param(*moment, id=name, marks=pytest.mark.kills) for name, moment in MORE_MOMENTS.items()],
+)
+def test_a_run_killed_while_it_pushes_ends_with_the_same_bits(hub, tmp_path, never_killed, call, kind, skip, there):
+    """The call gets no answer, so that the kill comes while the push waits for it."""
+    fault = hub.fault(call, kind, skip=skip)
+    cwd = tmp_path / "run"
+    before = UseHub(hub.client_env("hf_write", tmp_path), hub.client_constants(tmp_path))
+    run = launch([*ARGUMENTS, "--push_to_hub"], cwd, before)
+    run.wait_for(lambda: fault.hits if kind == "stall" else None in [request.status for request in hub.requests])
+    os.killpg(run.process.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    commits = sum(len(hub.commits(repo)) - 1 for repo in hub.repos())
+    assert (len(hub.repos()), commits, sum(len(hub.tags(repo)) for repo in hub.repos())) == there
+
+    again = launch([*ARGUMENTS, "--push_to_hub", "--require_push", "--resume_from_checkpoint", "latest"], cwd, before)
+    assert again.wait() == 0, again.text
+    assert outcome(cwd) == never_killed
+    assert hub.repos() == REPOS
+    for repo in REPOS:
+        folder = cwd / "zoo" / repo
+        assert_pushed_once(hub, folder, read_json(folder / RESULTS).get("run"))
+    [collection] = hub.collections()
+    assert [item["id"] for item in collection.items] == REPOS
