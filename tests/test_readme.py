@@ -30,7 +30,7 @@ TINY = {
     "gdzoo.report": "",
     "gdzoo.downstream": "--max_train_steps 2 --replay_samples 10",
 }
-SMALLER = {"--replay_pool": "--replay_pool 8 --replay_pool_steps 1", "--dataset_root": "--model tiny"}
+SMALLER = {"--replay_pool": "--replay_pool 8 --replay_pool_steps 1", "--resolution": "--resolution 16 --model tiny"}
 NOT_RUN = {
     "--benchmark split-cifar": "CIFAR-10 comes from the Hub; tests/training/test_train.py trains on a copy",
     "org/pets": "this data set would be on the Hub",
