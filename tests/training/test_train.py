@@ -22,7 +22,7 @@ from gdzoo import train
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.batches import TaskImages
-from gdzoo.method.strategies import Batch, strategy_class
+from gdzoo.method.strategies import Batch, Strategy, strategy_class
 from gdzoo.training import loop, terminal
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.learner import Learner
@@ -464,7 +464,7 @@ def test_a_torn_folder_of_another_strategy_costs_no_model(cwd):
 
 
 @dataclasses.dataclass(frozen=True)
-class Explodes:
+class Explodes(Strategy):
     """A strategy whose targets are not finite."""
 
     def __call__(self, real, past, random):
