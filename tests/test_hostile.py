@@ -25,7 +25,9 @@ from gdzoo.data.opening import DataError
 from gdzoo.data.streaming import ImageData
 from gdzoo.report.collection import read_zoo
 from gdzoo.training.checkpoint import CheckpointError, read_state
-from gdzoo.training.prepare import Run, prepare, read_published
+from gdzoo.training.output import check_published
+from gdzoo.training.prepare import prepare
+from gdzoo.training.run import Run
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS, repo_name
 from tests.conftest import ROOT, SMALL
@@ -263,7 +265,8 @@ def test_an_edited_results_json_is_named_or_read(cwd, run, data):
     file.write_text(json.dumps(results))
     try:
         read_zoo(cwd / "zoo")
-        read_published(folder)
+        config = dataclasses.replace(run.chains[0].config, output_dir=str(cwd / "zoo"))
+        check_published(dataclasses.replace(run.chains[0], config=config), run.data)
     except ConfigError as error:
         assert FIRST in str(error)
     finally:

@@ -22,7 +22,7 @@ from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extra
 from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
 from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
 from gdzoo.evaluation.tables import evaluation_table
-from gdzoo.models.pipelines import draw_any, load_any_pipeline
+from gdzoo.models.pipelines import draw_any, load_any_pipeline, one_line
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
@@ -66,11 +66,28 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Job:
-    """Check and load everything; nothing is drawn or written.
+    """Check and load everything; nothing is measured or written.
 
     Raises:
         ValueError: in one line that names the flag, the repo or the folder.
     """
+    check_flags(args)
+    config = benchmark_config(args.pipeline, args.benchmark)
+    data = open_chain(config, args.pipeline, args.dataset_root)
+    tasks = data.tasks(config.class_order, config.seed)
+    if not 1 <= args.task <= len(tasks):
+        raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
+    device = PartialState().default_device
+    pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
+    check_images(pipeline, data, args)
+    repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
+    evaluator = load_evaluator(repo, data, device)
+    extractor = load_extractor(args.features, device) if args.features else None
+    return Job(args, pipeline, data, tasks, evaluator, extractor, repo_id(repo))
+
+
+def check_flags(args: argparse.Namespace):
+    """Check the numbers and the output, and make --output a path."""
     for flag, minimum in dict(eval_samples=FEWEST_SAMPLES, eval_steps=1, eval_batch_size=1, seed=0).items():
         if getattr(args, flag) < minimum:
             raise ValueError(f"--{flag} {getattr(args, flag)}: it must be at least {minimum}")
@@ -79,23 +96,15 @@ def prepare(args: argparse.Namespace) -> Job:
         raise ValueError(f"--output {args.output} is a folder: name the JSON file to write")
     if not args.output.parent.is_dir():
         raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
-    config = benchmark_config(args.pipeline, args.benchmark)
-    data = open_chain(config, args.pipeline, args.dataset_root)
-    tasks = data.tasks(config.class_order, config.seed)
-    if not 1 <= args.task <= len(tasks):
-        raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
-    device = PartialState().default_device
-    pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
+
+
+def check_images(pipeline: DiffusionPipeline, data: ImageData, args: argparse.Namespace):
+    """Draw one image and check that it fits the benchmark."""
     try:
-        _, first = next(draw_any(pipeline, 1, 1, args.seed, 1))
+        _, image = next(draw_any(pipeline, 1, 1, args.seed, 1))
     except Exception as error:  # pipelines have no common error type
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{args.pipeline} draws no image ({type(error).__name__}: {reason})") from error
-    fitted(first, data, args.pipeline)  # fails if channels or size do not fit
-    repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
-    evaluator = load_evaluator(repo, data, device)
-    extractor = load_extractor(args.features, device) if args.features else None
-    return Job(args, pipeline, data, tasks, evaluator, extractor, repo_id(repo))
+        raise ValueError(f"{args.pipeline} draws no image ({one_line(error)})") from error
+    fitted(image, data, args.pipeline)
 
 
 def default_output(args: argparse.Namespace) -> str:
@@ -127,7 +136,7 @@ def fitted(images: Tensor, data: ImageData, name: str) -> Tensor:
 
 
 def run(job: Job) -> dict | None:
-    """Measure the pipeline, all processes together. Returns what is written to --output; None but on the main one."""
+    """Measure the pipeline, all processes together. Returns the content of --output on the main one, otherwise None."""
     args = job.args
     extractor = job.extractor or evaluator_extractor(job.evaluator, job.evaluator_repo)
     tasks = job.tasks[: args.task]
@@ -162,7 +171,7 @@ def run(job: Job) -> dict | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0 when all went well, 2 for what cannot work, 1 when it had to stop."""
+    """The command line; 0 if all went well, 2 for settings that cannot work, 1 if it had to stop."""
     args = parse_args(sys.argv[1:] if argv is None else argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -22,6 +22,7 @@ from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
+from gdzoo.models.pipelines import one_line
 
 SEED = 42  # one evaluator for all seeds of a benchmark: metrics of different evaluators cannot be compared
 HOLD_OUT = 5  # without a test split, one image in five is held out
@@ -73,8 +74,9 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evalu
             repo_or_folder, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # `from_pretrained` has no common error type
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--evaluator {repo_or_folder}: no transformers image classifier ({reason})") from error
+        raise ValueError(
+            f"--evaluator {repo_or_folder}: no transformers image classifier ({one_line(error)})"
+        ) from error
     if missing := report["missing_keys"]:  # transformers initializes them at random
         raise ValueError(
             f"--evaluator {repo_or_folder}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 import gdzoo
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.evaluator import Evaluator
+from gdzoo.models.pipelines import one_line
 
 INCEPTION = "inception"
 
@@ -72,7 +73,7 @@ def _inception(device: torch.device) -> Extractor:
     try:
         model = create_feature_extractor(name, ["2048"], cuda=False, verbose=False).to(device)
     except Exception as error:  # the download, its hash and the unpickler have no common error type
-        raise ValueError(f"--features inception: its weights cannot be loaded ({_one_line(error)})") from error
+        raise ValueError(f"--features inception: its weights cannot be loaded ({one_line(error)})") from error
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
         processor = AutoImageProcessor.from_pretrained(repo, backend="pil")
         model, report = AutoModel.from_pretrained(repo, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # the client's errors share no base class
-        raise ValueError(f"--features {repo}: no transformers image model ({_one_line(error)})") from error
+        raise ValueError(f"--features {repo}: no transformers image model ({one_line(error)})") from error
     missing = report["missing_keys"]  # transformers initializes them at random
     if not all(name.startswith("pooler.") for name in missing):
         raise ValueError(
@@ -114,16 +115,12 @@ def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
     try:
         extract(torch.zeros(1, 1 if takes_gray else 3, 32, 32, dtype=torch.uint8))
     except Exception as error:  # a text model, or one that needs more than pixels
-        raise ValueError(f"--features {repo} gives no features of an image ({_one_line(error)})") from error
+        raise ValueError(f"--features {repo} gives no features of an image ({one_line(error)})") from error
     return Extractor(repo, weights_fingerprint(model, processor.to_json_string()), extract)
 
 
 def _rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 # ---- real images ----

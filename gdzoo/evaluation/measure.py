@@ -28,9 +28,9 @@ FEWEST_SAMPLES = 10  # that can be evaluated
 
 
 class Part(NamedTuple):
-    """What one process made of its images of one batch."""
+    """Results of one process for its images of one batch."""
 
-    start: int  # which of all images is the first
+    start: int  # index of the first image among all
     kept: Tensor  # uint8 [k, C, H, W]
     features: Tensor  # [n, D]
     classes: Tensor  # [n]
@@ -57,14 +57,14 @@ def evaluate_pipeline(
 
     Args:
         tasks: labels of each task learned so far.
-        evaluator: None: nothing is measured, and `keep` images are drawn.
+        evaluator: None: only `keep` images are drawn, and nothing is measured.
         reference: the real images; needed on the main process only.
         count: samples to measure.
         steps: sampling steps.
         seed: of the noise.
         batch_size: images drawn at once by all processes together.
         extractor: of the features of samples and reference; None: the evaluator's features.
-        keep: number of images to return; they are drawn even where `count` is less.
+        keep: number of images to return, also if it is more than `count`.
         transform: applied to uint8 images [b, C, H, W] as they are drawn, before anything else.
 
     Returns:

@@ -24,7 +24,7 @@ def load_pipeline(folder, **kwargs) -> DDIMPipeline:
     try:
         return DDIMPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
     except Exception as error:  # `from_pretrained` has no common error type
-        raise ValueError(f"{folder} is no whole pipeline with safetensors ({_one_line(error)})") from error
+        raise ValueError(f"{folder} is no whole pipeline with safetensors ({one_line(error)})") from error
 
 
 def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
@@ -43,7 +43,7 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
         pipeline = DiffusionPipeline.from_pretrained(repo_or_folder, use_safetensors=True)
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(
-            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own ({_one_line(error)})"
+            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own ({one_line(error)})"
         ) from error
     if not inspect.signature(pipeline.__call__).parameters.keys() >= UNCONDITIONAL:
         raise ValueError(f"{repo_or_folder}: a {type(pipeline).__name__} is no unconditional pipeline")
@@ -91,9 +91,9 @@ def draw_images(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch
 def draw_any(
     pipeline: DiffusionPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[int, Tensor]]:
-    """Draw `count` images, divided among processes that get the same noise for an image however many they are.
+    """Draw this process's share of `count` images. An image gets the same noise however many processes there are.
 
-    A pipeline that the zoo's own sampler can draw from is divided by rows of each batch, any other by whole batches.
+    With a pipeline for the zoo's own sampler a share is rows of each batch, with any other it is whole batches.
 
     Args:
         steps: sampling steps.
@@ -101,7 +101,7 @@ def draw_any(
         node: the number of this process, and how many there are.
 
     Yields:
-        Which of the `count` images is the first, and images [b, C, H, W] (uint8) from there on.
+        The index of the first image among all, and the images [b, C, H, W] (uint8) from there on.
     """
     ours = type(pipeline) is DDIMPipeline and is_sampled_by_ddim(pipeline)
     draw = _draw_rows if ours else _draw_whole_batches
@@ -138,5 +138,6 @@ def _draw_whole_batches(
             yield start, to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Type and message of a library's error, for a message of one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

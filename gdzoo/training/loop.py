@@ -111,7 +111,8 @@ def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None
     """
     for other in run.chains:
         if other.config.seed == chain.config.seed and other.folder(1).exists():
-            return load_pipeline(other.folder(1)), read_results(other.folder(1))["cost"]
+            pipeline = load_pipeline(other.folder(1)).to(run.accelerator.device)
+            return pipeline, read_results(other.folder(1))["cost"]
     if run.pretrained:
         return run.pretrained.pipeline, cost_of(chain, run.accelerator, Progress())
     return None, None

@@ -12,7 +12,7 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.measure import FEWEST_SAMPLES
 from gdzoo.evaluation.pretrained import Pretrained
 from gdzoo.training.checkpoint import Checkpoints, GlobalRandom
-from gdzoo.zoo.names import DEFAULT_SEED, TRAINING_FOLDER, evaluator_name, repo_name
+from gdzoo.zoo.names import TRAINING_FOLDER, chain_title, evaluator_name, repo_name
 from gdzoo.zoo.results import read_results
 
 
@@ -34,9 +34,7 @@ class Chain:
 
     @property
     def title(self) -> str:
-        """The strategy, and the seed if it is not the default."""
-        seed = self.config.seed
-        return self.strategy if seed == DEFAULT_SEED else f"{self.strategy} seed {seed}"
+        return chain_title(self.strategy, self.config.seed)
 
     @property
     def task_numbers(self) -> range:

@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from gdzoo.config import TrainConfig
 from gdzoo.evaluation.tables import reliability
-from gdzoo.zoo.names import DEFAULT_SEED
+from gdzoo.zoo.names import chain_title
 
 
 def progress_bar(title: str, step: int, total: int, shown: bool) -> tqdm:
@@ -25,27 +25,20 @@ def task_line(result: dict) -> str:
 
 
 def _title(result: dict) -> str:
-    return result["strategy"] if result["seed"] == DEFAULT_SEED else f"{result['strategy']} seed {result['seed']}"
+    return chain_title(result["strategy"], result["seed"])
 
 
 def final_table(results: list[dict]) -> str:
     """FID and KLD: a row for each strategy and seed, a column for each task."""
-    tasks = sorted({result["task"] for result in results})
-    chains = list(dict.fromkeys(map(_title, results)))
+    tasks, chains = sorted({result["task"] for result in results}), {}
+    for result in results:
+        found = result["metrics"]
+        cell = f"{found['fid']:9.2f}{found['kld']:7.3f}" if found else f"{'-':>9}{'-':>7}"
+        chains.setdefault(_title(result), {})[result["task"]] = cell
     width = max(26, *(len(title) + 1 for title in chains))
-    lines = [
-        f"{'':{width}}" + "".join(f"{f'task {task}':>16}" for task in tasks),
-        f"{'':{width}}" + f"{'FID    KLD':>16}" * len(tasks),
-    ]
-    for title in chains:
-        cells = {result["task"]: result["metrics"] for result in results if _title(result) == title}
-        lines.append(
-            f"{title:{width}}"
-            + "".join(
-                f"{cells[task]['fid']:9.2f}{cells[task]['kld']:7.3f}" if cells[task] else f"{'-':>9}{'-':>7}"
-                for task in tasks
-            )
-        )
+    head = [(f"task {task}", "FID    KLD") for task in tasks]
+    lines = [" " * width + "".join(f"{text:>16}" for text in row) for row in zip(*head, strict=True)]
+    lines += [f"{title:{width}}" + "".join(cells[task] for task in tasks) for title, cells in chains.items()]
     return "\n".join(lines)
 
 

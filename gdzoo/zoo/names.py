@@ -17,6 +17,11 @@ def repo_name(benchmark: str, strategy: str, seed: int, task: int) -> str:
     return f"{benchmark}{suffix}{'' if seed == DEFAULT_SEED else f'-seed{seed}'}-task{task}"
 
 
+def chain_title(strategy: str, seed: int) -> str:
+    """The strategy, and the seed if it is not the default."""
+    return strategy if seed == DEFAULT_SEED else f"{strategy} seed {seed}"
+
+
 def evaluator_name(benchmark: str) -> str:
     """The repository of the image classifier that the metrics use."""
     return f"{benchmark}-evaluator"

@@ -27,8 +27,8 @@ INTRODUCTION = """\
 # Continual learning of diffusion models
 
 A diffusion model learns a sequence of **tasks**, each with a few new classes, and must keep the earlier classes without
-their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All models draw
-from the *same noise*, so differences between two tasks are due to training.
+their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All samples are
+drawn from the *same noise*.
 """
 
 html = partial(gr.HTML, apply_default_css=False)  # style.css has all styles

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gdzoo.method.catalogue import STRATEGIES
-from gdzoo.zoo.metric_catalogue import METRICS
-
 BENCHMARK, HALF_TRAINED = "split-digits", "split-half"
 NEW_KEYS = ("schema_version", "strategy_info", "metric_info")
 
@@ -25,8 +22,6 @@ def zoo(tiny_zoo, tmp_path_factory) -> Path:
     """A copy of the trained zoo, and unusual repositories, each as a strategy or a benchmark of its own."""
     root = tmp_path_factory.mktemp("space") / "zoo"
     shutil.copytree(tiny_zoo.zoo, root / "gdzoo")
-    for file in root.glob("*/*-task*/results.json"):
-        describe(file)
     add_repo(root, "pickled", lambda repo: (repo / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04."))
     add_repo(root, "coded", lambda repo: (repo / "pipeline.py").write_text("raise SystemExit\n"))
     add_repo(root, "foreign", lambda repo: edit(repo / "model_index.json", unet=["my_module", "MyUNet"]))
@@ -41,18 +36,8 @@ def zoo(tiny_zoo, tmp_path_factory) -> Path:
     return root
 
 
-def describe(file: Path) -> None:
-    """Add the keys that name the strategy and the metrics."""
-    results = json.loads(file.read_text())
-    strategy = STRATEGIES[results["strategy"]]
-    info = {"title": strategy.title, "colour": strategy.colour, "description": strategy.description}
-    info["order"] = list(STRATEGIES).index(results["strategy"])
-    metrics = {name: METRICS[name]._asdict() for name in results["metrics"]}
-    edit(file, schema_version=1, strategy_info=info, metric_info=metrics)
-
-
 def strip(file: Path) -> None:
-    """The form of results.json before it had these keys."""
+    """The form of results.json before it described its strategy and metrics."""
     results = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in results.items() if name not in NEW_KEYS}))
 
