@@ -18,6 +18,7 @@ from gdzoo.method.sampling import Teacher, to_float, to_uint8
 from gdzoo.method.strategies import Past, create_strategy, noised
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training import loop
+from gdzoo.training.run import Chain
 from gdzoo.zoo.folders import read_json
 from tests.forked import launch, outcome
 from tests.kills import RESUME, TINY, DieAt, kill_until_done, undisturbed
@@ -111,17 +112,13 @@ def test_balancing_knows_only_classes_that_the_teacher_has_seen(teacher):
         def forward(self, images):
             return SimpleNamespace(logits=self.classifier(scores[: len(images)].clone()))
 
-    run = SimpleNamespace(
-        config=TrainConfig(replay_pool=30, replay_pool_balanced=True, replay_pool_steps=2).resolve(),
-        accelerator=Accelerator(),
-        evaluator=Evaluator(Classifier()),
-        seen=lambda task: [0, 1, 2][: task + 1],
-    )
-    for task, expected in ((2, [0, 1, 0]), (3, [0, 1, 2])):
-        pool = loop.replay_pool(run, teacher, task)
+    config = TrainConfig(replay_pool=30, replay_pool_balanced=True, replay_pool_steps=2).resolve()
+    chain, evaluator = Chain(config, [[0], [1], [2], [3]]), Evaluator(Classifier())
+    for task, expected in ((3, [0, 1, 0]), (4, [0, 1, 2])):
+        pool = loop.replay_pool(chain, task, teacher, Accelerator(), evaluator)
         list(pool.fill())
         assert pool.classify(pool.images)[:3].tolist() == expected
-    assert run.evaluator(pool.images)[1][:3].tolist() == [0, 1, 3]
+    assert evaluator(pool.images)[1][:3].tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from gdzoo import train
 from gdzoo.arguments import parse_args
 from gdzoo.training import checkpoint
 from gdzoo.training.checkpoint import CheckpointError, Checkpoints, GlobalRandom, Progress
-from gdzoo.training.prepare import clear_output, hold_output, prepare
+from gdzoo.training.output import clear_output, hold_output
+from gdzoo.training.prepare import prepare
+from gdzoo.training.run import task_checkpoints
 from gdzoo.zoo.folders import read_json
 from tests.forked import launch, outcome
 from tests.kills import RESUME, TINY, DieAt, kill_until_done, undisturbed
@@ -62,16 +64,16 @@ class DieWhileTensorsAreWritten:
 
 
 TARGETED = [
-    DieAt("gdzoo.training.prepare", "train_evaluator"),
+    DieAt("gdzoo.training.evaluators", "train_evaluator"),
     DieAt("gdzoo.zoo.folders", "_flush"),  # while the evaluator's folder is written
     DieWhileTensorsAreWritten(1),
     DieWhileTensorsAreWritten(3),
     DieAt("gdzoo.training.checkpoint", "sha256", nth=4),
     DieAt("gdzoo.zoo.folders", "_flush", nth=6),  # after two whole checkpoints' files: before a rename
-    DieAt("gdzoo.training.results", "evaluate_task"),
-    DieAt("gdzoo.training.results", "evaluate_task", after=True),
+    DieAt("gdzoo.training.loop", "evaluate_task"),
+    DieAt("gdzoo.training.loop", "evaluate_task", after=True),
     DieAt("gdzoo.training.publish", "pipeline_card"),  # while a task's folder is written
-    DieAt("gdzoo.training.loop", "publish_task", after=True),  # before its checkpoints are removed
+    DieAt("gdzoo.training.loop", "publish_pipeline", after=True),  # before its checkpoints are removed
     DieAt("gdzoo.training.loop", "train_task", nth=2),  # between tasks
     DieAt("gdzoo.training.checkpoint", "sha256", nth=1),
 ]
@@ -103,7 +105,7 @@ def test_a_hundred_kills(tmp_path, uninterrupted):
 
 def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninterrupted):
     rare = [*TINY, "--checkpointing_steps", "1000"]  # the last step is kept all the same
-    run = launch(rare, tmp_path, DieAt("gdzoo.training.results", "evaluate_task"))
+    run = launch(rare, tmp_path, DieAt("gdzoo.training.loop", "evaluate_task"))
     assert run.wait() == -signal.SIGKILL
     [last] = (tmp_path / "zoo/.training").glob("*task1/checkpoint-12")
     last.rename(last.with_name(".replaced-checkpoint-12-0a1b2c3d"))
@@ -115,7 +117,7 @@ def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninte
 
 
 def test_a_run_goes_on_from_one_checkpoint_through_the_tasks_after_it(tmp_path, uninterrupted):
-    run = launch(TINY, tmp_path, DieAt("gdzoo.training.loop", "publish_task", nth=2))
+    run = launch(TINY, tmp_path, DieAt("gdzoo.training.loop", "publish_pipeline", nth=2))
     assert run.wait() == -signal.SIGKILL
     checkpoint = next((tmp_path / "zoo/.training").glob("gdzoo--split-digits-task2/checkpoint-9"))
     again = launch([*TINY, "--resume_from_checkpoint", str(checkpoint)], tmp_path)
@@ -136,7 +138,8 @@ def stopped(tmp_path, monkeypatch) -> Path:
     """A checkpoint at step 4 of finetune's first task."""
     monkeypatch.chdir(tmp_path)
     config = parse_args([*TINY, *NO_METRICS, "--strategy", "finetune"])
-    checkpoints = prepare(config).checkpoints("finetune", 1)
+    run = prepare(config)
+    checkpoints = task_checkpoints(run.chains[0], 1, run.accelerator)
     checkpoints.save(Progress(4))
     return checkpoints.folder / "checkpoint-4"
 
@@ -163,8 +166,8 @@ def test_overwriting_deletes_checkpoints_and_later_tasks_too(stopped):
     kept.mkdir()
     config = parse_args([*TINY, *NO_METRICS, "--strategy", "finetune", "--overwrite_output_dir"])
     run = prepare(config)
-    with hold_output(run):
-        clear_output(run)
+    with hold_output(run.config, run.accelerator):
+        clear_output(run.chains)
     assert kept.exists() and not later.exists() and not stopped.parent.exists()
 
 
@@ -176,7 +179,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, uninterrupted, signum, c
     os.kill(run.process.pid, signum)
     assert run.wait() == code
     assert run.last_line.startswith("gdzoo: stopped and saved after step ")
-    assert run.last_line.endswith("the same command with --resume_from_checkpoint latest goes on")
+    assert run.last_line.endswith("to continue, run the same command with --resume_from_checkpoint latest")
     step = int(run.last_line.split("after step ")[1].split(";")[0])
     assert [folder.name for folder in (tmp_path / "zoo/.training").glob("*task2/*")] == [f"checkpoint-{step}"]
     before = read_json(next((tmp_path / "zoo/.training").rglob("state.json")))["progress"]["seconds"]
@@ -362,9 +365,7 @@ def test_on_a_full_disk_the_last_whole_checkpoint_survives(tmp_path, disk, unint
     arguments = [*TINY, "--output_dir", str(disk.folder / "zoo")]
     run = launch(arguments, tmp_path / "logs")
     assert run.wait() == 1, run.text
-    assert "No space left on device" in run.last_line and run.last_line.endswith(
-        "with --resume_from_checkpoint latest goes on"
-    )
+    assert "No space left on device" in run.last_line and run.last_line.endswith("with --resume_from_checkpoint latest")
     assert "Traceback" not in run.text
     kept = next((disk.folder / "zoo/.training").glob("*task1/checkpoint-*"))
     checkpoint.read_state(kept)

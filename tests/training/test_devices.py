@@ -83,8 +83,9 @@ def same_weights(folder: Path, other: Path) -> bool:
 def test_what_mixes_devices_ends_as_on_a_gpu(gpu, tmp_path):
     (tmp_path / "forgetful.py").write_text(
         "from dataclasses import dataclass\n"
+        "from gdzoo.method.strategies import Strategy\n"
         "@dataclass(frozen=True)\n"
-        "class Forgetful:\n"
+        "class Forgetful(Strategy):\n"
         "    def __call__(self, real, past, random):\n"
         "        return real._replace(target=real.target.cpu())\n"
     )

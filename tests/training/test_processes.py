@@ -68,7 +68,7 @@ def watch(die_at: int | None = None):
     def spy_on_losses(learner, step, *args):
         loss = learn(learner, step, *args)
         mean = learner.accelerator.reduce(loss, "mean").item()
-        seen["losses"].append([type(learner.rehearse).__name__, learner.task, step, mean])
+        seen["losses"].append([type(learner.strategy).__name__, learner.task, step, mean])
         if step + 1 == learner.config.max_train_steps:
             Path(f"rank{rank}.json").write_text(json.dumps(seen))
         return loss

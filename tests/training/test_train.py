@@ -22,7 +22,7 @@ from gdzoo import train
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.batches import TaskImages
-from gdzoo.method.strategies import Batch, strategy_class
+from gdzoo.method.strategies import Batch, Strategy, strategy_class
 from gdzoo.training import loop, terminal
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.learner import Learner
@@ -205,7 +205,7 @@ def losses_of(arguments: list[str]) -> list[tuple[str, int, float]]:
 
     def spy(learner, *args):
         loss = original(learner, *args)
-        seen.append((type(learner.rehearse).__name__, learner.task, loss.item()))
+        seen.append((type(learner.strategy).__name__, learner.task, loss.item()))
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
@@ -305,12 +305,12 @@ def test_the_peak_of_memory_is_the_tasks_own():
 
 def test_wandb_gets_the_step_as_a_value(cwd, monkeypatch):
     """It drops what comes at an earlier step than the last, and the next chain begins at 0."""
-    logged, run = [], prepare(TrainConfig(max_train_steps=50))
+    logged, run = [], prepare(TrainConfig(max_train_steps=50, strategy=["lwf"]))
     monkeypatch.setattr(run.accelerator, "log", lambda values, **settings: logged.append((values, settings)))
     for tracker in ("tensorboard", "wandb"):
-        run.config = dataclasses.replace(run.config, report_to=tracker)
+        chain = dataclasses.replace(run.chains[0], config=dataclasses.replace(run.chains[0].config, report_to=tracker))
         bar = terminal.progress_bar("", 0, 50, shown=False)
-        loop.report_loss(run, "lwf", 2, Progress(10, seconds=1.0), [torch.tensor(0.5)], bar)
+        loop.report_loss(chain, 2, Progress(10, seconds=1.0), [torch.tensor(0.5)], run.accelerator, bar)
     assert logged == [({"lwf/loss": 0.5}, {"step": 60}), ({"lwf/loss": 0.5, "lwf/step": 60}, {})]
 
 
@@ -444,7 +444,7 @@ def test_overwriting_two_strategies_takes_nothing_of_the_run_before(cwd):
 def test_what_to_type_after_a_stop_does_not_overwrite():
     assert "--overwrite_output_dir" not in terminal.resume_hint(TrainConfig())
     told = terminal.resume_hint(TrainConfig(overwrite_output_dir=True))
-    assert told.endswith("--resume_from_checkpoint latest instead of --overwrite_output_dir goes on")
+    assert told.endswith("--resume_from_checkpoint latest instead of --overwrite_output_dir")
 
 
 def test_what_to_type_next_works_as_printed(monkeypatch):
@@ -464,7 +464,7 @@ def test_a_torn_folder_of_another_strategy_costs_no_model(cwd):
 
 
 @dataclasses.dataclass(frozen=True)
-class Explodes:
+class Explodes(Strategy):
     """A strategy whose targets are not finite."""
 
     def __call__(self, real, past, random):
