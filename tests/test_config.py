@@ -127,6 +127,14 @@ def test_command_line_wins_over_file(tmp_path):
     assert overridden == replace(expected, seed=8, strategy=["finetune"], use_ema=True)
 
 
+def test_values_of_a_file_are_read_as_on_the_command_line(tmp_path):
+    """YAML itself would read a number, a date or False here."""
+    file = tmp_path / "run.yaml"
+    file.write_text("tasks: 5\ndataset_config_name: 2020-12-01\nmixed_precision: no\nseeds: [1, 2]\nstrategy: lwf\n")
+    words = ["--tasks", "5", "--dataset_config_name", "2020-12-01", "--mixed_precision", "no", "--seeds", "1", "2"]
+    assert parse_args(["--config", str(file)]) == parse_args([*words, "--strategy", "lwf"])
+
+
 def test_empty_file_is_no_setting(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert parse_args(["--config", str(tmp_path / "empty.yaml")]) == TrainConfig()
@@ -149,7 +157,8 @@ def test_the_settings_of_the_small_cifar_can_be_used():
         ("strategy: []", "--strategy"),
         ("- seed", "seed: 42"),
         ("seed: [", "line 1"),
-        ("dataset_config_name: 2020-13-45", "month"),
+        ("seeds: [1, two]", "--seeds"),
+        ("use_ema: {on: true}", "use_ema takes one value, not a mapping"),
         (None, "No such file"),
     ],
 )
@@ -253,7 +262,7 @@ def test_wrong_types_from_python(settings):
         (dict(strategy=[]), "--strategy"),
         (dict(strategy=["lwf", "lwf"]), "--strategy names each strategy once"),
         (dict(strategy=["finetune", "gdzoo.method.strategies.Finetune"]), "--strategy names each strategy once"),
-        (dict(strategy=["magic"]), "--strategy 'magic' is none of finetune"),
+        (dict(strategy=["magic"]), "--strategy 'magic': choose from joint"),
         (dict(strategy=["no_such_package.Magic"]), "--strategy 'no_such_package.Magic' cannot be imported"),
         (
             dict(strategy=["gdzoo.method.strategies.Magic"]),
@@ -274,24 +283,30 @@ def test_tracker_that_is_not_installed(monkeypatch):
 
 
 MINE = """
-import dataclasses
+from dataclasses import dataclass
+from gdzoo.method.strategies import Strategy
 
-class Plain:
+class Foreign:
     def __call__(self, real, past, random):
         return None
 
-@dataclasses.dataclass
-class Asks:
+class Plain(Strategy):
+    replay_steps: int
+    def __call__(self, real, past, random):
+        return None
+
+@dataclass(frozen=True)
+class Asks(Strategy):
     temperature: float
     def __call__(self, real, past, random):
         return None
 
-@dataclasses.dataclass
-class Silent:
+@dataclass(frozen=True)
+class Silent(Strategy):
     pass
 
-@dataclasses.dataclass
-class Short:
+@dataclass(frozen=True)
+class Short(Strategy):
     def __call__(self, real):
         return None
 """
@@ -300,14 +315,18 @@ class Short:
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("my_wrong.Plain", "'my_wrong.Plain' is no dataclass whose fields are settings or have defaults"),
-        ("my_wrong.Asks", "'my_wrong.Asks' is no dataclass whose fields are .* 'temperature'"),
+        (
+            "my_wrong.Foreign",
+            "'my_wrong.Foreign' is no strategy: derive the class from gdzoo.method.strategies.Strategy",
+        ),
+        ("my_wrong.Plain", r"'my_wrong.Plain' is no dataclass: decorate the class with @dataclass\(frozen=True\)"),
+        ("my_wrong.Asks", "'my_wrong.Asks': its fields must be settings or have defaults .* 'temperature'"),
         ("my_wrong.Silent", r"'my_wrong.Silent' has no __call__\(real, past, random\)"),
         (".my_wrong.Plain", "'.my_wrong.Plain' cannot be imported"),
         ("./my_wrong.Plain", "'./my_wrong.Plain' cannot be imported"),
         ("elsewhere.Mine", "'elsewhere.Mine' cannot be imported .ModuleNotFoundError: .*; for .* set PYTHONPATH=."),
         ("my_torn.Mine", "'my_torn.Mine' cannot be imported .SyntaxError: "),
-        ("my_wrong.Short", r"'my_wrong.Short' has no __call__\(real, past, random\)"),
+        ("my_wrong.Short", r"'my_wrong.Short': its __call__ must take \(real, past, random\)"),
     ],
 )
 def test_a_strategy_that_cannot_work_is_said_before_work(tmp_path, monkeypatch, name, message):

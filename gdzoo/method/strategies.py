@@ -141,6 +141,8 @@ def strategy_class(name: str) -> type[Strategy]:
         raise ValueError(f"{name!r} cannot be imported ({reason}){hint}") from error
     if not (inspect.isclass(found) and issubclass(found, Strategy)):
         raise ValueError(f"{name!r} is no strategy: derive the class from gdzoo.method.strategies.Strategy")
+    if "__dataclass_fields__" not in vars(found):
+        raise ValueError(f"{name!r} is no dataclass: decorate the class with @dataclass(frozen=True)")
     return found
 
 
@@ -153,15 +155,14 @@ def create_strategy(name: str, settings) -> Strategy:
     method = strategy_class(name)
     values = vars(settings)
     try:
-        strategy = method(
-            **{field.name: values[field.name] for field in dataclasses.fields(method) if field.name in values}
-        )
+        names = [field.name for field in dataclasses.fields(method) if field.name in values]
+        strategy = method(**{name: values[name] for name in names})
     except TypeError as error:
-        raise ValueError(
-            f"{name!r}: make it a frozen dataclass whose fields are settings or have defaults ({error})"
-        ) from error
+        raise ValueError(f"{name!r}: its fields must be settings or have defaults ({error})") from error
     try:
         inspect.signature(strategy).bind("real", "past", "random")
     except TypeError as error:
         raise ValueError(f"{name!r}: its __call__ must take (real, past, random) ({error})") from error
+    if method.__call__ is Strategy.__call__:
+        raise ValueError(f"{name!r} has no __call__(real, past, random), which returns a Batch or None")
     return strategy

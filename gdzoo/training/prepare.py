@@ -59,11 +59,16 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     except ValueError as error:  # accelerate keeps the first precision of a process, e.g. of a notebook
         raise ConfigError(f"--mixed_precision {config.mixed_precision}: {error}") from error
     if accelerator.distributed_type == DistributedType.FSDP:
-        if not accelerator.is_fsdp2:
-            raise ConfigError("FSDP works in version 2 only: say --fsdp_version 2, or choose it in `accelerate config`")
-        if isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
-            raise ConfigError("FSDP works without offloading only: say --fsdp_offload_params false")
+        check_fsdp(accelerator)
     return accelerator
+
+
+def check_fsdp(accelerator: Accelerator):
+    """Raises ConfigError for anything but FSDP version 2 with all shards on the accelerators."""
+    if not accelerator.is_fsdp2:
+        raise ConfigError("FSDP works in version 2 only: say --fsdp_version 2, or choose it in `accelerate config`")
+    if isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
+        raise ConfigError("FSDP works without offloading only: say --fsdp_offload_params false")
 
 
 def with_precision(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:

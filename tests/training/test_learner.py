@@ -6,8 +6,9 @@ from accelerate import Accelerator
 from torch.profiler import profile
 
 from gdzoo.config import TrainConfig
+from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.sampling import Teacher
-from gdzoo.method.strategies import STRATEGIES, Past, create_strategy
+from gdzoo.method.strategies import Past, create_strategy
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.learner import Learner
 
