@@ -10,7 +10,7 @@ from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.objective import Batch, continual_loss, min_snr_weight, noised
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import Teacher
-from gdzoo.method.strategies import Past, strategy_class
+from gdzoo.method.strategies import Past, Strategy, strategy_class
 from gdzoo.models.unet import create_scheduler, create_unet
 
 FIELDS = {"replay_batch_size": 6, "replay_steps": 2, "replay_eta": 0.0}
