@@ -61,7 +61,7 @@ STRATEGIES = {
     ),
     "lwf": StrategyInfo(
         "lwf",
-        "lwf",
+        "LwF",
         "#CC79A7",
         "P",
         "Trains on the new images with two targets: the noise, and the noise predictions of the model of the previous"
