@@ -308,11 +308,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(saved, capsys
     again = Toy(folder)
     assert again.checkpoints.restore("latest").step == 3
     told = capsys.readouterr().out.strip()
-    assert "checkpoint-4" in told and told.endswith(": taking the one before") and "\n" not in told
+    assert "checkpoint-4" in told and told.endswith(": using the one before") and "\n" not in told
     damage(folder / "checkpoint-3" / name)
     assert again.checkpoints.restore("latest") == Progress()
     told = capsys.readouterr().out.strip().splitlines()[-1]
-    assert "checkpoint-3" in told and told.endswith(": beginning the task anew")
+    assert "checkpoint-3" in told and told.endswith(": starting the task again")
     with pytest.raises(CheckpointError, match="checkpoint-4"):
         again.checkpoints.restore(str(folder / "checkpoint-4"))
 

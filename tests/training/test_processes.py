@@ -21,14 +21,14 @@ from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from gdzoo import train
-from gdzoo.config import ConfigError
+from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
 from gdzoo.method.strategies import strategy_class
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.training import learner as learning
+from gdzoo.training import prepare as preparation
 from gdzoo.training.learner import Learner
-from gdzoo.training.prepare import check_fsdp
 from gdzoo.zoo.folders import read_json
 from tests.conftest import ROOT, STRATEGIES
 from tests.forked import launch
@@ -324,13 +324,14 @@ def test_fsdp_goes_on_bit_for_bit_and_so_do_processes_without_it(tmp_path, shard
     assert losses_of(without, 1) == pytest.approx(losses_of(sharded, 1)[20:], rel=1e-5)
 
 
-def test_other_kinds_of_fsdp_are_refused():
+def test_other_kinds_of_fsdp_are_refused(monkeypatch):
     offloading = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload=True)
     accelerator = SimpleNamespace(
         distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=offloading)
     )
+    monkeypatch.setattr(preparation, "Accelerator", lambda **settings: accelerator)
     with pytest.raises(ConfigError, match="--fsdp_offload_params false"):
-        check_fsdp(accelerator)
+        preparation.create_accelerator(TrainConfig())
     accelerator.is_fsdp2 = False
     with pytest.raises(ConfigError, match="--fsdp_version 2"):
-        check_fsdp(accelerator)
+        preparation.create_accelerator(TrainConfig())

@@ -29,7 +29,7 @@ from gdzoo.training.learner import Learner
 from gdzoo.training.prepare import prepare
 from gdzoo.zoo import environment
 from gdzoo.zoo.names import repo_name
-from tests.conftest import ROOT, SMALL, STRATEGIES, run_command_line
+from tests.conftest import ROOT, SMALL, STRATEGIES
 
 TWO_TASKS = [*SMALL, "--tasks", "0,1;2,3", "--evaluator", "none"]
 DATA = Path(os.environ.get("GDZOO_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -483,13 +483,6 @@ def test_the_package_is_no_output_folder(capsys):
         prepare(TrainConfig(output_dir=str(ROOT / "gdzoo")))
     with pytest.raises(ConfigError, match="--output_dir"):
         prepare(TrainConfig(output_dir=str(ROOT)))
-
-
-def test_help_groups_the_flags(cwd):
-    run = run_command_line(["--help"], cwd)
-    assert run.returncode == 0
-    for group in ("data:", "method:", "model:", "training:", "evaluation:", "output:", "Hub:"):
-        assert f"\n{group}\n" in run.stdout
 
 
 @pytest.mark.skipif(not (DATA / "uoft-cs/cifar10").is_dir(), reason=f"no copy of CIFAR-10 in {DATA}")
