@@ -25,7 +25,7 @@ from gdzoo.zoo.names import is_checkpoint, repo_name
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
 FOLDERS = ("dataset_root", "output_dir", "pretrained_model_name_or_path")  # settings that are, or may be, paths
-TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}  # --report_to: module
+TRACKERS = ("tensorboard", "trackio", "wandb")  # --report_to; the modules have the same names
 
 # For benchmarks without a recipe of their own: the paper's optimizer, and lengths between those of its recipes.
 GENERIC_DEFAULTS = dict(
@@ -163,7 +163,7 @@ class TrainConfig:
         " chain on the Hub; or from a repo, e.g. gdzoo/split-digits-task3@run-1a2b3c4d",
         result=False,
     )
-    report_to: str | None = option(None, OUTPUT, "tracker", choices=tuple(TRACKERS), result=False)
+    report_to: str | None = option(None, OUTPUT, "tracker", choices=TRACKERS, result=False)
     push_to_hub: bool = option(False, HUB, "push each task's model as soon as it is published locally", result=False)
     hub_namespace: str | None = option(
         None, HUB, "user or organisation (default: gdzoo; with --push_to_hub the token's account)", result=False
@@ -252,7 +252,7 @@ class TrainConfig:
             raise ConfigError("--strategy names each strategy once, and at least one (my.LwF would be saved as lwf is)")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("--seeds names each seed once")
-        if self.report_to and not importlib.util.find_spec(TRACKERS[self.report_to]):
+        if self.report_to and not importlib.util.find_spec(self.report_to):
             # Trap: accelerate only warns, and logs nothing.
             raise ConfigError(f'--report_to {self.report_to} is not installed: pip install "gdzoo[{self.report_to}]"')
         if not self.benchmark.replace("-", "").isalnum() or not self.benchmark.isascii():

@@ -40,11 +40,7 @@ def train(config: TrainConfig) -> list[dict]:
 
 
 def prepare_all(config: TrainConfig) -> tuple[Run, Evaluator | None, Pusher | None]:
-    """Everything that is checked, opened or downloaded before work.
-
-    Raises:
-        ConfigError, DataError
-    """
+    """Everything that is checked, opened or downloaded before work. Raises ConfigError, DataError."""
     run = prepare(config)
     consult_hub(run)
     evaluator = find_evaluator(run)
@@ -71,11 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_config(config: TrainConfig) -> int:
-    """A whole run, its errors printed in one line each.
-
-    Raises:
-        Interrupted
-    """
+    """A whole run, its errors printed in one line each. Raises Interrupted."""
     # Each loads many small files, whose bars would hide the run's own.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

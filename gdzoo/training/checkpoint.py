@@ -171,11 +171,7 @@ def other_run(folder: Path, origin: dict, expected: dict) -> CheckpointError:
 
 
 def read_state(folder: Path) -> dict:
-    """The content of a checkpoint's state.json.
-
-    Raises:
-        CheckpointError: a file is missing or altered.
-    """
+    """The content of a checkpoint's state.json. Raises CheckpointError: a file is missing or altered."""
     try:
         manifest = read_json(folder / MANIFEST)
         for name in (TENSORS, STATE):

@@ -1,6 +1,6 @@
 """The evaluator of a run: found, trained or refused."""
 
-from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.config import ConfigError
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator, other_training, train_evaluator
 from gdzoo.evaluation.features import Reference, evaluator_extractor, reference_features
 from gdzoo.training.publish import publish_evaluator
@@ -43,11 +43,7 @@ def _load(repo_or_folder, run: Run) -> Evaluator:
 
 
 def train_missing_evaluator(run: Run) -> Evaluator:
-    """Train the benchmark's evaluator on the main process, publish it, and load it on all.
-
-    Raises:
-        DataError
-    """
+    """Train the benchmark's evaluator on the main process, publish it, and load it on all. Raises DataError."""
     config = run.config
     if run.accelerator.is_main_process:
         model, report = train_evaluator(
@@ -58,12 +54,9 @@ def train_missing_evaluator(run: Run) -> Evaluator:
     return _load(evaluator_folder(config), run)
 
 
-def evaluator_repo(config: TrainConfig) -> str:
-    """What results.json calls the evaluator; of a folder elsewhere only its name."""
-    return repo_of(evaluator_folder(config)) if config.evaluator == "train" else config.to_dict()["evaluator"]
-
-
 def real_features(run: Run, evaluator: Evaluator) -> Reference:
     """The evaluator's features of the real images of all tasks."""
-    labels = run.chains[0].seen(len(run.chains[0].tasks))
-    return reference_features(run.data, labels, evaluator_extractor(evaluator, evaluator_repo(run.config)))
+    config, labels = run.config, sum(run.chains[0].tasks, [])
+    # results.json names the evaluator by this; of a folder elsewhere only the last part of the path is published.
+    name = repo_of(evaluator_folder(config)) if config.evaluator == "train" else config.to_dict()["evaluator"]
+    return reference_features(run.data, labels, evaluator_extractor(evaluator, name))

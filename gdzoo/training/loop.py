@@ -257,11 +257,7 @@ class Saver:
             raise Interrupted(signum, f"stopped and saved after step {self.progress.step}")
 
     def fill(self, pool: ReplayPool, bar: tqdm):
-        """Draw what the replay pool lacks, and save it.
-
-        Raises:
-            Interrupted
-        """
+        """Draw what the replay pool lacks, and save it. Raises Interrupted."""
         started = time.perf_counter() - self.progress.seconds
         for count in pool.fill():
             bar.set_postfix_str(f"replay pool {count}/{pool.size}")
@@ -270,11 +266,7 @@ class Saver:
 
 
 def report_loss(chain: Chain, task: int, progress: Progress, losses: list[Tensor], accelerator: Accelerator, bar: tqdm):
-    """Show and log the mean loss of the last steps.
-
-    Raises:
-        TrainingError: it is not finite.
-    """
+    """Show and log the mean loss of the last steps. Raises TrainingError: it is not finite."""
     config = chain.config
     loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
     if not math.isfinite(loss):

@@ -35,11 +35,7 @@ def check_output(run: Run):
 
 
 def check_published(chain: Chain, data: ImageData):
-    """Refuse published tasks of another configuration, or that are damaged.
-
-    Raises:
-        ConfigError
-    """
+    """Refuse published tasks of another configuration, or that are damaged. Raises ConfigError."""
     for folder in filter(Path.exists, map(chain.folder, chain.task_numbers)):
         try:
             there = read_folder(folder)

@@ -42,11 +42,7 @@ def prepare(config: TrainConfig) -> Run:
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
-    """The processes, devices and precision of the run.
-
-    Raises:
-        ConfigError
-    """
+    """The processes, devices and precision of the run. Raises ConfigError."""
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -113,11 +109,7 @@ def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accele
 
 
 def check_checkpoint(config: TrainConfig, chains: list[Chain], accelerator: Accelerator):
-    """Refuse a checkpoint that cannot be read, or that belongs to another run.
-
-    Raises:
-        ConfigError
-    """
+    """Refuse a checkpoint that cannot be read, or that belongs to another run. Raises ConfigError."""
     where = config.resume_from_checkpoint
     if not where or not is_checkpoint(where):
         return

@@ -82,11 +82,7 @@ def make_chains(config: TrainConfig, data: ImageData) -> list[Chain]:
 
 
 def split_tasks(data: ImageData, config: TrainConfig) -> list[list[int]]:
-    """The labels of each task.
-
-    Raises:
-        ConfigError: a class has no image, or task 1 has too few to be evaluated.
-    """
+    """The labels of each task. Raises ConfigError: a class has no image, or task 1 has too few to be evaluated."""
     try:
         tasks = data.tasks(config.class_order, config.seed)
     except ValueError as error:
