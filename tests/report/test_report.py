@@ -336,8 +336,8 @@ def test_a_malformed_downstream_json_is_named(content, reason, zoo, tmp_path, ca
 
 def test_missing_models_are_named(markdown):
     assert "- generative replay, seed 69: task 2, 3\n" in markdown
-    assert "- lwf, seed 42: task 2, 3\n" in markdown
-    assert table_under(markdown, "64 samples")["lwf"] == ["21.00", "missing", "missing"]
+    assert "- LwF, seed 42: task 2, 3\n" in markdown
+    assert table_under(markdown, "64 samples")["LwF"] == ["21.00", "missing", "missing"]
 
 
 def test_broken_and_foreign_folders_are_named_and_left_out(markdown, zoo, report, capsys):

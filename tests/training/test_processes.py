@@ -35,7 +35,8 @@ from tests.forked import launch
 from tests.kills import RESUME
 from tests.readme import commands
 
-STEPS, BATCH = 50, 8  # 45 steps are an epoch of the first task's 360 images
+STEPS, BATCH = 24, 24  # 15 steps are an epoch of the first task's 360 images
+DIES = 22  # the step at which a worker dies, after the checkpoint of step 20
 MAIN = "generative_distillation"
 PLAIN = ["--tasks", "0,1;2,3", "--eval_steps", "1", "--learning_rate", "2e-4", "--lr_warmup_steps", "0"]
 TWO_TASKS = [*PLAIN, "--evaluator", "none", "--checkpointing_steps", "10"]
@@ -233,7 +234,7 @@ def test_only_the_main_process_writes(two):
 def test_a_dying_worker_ends_the_other_and_both_go_on_bit_for_bit(tmp_path, two):
     arguments = [*LONG, *HALF]
     started = time.monotonic()
-    died = torchrun(arguments, tmp_path, DIE_AT=str(25 * BATCH // 2))
+    died = torchrun(arguments, tmp_path, DIE_AT=str(DIES * BATCH // 2))
     assert died.returncode != 0 and time.monotonic() - started < 60
     assert {folder.name for folder in (tmp_path / "zoo/.training").glob("*task1/*")} == {
         "checkpoint-10",
@@ -245,7 +246,7 @@ def test_a_dying_worker_ends_the_other_and_both_go_on_bit_for_bit(tmp_path, two)
     for run in runs:
         os.kill(run.process.pid, signal.SIGTERM)
     assert [run.wait() for run in runs] == [143, 143]
-    assert "20/50" in runs[0].text and runs[0].last_line.startswith("gdzoo: stopped and saved after step ")
+    assert f"20/{STEPS}" in runs[0].text and runs[0].last_line.startswith("gdzoo: stopped and saved after step ")
     assert "gdzoo:" not in runs[1].text
 
     runs = launch_two([*arguments, *RESUME], tmp_path)
@@ -307,14 +308,14 @@ def test_fsdp_publishes_a_plain_unet(sharded, one):
 def test_fsdp_goes_on_bit_for_bit_and_so_do_processes_without_it(tmp_path, sharded):
     arguments = [*LONG, *HALF]
     fsdp = watched(sharded, 0)["environment"]
-    runs = launch_two(arguments, tmp_path, die_at=25 * BATCH // 2, **fsdp)
+    runs = launch_two(arguments, tmp_path, die_at=DIES * BATCH // 2, **fsdp)
     assert 0 not in [run.wait() for run in runs]
     without = tmp_path / "without"
     shutil.copytree(tmp_path / "zoo", without / "zoo")
 
     runs = launch_two([*arguments, *RESUME], tmp_path, **fsdp)
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
-    assert "20/50" in runs[0].text
+    assert f"20/{STEPS}" in runs[0].text
     assert watched(tmp_path, 1)["parameters"] == watched(sharded, 1)["parameters"]
     for task in (1, 2):
         assert weights(tmp_path, f"split-digits-task{task}") == weights(sharded, f"split-digits-task{task}")
