@@ -115,11 +115,7 @@ class Source:
 
 
 def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
-    """Open the data set in `dataset_root` if it is there, else on the Hub.
-
-    Raises:
-        DataError
-    """
+    """Open the data set in `dataset_root` if it is there, else on the Hub. Raises DataError."""
     name, config_name = benchmark.dataset_name, benchmark.dataset_config_name
     if name == DIGITS:
         return Source(benchmark, {"train": _digits()})

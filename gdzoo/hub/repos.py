@@ -214,11 +214,7 @@ def add_to_collection(api: HfApi, repo_id: str, benchmark: str, private: bool):
 
 
 def download(api: HfApi, info: RepoInfo, folder: Path):
-    """A model's JSON, safetensors and pictures.
-
-    Raises:
-        PermanentHubError: the weights are not safetensors.
-    """
+    """A model's JSON, safetensors and pictures. Raises PermanentHubError: the weights are not safetensors."""
     if not has_weights(info):
         raise PermanentHubError(f"{info.id} has no safetensors weights, the only ones that gdzoo loads")
     # Traps: a branch may be answered from the cache (see read_remote), and threads share one client (see commit).

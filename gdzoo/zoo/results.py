@@ -113,22 +113,14 @@ def catalogue_info(results: dict) -> dict:
 
 
 def read_results(folder: Path) -> dict:
-    """The results.json of a task's model.
-
-    Raises:
-        ValueError: it cannot be read or has another form.
-    """
+    """The results.json of a task's model. Raises ValueError: it cannot be read or has another form."""
     results = read_json(folder / RESULTS)
     validate_results(results)
     return results
 
 
 def read_evaluator_results(folder: Path) -> dict:
-    """The results.json of an evaluator.
-
-    Raises:
-        ValueError: it cannot be read or has another form.
-    """
+    """The results.json of an evaluator. Raises ValueError: it cannot be read or has another form."""
     results = read_json(folder / RESULTS)
     _check_version(results)
     _check(results, EVALUATOR)
