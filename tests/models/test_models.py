@@ -19,6 +19,7 @@ from gdzoo.models.unet import compile_unet
         pytest.param("cuda", (128, 256), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
     ],
 )
+@pytest.mark.compiles
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_unet_has_the_gradients_of_the_plain_one(device, channels):
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ def edit(file: Path, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """One worker runs all tests of the Space: a second one would start an app and a browser of its own."""
     for item in items:

@@ -24,6 +24,7 @@ from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.batches import TaskImages
 from gdzoo.method.strategies import Batch, Strategy, strategy_class
 from gdzoo.training import loop, terminal
+from gdzoo.training import results as training_results
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.learner import Learner
 from gdzoo.training.prepare import prepare
@@ -228,6 +229,7 @@ def accumulated(once) -> tuple[list, list]:
     return tuple(json.loads((once("accumulated", make) / "losses.json").read_text()))
 
 
+@pytest.mark.xdist_group("accumulated")  # a second worker would only wait for the shared runs
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_accumulated_micro_batches_equal_one_batch(accumulated, strategy):
     name = strategy_class(strategy).__name__
@@ -486,7 +488,9 @@ def test_the_package_is_no_output_folder(capsys):
 
 
 @pytest.mark.skipif(not (DATA / "uoft-cs/cifar10").is_dir(), reason=f"no copy of CIFAR-10 in {DATA}")
-def test_cifar_with_the_papers_unet(cwd):
+def test_cifar_with_the_papers_unet(cwd, monkeypatch):
+    for module in (loop, training_results):
+        monkeypatch.setattr(module, "GRID", 2)  # samples.png has 4 samples instead of 64
     arguments = ["--benchmark", "split-cifar", "--dataset_root", str(DATA), "--tasks", "cat,dog;ship,truck"]
     tiny = [
         "--max_train_steps",
