@@ -12,17 +12,6 @@ from statistics import fmean
 QualityMatrix = Sequence[Sequence[float | None]]
 
 
-def quality_matrix(history: Sequence[dict], metric: str) -> list[list[float | None]]:
-    """The rows of q[k][j] from the `history` of a results.json: `metric` is fid or kid.
-
-    A task that was not evaluated, or by a version without `per_task`, has a row of None.
-    """
-    return [
-        [row[metric] for row in entry.get("per_task") or [{metric: None}] * task]
-        for task, entry in enumerate(history, start=1)
-    ]
-
-
 def average_final_quality(quality: QualityMatrix) -> float:
     """Mean over all tasks j of q[T][j], the quality after the last task T; in the unit of q, lower is better.
 

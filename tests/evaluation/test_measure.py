@@ -29,7 +29,7 @@ from gdzoo.evaluation.features import Extractor, Reference, evaluator_extractor
 from gdzoo.evaluation.measure import evaluate, evaluate_pipeline
 from gdzoo.evaluation.metrics import METRICS as METRIC_FUNCTIONS
 from gdzoo.evaluation.metrics import Compared
-from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting, quality_matrix
+from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting
 from gdzoo.evaluation.tables import evaluation_table
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import ddim_sample, to_uint8
@@ -120,19 +120,12 @@ def test_samples_of_later_classes_belong_to_no_task(toy):
     assert result["histogram"]["samples"] == [50] * 6
 
 
-def test_the_quality_matrix_comes_from_the_history():
-    def entry(*fids):
-        return {"per_task": [{"fid": fid, "kid": None} for fid in fids]}
-
-    history = [entry(1.0), entry(4.0, 2.0), entry(9.0, 4.0, 3.0)]
-    matrix = quality_matrix(history, "fid")
-    assert matrix == [[1], [4, 2], [9, 4, 3]]
+def test_summaries_of_a_quality_matrix():
+    matrix = [[1.0], [4.0, 2.0], [9.0, 4.0, 3.0]]
     assert average_final_quality(matrix) == pytest.approx(16 / 3)
     assert average_incremental_quality(matrix) == pytest.approx((1 + 3 + 16 / 3) / 3)
     assert forgetting(matrix) == pytest.approx((8 + 2) / 2)
-    assert math.isnan(forgetting(quality_matrix(history, "kid")))
-    # Models of before there were numbers for each task.
-    assert quality_matrix([{"metrics": {}}, entry(4.0, 2.0)], "fid") == [[None], [4, 2]]
+    assert math.isnan(forgetting([[None], [4.0, 2.0], [9.0, 4.0, 3.0]]))
 
 
 def test_tables_warn_when_fid_is_not_reliable(toy):
