@@ -48,6 +48,22 @@ def pytest_xdist_auto_num_workers() -> int:
     return CORES
 
 
+# A second worker would only wait for the runs that these share, or start an app and a browser of its own.
+ON_ONE_WORKER = ("tests/spaces/", "tests/training/test_processes.py", "test_accumulated_micro_batches_equal_one_batch")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give tests to workers one by one, or as a group. Trap: with pytest 9.2, `xdist_group` has no effect."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for group in ON_ONE_WORKER if group in nodeid), nodeid)
+
+    return Groups(config, log)
+
+
 def pytest_collection_finish():
     """accelerate collects garbage after every task: keep it from going through all modules each time."""
     gc.collect()

@@ -17,14 +17,6 @@ def edit(file: Path, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """One worker runs all tests of the Space: a second one would start an app and a browser of its own."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("spaces"))
-
-
 @pytest.fixture(scope="package")
 def zoo(tiny_zoo, tmp_path_factory) -> Path:
     """A copy of the trained zoo, and unusual repositories, each as a strategy or a benchmark of its own."""

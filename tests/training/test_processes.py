@@ -35,8 +35,6 @@ from tests.forked import launch
 from tests.kills import RESUME
 from tests.readme import commands
 
-pytestmark = pytest.mark.xdist_group("processes")  # a second worker would only wait for the shared runs
-
 STEPS, BATCH = 24, 24  # 15 steps are an epoch of the first task's 360 images
 DIES = 22  # the step at which a worker dies, after the checkpoint of step 20
 MAIN = "generative_distillation"

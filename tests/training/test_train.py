@@ -229,7 +229,6 @@ def accumulated(once) -> tuple[list, list]:
     return tuple(json.loads((once("accumulated", make) / "losses.json").read_text()))
 
 
-@pytest.mark.xdist_group("accumulated")  # a second worker would only wait for the shared runs
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_accumulated_micro_batches_equal_one_batch(accumulated, strategy):
     name = strategy_class(strategy).__name__
