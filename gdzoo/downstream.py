@@ -107,7 +107,7 @@ def _soft_labels(classifier: nn.Module, images: Tensor) -> Tensor:
 
 
 def _train(classifier: nn.Module, real, replay, task: int, steps: int, random: StepRandom):
-    """w CE(real) + (1 - w) CE(replay, soft labels), w = 1 / task, as for the diffusion models themselves."""
+    """w CE(real) + (1 - w) CE(replay, soft labels), w = 1 / task; a pretrained first task counts as one."""
     classifier.train()
     optimizer, schedule = create_optimizer(classifier, steps)
 

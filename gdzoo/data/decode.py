@@ -42,12 +42,12 @@ def decode_image(cell: dict, channels: int, resolution: int, refuse_colours: boo
         Exception: of any class. The decoders of PIL have no common error type.
     """
     image = _IMAGE.decode_example(cell)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range: save the images with 8 or 16 bits")
     if refuse_colours and not _is_gray(image.mode):
         raise ValueError(f"it has colours, and the first {FIRST_IMAGES} images are gray: save all with the same mode")
     if image.mode.startswith("I"):  # 16 bits; PIL's convert() would clip them at 255
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range: save the images with 8 or 16 bits")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if channels == 1 else "RGB")

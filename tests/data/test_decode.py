@@ -1,5 +1,7 @@
 """Every kind of image becomes uint8 pixels of the size asked for."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,3 +69,11 @@ def test_large_images_are_resized_with_antialiasing():
 
 def test_small_images_grow():
     assert (decode_image(flat(9, size=(5, 5)), 1, 8) == 9).all()
+
+
+@pytest.mark.parametrize("refuse_colours", [False, True])
+def test_floating_point_pixels_are_refused_as_such(refuse_colours):
+    file = io.BytesIO()
+    Image.new("F", (8, 8)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="floating-point pixels have no known range"):
+        decode_image({"bytes": file.getvalue(), "path": None}, 1, 8, refuse_colours)
