@@ -5,9 +5,10 @@ from pathlib import Path
 
 import jinja2
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from gdzoo.method.catalogue import strategy_info
-from gdzoo.zoo.metric_catalogue import better, metric_info
+from gdzoo.zoo.metric_catalogue import metric_info
 
 _HERE = Path(__file__).parent.parent
 _TEMPLATES = jinja2.Environment(
@@ -40,7 +41,6 @@ _TEMPLATES.filters |= {
     "duration": _duration,
     "names": lambda names: ", ".join(map(_cell, names)),
     "strategy_title": lambda name: strategy_info(name).title,
-    "metric_title": lambda name: metric_info(name).title,
 }
 
 
@@ -65,7 +65,7 @@ def pipeline_card(
         done=results["tasks"][: results["task"]],
         to_come=results["tasks"][results["task"] :],
         comparison=[each for each in (results, *others) if each["metrics"]],
-        metrics={name: _meaning(name) for name in results["metrics"]},
+        metrics={name: metric_info(name) for name in results["metrics"]},
         strategy=strategy_info(results["strategy"]),
         settings={name: value for name, value in settings.items() if value is not None},
         pretrained=pretrained,
@@ -75,82 +75,65 @@ def pipeline_card(
 
 def evaluator_card(repo_id: str, results: dict, benchmark: dict) -> str:
     """The card of the image classifier that a benchmark's metrics use; `benchmark` as in `pipeline_card`."""
-    metadata = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-classification",
-        "license": "apache-2.0",
-        "datasets": [benchmark["dataset_name"]],
-        "tags": ["gdzoo", benchmark["name"], "continual-learning", "evaluation"],
-        "model-index": [
-            {
-                "name": repo_id.split("/")[1],
-                "results": [
-                    {
-                        "task": {"type": "image-classification", "name": "Image classification"},
-                        "dataset": _dataset(benchmark, results["test_split"]),
-                        "metrics": [{"type": "accuracy", "name": "Accuracy", "value": float(results["accuracy"])}],
-                    }
-                ],
-            }
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        datasets=[benchmark["dataset_name"]],
+        tags=["gdzoo", benchmark["name"], "continual-learning", "evaluation"],
+        model_name=repo_id.split("/")[1],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                task_name="Image classification",
+                dataset_type=benchmark["dataset_name"],
+                dataset_name=benchmark["name"],
+                dataset_split=results["test_split"],
+                metric_type="accuracy",
+                metric_name="Accuracy",
+                metric_value=float(results["accuracy"]),
+            )
         ],
-    }
+    )
     return _TEMPLATES.get_template("evaluator.md").render(
         metadata=_yaml(metadata), repo_id=repo_id, results=results, benchmark=benchmark
     )
 
 
-def _meaning(metric: str) -> str:
-    """E.g. "kernel distance between the same features, unbiased for few images; lower is better"."""
-    info = metric_info(metric)
-    return "; ".join(filter(None, (info.explanation, better(info))))
-
-
-def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained: str | None) -> dict:
-    metadata = {
-        "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation",
-        # A model derived from other people's weights keeps their licence.
-        **({} if pretrained else {"license": "apache-2.0"}),
-        "datasets": [benchmark["dataset_name"]],
-        "tags": [
-            "gdzoo",
-            benchmark["name"],
-            "diffusion",
-            "continual-learning",
-            "class-incremental-learning",
-            results["strategy"].rpartition(".")[2].replace("_", "-"),
-        ],
-        "widget": [{"text": f"samples after task {results['task']}", "output": {"url": "samples.png"}}],
-    }
-    if results["base_model"]:
-        metadata |= {"base_model": results["base_model"], "base_model_relation": "finetune"}
+def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained: str | None) -> ModelCardData:
+    evaluation = results["evaluation"]
+    slug = results["strategy"].rpartition(".")[2].replace("_", "-")
+    metadata = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        license=None if pretrained else "apache-2.0",  # a model derived from other people's weights keeps their licence
+        datasets=[benchmark["dataset_name"]],
+        tags=["gdzoo", benchmark["name"], "diffusion", "continual-learning", "class-incremental-learning", slug],
+        widget=[{"text": f"samples after task {results['task']}", "output": {"url": "samples.png"}}],
+        base_model=results["base_model"],
+        base_model_relation="finetune" if results["base_model"] else None,
+    )
     if results["metrics"]:
-        metadata["model-index"] = [{"name": repo_id.split("/")[1], "results": [_model_index(results, benchmark)]}]
+        how = "{eval_samples} samples of {eval_steps} DDIM steps, {feature_dim} features of {features}".format(
+            **evaluation
+        )
+        metadata.model_name = repo_id.split("/")[1]
+        metadata.eval_results = [
+            EvalResult(
+                task_type="unconditional-image-generation",
+                task_name="Unconditional image generation",
+                dataset_type=benchmark["dataset_name"],
+                dataset_name=f"{benchmark['name']}, tasks 1 to {results['task']}",
+                dataset_split=evaluation["reference_split"],
+                metric_type=name,
+                metric_name=f"{metric_info(name).title} ({how})",
+                metric_value=float(value),
+            )
+            for name, value in results["metrics"].items()
+        ]
     return metadata
 
 
-def _model_index(results: dict, benchmark: dict) -> dict:
-    """Every metric, with the number of samples and the features that it was measured with."""
-    evaluation = results["evaluation"]
-    how = (
-        f"{evaluation['eval_samples']} samples of {evaluation['eval_steps']} DDIM steps,"
-        f" {evaluation['feature_dim']} features of {evaluation['features']}"
-    )
-    return {
-        "task": {"type": "unconditional-image-generation", "name": "Unconditional image generation"},
-        "dataset": _dataset(benchmark, evaluation["reference_split"], f", tasks 1 to {results['task']}"),
-        "metrics": [
-            # Trap: YAML writes a numpy scalar as !!python/object, which the Hub refuses. float() prevents it.
-            {"type": name, "name": f"{metric_info(name).title} ({how})", "value": float(value)}
-            for name, value in results["metrics"].items()
-        ],
-    }
-
-
-def _dataset(benchmark: dict, split: str, which: str = "") -> dict:
-    return {"type": benchmark["dataset_name"], "name": f"{benchmark['name']}{which}", "split": split}
-
-
-def _yaml(metadata: dict) -> str:
-    # safe_dump raises an error for everything that is not plain YAML.
-    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000).rstrip()
+def _yaml(metadata: ModelCardData) -> str:
+    # Trap: ModelCardData.to_yaml() writes a numpy scalar as !!python/object, which the Hub refuses; safe_dump raises.
+    return yaml.safe_dump(metadata.to_dict(), sort_keys=False, allow_unicode=True, width=1000).rstrip()
