@@ -62,8 +62,6 @@ def pipeline_card(
         repo_id=repo_id,
         results=results,
         benchmark=benchmark,
-        done=results["tasks"][: results["task"]],
-        to_come=results["tasks"][results["task"] :],
         comparison=[each for each in (results, *others) if each["metrics"]],
         metrics={name: metric_info(name) for name in results["metrics"]},
         strategy=strategy_info(results["strategy"]),

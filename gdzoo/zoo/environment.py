@@ -1,8 +1,10 @@
 """Versions, hardware and peak memory, for results.json."""
 
+import contextlib
 import platform
 import re
 import resource
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,18 +17,17 @@ PACKAGES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "hug
 def made_with() -> dict:
     """Versions and hardware, for results.json."""
     versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    return {"versions": versions, "hardware": hardware()}
+    return {"versions": versions, "hardware": _hardware()}
 
 
-def hardware() -> str:
+def _hardware() -> str:
     """E.g. "1 x NVIDIA H100", or "2 x AMD EPYC" for a CPU's cores."""
     if torch.cuda.is_available():
         return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"  # the GPUs in use
     name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
+    with contextlib.suppress(OSError):  # Linux only
+        found = re.search(r"model name\s*: *(.+)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
     return f"{torch.get_num_threads()} x {name}"
 
 
@@ -34,15 +35,17 @@ def reset_peak_memory(device: torch.device):
     """Start a new measurement of this process's peak memory; on a CPU this works on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        with contextlib.suppress(OSError):  # containers may forbid it
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mib(device: torch.device) -> int:
     """Peak memory of this process in MiB since the reset: the accelerator's memory, or the resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage's peak, this one can be reset
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) // 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+    with contextlib.suppress(OSError):  # Linux; unlike getrusage's peak, this one can be reset
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) // 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)  # trap: bytes on macOS, KiB elsewhere

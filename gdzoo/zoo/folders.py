@@ -23,7 +23,7 @@ def read_json(file: Path) -> dict:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object")
@@ -42,9 +42,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     `folder` is therefore always complete. A crash leaves hidden folders, which `sweep_folder` deletes. A crash between
     the two renames of a replacement leaves no `folder`; `sweep_folder` then restores the old one.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _hidden(folder, PARTIAL)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:

@@ -1,5 +1,6 @@
 """The schema of results.json: its version, one validator and one reader. Does not import torch."""
 
+import contextlib
 import reprlib
 from pathlib import Path
 
@@ -14,32 +15,25 @@ DOWNSTREAM = "downstream.json"  # written into the zoo by python -m gdzoo.downst
 # A schema is a type; [schema] for a list; {name: schema} for an object, "name?" being optional; {str: schema} for an
 # object with any names; (schema, None) where null is allowed.
 NUMBER = int | float
-COST = {
-    "seconds": NUMBER,
-    "images_per_second?": NUMBER,
-    "student_passes": int,
-    "teacher_passes": int,
-    "peak_memory_mib": NUMBER,
-}
+KIND_NAMES = {int: "a whole number", NUMBER: "a finite number", str: "a string", bool: "true or false"}
+KIND_NAMES |= {list: "a list", dict: "an object"}
+COST = (
+    {"student_passes": int, "teacher_passes": int}
+    | {"seconds": NUMBER, "images_per_second?": NUMBER}
+    | {"peak_memory_mib": NUMBER}
+)
 ENTRY = {  # a model in its own results.json and in the history of later ones
     "task": int,
     "metrics": {str: NUMBER},
     "per_task?": ([{"task": int, "fid": (NUMBER, None), "kid": (NUMBER, None), "share": NUMBER}], None),
     "cost": COST,
 }
-EVALUATION = {
-    "features": str,
-    "fingerprint?": str,
-    "feature_dim": int,
-    "eval_samples": int,
-    "eval_steps": int,
-    "reference_split": str,
-    "reference_images": int,
-    "fid_reliable?": bool,
-    "fid_samples_needed?": int,
-    "seed?": int,
-}
-MADE_WITH = {"gdzoo": str, "versions": {str: str}, "hardware": str}
+EVALUATION = (
+    {"features": str, "fingerprint?": str, "feature_dim": int, "reference_split": str, "reference_images": int}
+    | {"eval_samples": int, "eval_steps": int, "seed?": int}
+    | {"fid_reliable?": bool, "fid_samples_needed?": int}
+)
+MADE_WITH = {"schema_version?": int, "gdzoo": str, "versions": {str: str}, "hardware": str}
 MODEL = (
     MADE_WITH
     | {"run": str, "benchmark": str, "strategy": str, "seed": int, "base_model": (str, None)}
@@ -50,28 +44,14 @@ MODEL = (
     | {"strategy_info?": {"title": str, "colour": str, "description": str, "order": int}}
     | {"metric_info?": {str: {"title": str, "direction": str, "explanation": str}}}
 )
-EVALUATOR = MADE_WITH | {
-    "benchmark": str,
-    "names": [str],
-    "drawn?": (str, None),
-    "accuracy": NUMBER,
-    "test_images": int,
-    "test_split": str,
-    "train_images": int,
-    "steps": int,
-    "seed": int,
-}
+EVALUATOR = (
+    MADE_WITH
+    | {"benchmark": str, "names": [str], "drawn?": (str, None), "accuracy": NUMBER, "steps": int, "seed": int}
+    | {"test_images": int, "test_split": str, "train_images": int}
+)
 # Chains of downstream.json with the same recipe can be averaged.
 RECIPE = {"steps": int, "replay_samples": int, "eval_steps": int, "test_split": str}
 CHAIN = {"namespace": str, "benchmark": str, "strategy": str, "seed": int, "run": str, "accuracy": [NUMBER]}
-KIND_NAMES = {
-    int: "a whole number",
-    NUMBER: "a finite number",
-    str: "a string",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}
 
 
 def validate_results(results: dict):
@@ -80,8 +60,7 @@ def validate_results(results: dict):
     Raises:
         ValueError: in one line, which names the key.
     """
-    _check_version(results)
-    _check(results, MODEL)
+    _check_form(results, MODEL)
     task, tasks = results["task"], results["tasks"]
     if not 1 <= task <= len(tasks):
         raise ValueError(f"{RESULTS}: task is {task}, but there are {len(tasks)} tasks")
@@ -105,9 +84,8 @@ def catalogue_info(results: dict) -> dict:
     """The catalogues' entries for a model's strategy and metrics; the Space reads them from results.json."""
     name = results["strategy"]
     info, order = strategy_info(name), [*STRATEGIES, name].index(name)
-    shown = {"title": info.title, "colour": info.colour, "description": info.description, "order": order}
     return {
-        "strategy_info": shown,
+        "strategy_info": {"title": info.title, "colour": info.colour, "description": info.description, "order": order},
         "metric_info": {metric: metric_info(metric)._asdict() for metric in results["metrics"]},
     }
 
@@ -116,14 +94,6 @@ def read_results(folder: Path) -> dict:
     """The results.json of a task's model. Raises ValueError: it cannot be read or has another form."""
     results = read_json(folder / RESULTS)
     validate_results(results)
-    return results
-
-
-def read_evaluator_results(folder: Path) -> dict:
-    """The results.json of an evaluator. Raises ValueError: it cannot be read or has another form."""
-    results = read_json(folder / RESULTS)
-    _check_version(results)
-    _check(results, EVALUATOR)
     return results
 
 
@@ -140,7 +110,8 @@ def read_folder(folder: Path) -> dict:
     try:
         content = read_json(folder / RESULTS)
         if "accuracy" in content and folder.name == evaluator_name(str(content.get("benchmark"))):
-            return read_evaluator_results(folder)
+            _check_form(content, EVALUATOR)
+            return content
         config = read_json(folder / TRAIN_CONFIG)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{folder}/", "")) from error
@@ -159,16 +130,15 @@ def read_models(root: Path) -> tuple[list[dict], dict[str, dict], list[tuple[str
         (NAMESPACE/REPO, reason) of each folder that cannot be read.
     """
     models, evaluators, left_out = [], {}, []
-    for folder in sorted(path for path in root.glob("[!.]*/*") if path.is_dir()):
+    for folder in sorted(filter(Path.is_dir, root.glob("[!.]*/*"))):
         try:
             results = read_folder(folder)
+            if "folder" in results:
+                models.append(results)
+            else:
+                evaluators[repo_of(folder)] = results
         except ValueError as error:
             left_out.append((repo_of(folder), str(error)))
-            continue
-        if "folder" in results:
-            models.append(results)
-        else:
-            evaluators[repo_of(folder)] = results
     return models, evaluators, left_out
 
 
@@ -180,12 +150,10 @@ def other_results(folder: Path, results: dict) -> list[dict]:
     same = ("benchmark", "seed", "task", "tasks", "evaluation")
     found = []
     for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
-        try:
+        with contextlib.suppress(ValueError):
             other = read_results(file.parent)
-        except ValueError:
-            continue
-        if other["strategy"] != results["strategy"] and all(other[name] == results[name] for name in same):
-            found.append(other)
+            if other["strategy"] != results["strategy"] and all(other[name] == results[name] for name in same):
+                found.append(other)
     return found
 
 
@@ -207,15 +175,13 @@ def read_downstream(root: Path) -> list[dict]:
     return [{"hardware": content["hardware"]} | chain for chain in content["chains"]]
 
 
-def _check_version(results: dict):
+def _check_form(results: dict, schema: dict):
     version = results.get("schema_version", SCHEMA_VERSION)
-    if type(version) is not int or version < 1:
-        raise ValueError(f"{RESULTS}: schema_version is {reprlib.repr(version)}, not a whole number from 1")
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{RESULTS} has schema_version {version}, and this gdzoo reads versions up to {SCHEMA_VERSION}:"
-            " update gdzoo"
+            f"{RESULTS} has schema_version {reprlib.repr(version)}, and this gdzoo reads {SCHEMA_VERSION}: update gdzoo"
         )
+    _check(results, schema)
 
 
 def _check_numbered(entries: list[dict], count: int, where: str):
@@ -226,18 +192,22 @@ def _check_numbered(entries: list[dict], count: int, where: str):
 def _check(value, schema, file: str = RESULTS, where: str = ""):
     """Raise a ValueError where `value` does not have the form of `schema`."""
     if isinstance(schema, tuple):
-        if value is not None:
-            _check(value, schema[0], file, where)
-    elif isinstance(schema, list):
-        _check_kind(value, list, file, where)
+        if value is None:
+            return
+        schema = schema[0]
+    kind = type(schema) if isinstance(schema, list | dict) else schema
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if fits and kind == NUMBER:
+        fits = -1e300 < value < 1e300  # no NaN, no infinity, no integer that is too large for a float
+    if not fits:
+        raise ValueError(f"{file}: {where} is {reprlib.repr(value)}, not {KIND_NAMES[kind]}")
+    if kind is list:
         for index, item in enumerate(value):
             _check(item, schema[0], file, f"{where}[{index}]")
-    elif isinstance(schema, dict):
-        _check_kind(value, dict, file, where)
-        if str in schema:
-            for name, item in value.items():
-                _check(item, schema[str], file, f"{where}[{reprlib.repr(name)}]")
-            return
+    elif kind is dict and str in schema:
+        for name, item in value.items():
+            _check(item, schema[str], file, f"{where}[{reprlib.repr(name)}]")
+    elif kind is dict:
         for key, inner in schema.items():
             name = key.removesuffix("?")
             path = f"{where}.{name}".lstrip(".")
@@ -245,13 +215,3 @@ def _check(value, schema, file: str = RESULTS, where: str = ""):
                 _check(value[name], inner, file, path)
             elif name == key:
                 raise ValueError(f"{file} has no {path}")
-    else:
-        _check_kind(value, schema, file, where)
-
-
-def _check_kind(value, kind, file: str, where: str):
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if fits and kind == NUMBER:
-        fits = -1e300 < value < 1e300  # no NaN, no infinity, no integer that is too large for a float
-    if not fits:
-        raise ValueError(f"{file}: {where} is {reprlib.repr(value)}, not {KIND_NAMES[kind]}")

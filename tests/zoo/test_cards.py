@@ -10,7 +10,7 @@ import jinja2
 import numpy
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from gdzoo.arguments import parse_args
 from gdzoo.config import TrainConfig
@@ -146,7 +146,7 @@ def test_numpy_numbers_become_plain_ones():
     metrics = front_matter(card(found))["model-index"][0]["results"][0]["metrics"]
     assert all(type(metric["value"]) is float for metric in metrics)
     with pytest.raises(yaml.YAMLError):
-        cards._yaml({"value": numpy.float32(1)})
+        cards._yaml(ModelCardData(value=numpy.float32(1)))
 
 
 def test_body():

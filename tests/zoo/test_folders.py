@@ -66,7 +66,7 @@ def test_json_has_no_nan(tmp_path):
         write_json(tmp_path / "x.json", {"fid": float("nan")})
 
 
-@pytest.mark.parametrize("text", [None, "{", "[1]", "\udcff"])
+@pytest.mark.parametrize("text", [None, "{", "[1]", "\udcff", "[" * 100_000])
 def test_unreadable_json_is_named(tmp_path, text):
     if text is not None:
         (tmp_path / "x.json").write_bytes(text.encode(errors="surrogateescape"))

@@ -17,7 +17,6 @@ from gdzoo.zoo.results import (
     SCHEMA_VERSION,
     catalogue_info,
     other_results,
-    read_evaluator_results,
     read_folder,
     read_models,
     read_results,
@@ -126,7 +125,7 @@ def test_a_zoo_from_before_the_schema_had_a_version_is_read(tmp_path):
     evaluator = write(tmp_path / "gdzoo" / "split-digits-evaluator", OLD_EVALUATOR)
     assert read_results(model) == json.loads(OLD_MODEL)
     assert read_folder(model) == json.loads(OLD_MODEL) | {"folder": model, "config": {"resolution": 8}}
-    assert read_folder(evaluator) == read_evaluator_results(evaluator) == json.loads(OLD_EVALUATOR)
+    assert read_folder(evaluator) == json.loads(OLD_EVALUATOR)
     [found], evaluators, left_out = read_models(tmp_path)
     assert (found["run"], [*evaluators], left_out) == ("f67aa57c", ["gdzoo/split-digits-evaluator"], [])
     assert read_zoo(tmp_path).comparisons[0].metric("fid")["generative_replay", 1].mean == 5.819146806793739
@@ -134,11 +133,11 @@ def test_a_zoo_from_before_the_schema_had_a_version_is_read(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path):
-    expected = "results.json has schema_version 2, and this gdzoo reads versions up to 1: update gdzoo"
+    expected = "results.json has schema_version 2, and this gdzoo reads 1: update gdzoo"
     assert refusal(results() | {"schema_version": SCHEMA_VERSION + 1}) == expected
     folder = write(tmp_path / "split-digits-evaluator", EVALUATOR | {"schema_version": SCHEMA_VERSION + 1})
     with pytest.raises(ValueError, match=re.escape(expected)):
-        read_evaluator_results(folder)
+        read_folder(folder)
     validate_results(results() | {"schema_version": SCHEMA_VERSION})
 
 
@@ -148,8 +147,10 @@ ENTRY = results()["history"][0]
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"schema_version": "1"}, "schema_version is '1', not a whole number from 1"),
-        ({"schema_version": None}, "schema_version is None, not a whole number from 1"),
+        ({"schema_version": "1"}, "results.json has schema_version '1', and this gdzoo reads 1"),
+        ({"schema_version": None}, "results.json has schema_version None, and this gdzoo reads 1"),
+        ({"schema_version": 0}, "results.json has schema_version 0, and this gdzoo reads 1"),
+        ({"schema_version": True}, "schema_version is True, not a whole number"),
         ({"task": "1"}, "task is '1', not a whole number"),
         ({"task": True}, "task is True, not a whole number"),
         ({"task": 4}, "task is 4, but there are 3 tasks"),
