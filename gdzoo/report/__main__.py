@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from gdzoo.report.collection import Collection, Comparison, estimates, read_zoo
+from gdzoo.report.collection import COSTS, SUMMARIES, Collection, Comparison, estimates, read_zoo
 from gdzoo.report.plots import draw_all
-from gdzoo.report.tables import by_task, cost_table, matrix_table, summary_table, title, write_csv
+from gdzoo.report.tables import by_task, chain_table, matrix_table, title, write_csv
 from gdzoo.zoo.metric_catalogue import METRICS, better
 from gdzoo.zoo.results import RECIPE, read_downstream
 
@@ -38,7 +38,8 @@ def make_report(root: Path, output: Path) -> Collection:
         stems[stem] += 1
         stem += f"-{stems[stem]}" if stems[stem] > 1 else ""
         parts += section(comparison, collection, downstream, output, stem)
-    parts += left_out_section(collection)
+    left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in collection.left_out)
+    parts += ["## Left out", left_out or "Nothing."]
     (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     write_csv(collection, output / "results.csv")
     return collection
@@ -75,7 +76,7 @@ def section(
     if "matrix" in pictures:
         parts += ["### Task by task", pictures["matrix"], *matrix_section(comparison)]
     parts += downstream_section(comparison, downstream)
-    parts += ["### Cost of the whole chain", COST_NOTE, cost_table(comparison)]
+    parts += ["### Cost of the whole chain", COST_NOTE, chain_table(comparison, COSTS)]
     parts += [pictures["cost"]] if "cost" in pictures else []
     return [*parts, "### Missing", missing_list(comparison)]
 
@@ -98,7 +99,7 @@ MATRIX_NOTE = (
 
 def matrix_section(comparison: Comparison) -> list[str]:
     """The quality matrix q[k][j], and its summaries."""
-    parts = [MATRIX_NOTE, summary_table(comparison)]
+    parts = [MATRIX_NOTE, chain_table(comparison, {name: name for name in SUMMARIES})]
     for metric, label in (("fid", "FID"), ("kid", "KID"), ("share", "Share of the samples")):
         tables = [matrix_table(comparison, strategy, metric) for strategy in comparison.strategies]
         parts += [f"<details><summary>{label} on each task</summary>", *tables, "</details>"]
@@ -109,17 +110,16 @@ def downstream_section(comparison: Comparison, downstream: list[dict]) -> list[s
     """The results of python -m gdzoo.downstream for these models, one table per recipe."""
     compared = {(strategy, seed, model["run"]) for (strategy, seed, _), model in comparison.models.items()}
     chains = [
-        {name: chain[name] for name in (*RECIPE, "hardware", "strategy", "seed")} | {"task": task, "accuracy": accuracy}
+        chain | {"task": [*comparison.tasks]}
         for chain in downstream
         if (chain["namespace"], chain["benchmark"]) == comparison.condition[:2]
         and (chain["strategy"], chain["seed"], chain["run"]) in compared
         and len(chain["accuracy"]) == len(comparison.tasks)
-        for task, accuracy in enumerate(chain["accuracy"], start=1)
     ]
     if not chains:
         return []
     parts = ["### Downstream: a classifier trained on replay from these models"]
-    for _, rows in pd.DataFrame(chains).groupby(list(RECIPE), sort=False):
+    for _, rows in pd.DataFrame(chains).explode(["task", "accuracy"]).groupby([*RECIPE], sort=False):
         how = rows.iloc[0]
         found = estimates(rows.set_index(["strategy", "task"])["accuracy"], "strategy", "task")
         note = (
@@ -143,27 +143,23 @@ def missing_list(comparison: Comparison) -> str:
 
 def heading(comparison: Comparison) -> str:
     condition = comparison.condition
-    if condition.features is None:
-        return f"{condition.namespace}/{condition.benchmark}, not evaluated"
-    return f"{condition.namespace}/{condition.benchmark}, {condition.eval_samples} samples, {condition.features}"
+    measured = f"{condition.eval_samples} samples, {condition.features}" if condition.features else "not evaluated"
+    return f"{condition.namespace}/{condition.benchmark}, {measured}"
 
 
 def caption(comparison: Comparison) -> str:
     """Sample count, features, data, versions and hardware in one line, for below a figure."""
-    condition = comparison.condition
-    seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
-    if condition.features is None:
-        measured = "not evaluated"
-    else:
+    condition, models, seeds = comparison.condition, comparison.models.values(), len(comparison.seeds)
+    measured = "not evaluated"
+    if condition.features is not None:
         weights = f" ({condition.fingerprint})" if condition.fingerprint else ""
         measured = (
             f"{condition.eval_samples} samples of {condition.eval_steps} DDIM steps, {condition.feature_dim} features"
             f" of {condition.features}{weights}, real images: {condition.reference_split}"
         )
-    models = comparison.models.values()
-    versions = sorted({_versions(model) for model in models})
-    hardware = sorted({model["hardware"] for model in models})
-    parts = [measured, condition.data, seeds, " / ".join(filter(None, versions)), " / ".join(hardware)]
+    versions = " / ".join(sorted({_versions(model) for model in models} - {""}))
+    hardware = " / ".join(sorted({model["hardware"] for model in models}))
+    parts = (measured, condition.data, f"{seeds} seed{'s' if seeds > 1 else ''}", versions, hardware)
     return "; ".join(filter(None, parts))
 
 
@@ -192,12 +188,6 @@ def how_measured(comparison: Comparison, collection: Collection) -> str:
     if differing:
         lines.append(f"**Settings that differ between models**: {'; '.join(differing)}.")
     return " ".join(lines)
-
-
-def left_out_section(collection: Collection) -> list[str]:
-    """Folders that could not be read as models, with the reason."""
-    lines = [f"- `{name}`: {reason}" for name, reason in collection.left_out]
-    return ["## Left out", "\n".join(lines) or "Nothing."]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,17 +36,8 @@ SUMMARIES = {
 }
 PASSES = "U-Net passes"  # of the student and the teacher
 # Settings in train_config.json that determine the images and their division into tasks.
-DATA_SETTINGS = (
-    "pretrained_model_name_or_path",
-    "pretrained_tasks",
-    "dataset_name",
-    "dataset_config_name",
-    "image_column",
-    "label_column",
-    "tasks",
-    "class_order",
-    "resolution",
-)
+DATA_SETTINGS = ("pretrained_model_name_or_path", "pretrained_tasks", "dataset_name", "dataset_config_name")
+DATA_SETTINGS += ("image_column", "label_column", "tasks", "class_order", "resolution")
 
 
 class Condition(NamedTuple):
@@ -122,9 +113,8 @@ class Comparison:
         """One row per (strategy, seed) that has all tasks, with its COSTS, PASSES and SUMMARIES."""
         chains = self.table.groupby(level=KEY[:2])
         rows = {key: _chain_row(chain) for key, chain in chains if len(chain) == len(self.tasks)}
-        return pd.DataFrame(
-            [*rows.values()], pd.MultiIndex.from_tuples([*rows], names=KEY[:2]), [*COSTS, PASSES, *SUMMARIES]
-        )
+        index = pd.MultiIndex.from_tuples([*rows], names=KEY[:2])
+        return pd.DataFrame([*rows.values()], index, [*COSTS, PASSES, *SUMMARIES])
 
     def has(self, column: str) -> bool:
         """Whether any model has a value in this column of the table."""
@@ -141,11 +131,8 @@ class Comparison:
 
     def of_chains(self, *columns: str) -> dict[tuple[str, str], Estimate]:
         """Columns of `chains`, by (strategy, column)."""
-        return {
-            (strategy, column): found
-            for column in columns
-            for strategy, found in estimates(self.chains[column], "strategy").items()
-        }
+        values = self.chains[[*columns]].rename_axis(columns="column").stack(future_stack=True)
+        return estimates(values, "strategy", "column")
 
     def differing_settings(self) -> list[str]:
         """Settings in train_config.json that are not the same for all models, without seed and strategy."""

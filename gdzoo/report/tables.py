@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from gdzoo.method.catalogue import strategy_info
-from gdzoo.report.collection import COSTS, KEY, SUMMARIES, Collection, Comparison, Estimate
+from gdzoo.report.collection import KEY, Collection, Comparison, Estimate
 
 MISSING, UNKNOWN = "missing", "n/a"
 
@@ -14,11 +14,6 @@ MISSING, UNKNOWN = "missing", "n/a"
 def title(strategy: str) -> str:
     """The strategy's title in the catalogue."""
     return strategy_info(strategy).title
-
-
-def decimals(value: float) -> int:
-    """The number of decimals that gives three or four significant digits."""
-    return 0 if abs(value) >= 10_000 or value == 0 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
 
 
 def cell(value: Estimate | None, seeds: int) -> str:
@@ -32,7 +27,8 @@ def cell(value: Estimate | None, seeds: int) -> str:
         return MISSING
     if not value.count:
         return UNKNOWN
-    digits = decimals(value.mean)
+    size = abs(value.mean)
+    digits = 0 if size >= 10_000 or size == 0 else 1 if size >= 100 else 2 if size >= 10 else 3
     spread = f" ± {value.std:,.{digits}f}" if value.count > 1 else ""
     part = f" ({value.count} of {seeds})" if value.count < seeds else ""
     return f"{value.mean:,.{digits}f}{spread}{part}"
@@ -56,14 +52,9 @@ def by_task(comparison: Comparison, found: Mapping[tuple[str, int], Estimate], l
     return strategy_table(comparison, found, {task: f"{label} {task}" for task in comparison.tasks})
 
 
-def summary_table(comparison: Comparison) -> str:
-    """Average final quality, average incremental quality and forgetting."""
-    return strategy_table(comparison, comparison.of_chains(*SUMMARIES), {name: name for name in SUMMARIES})
-
-
-def cost_table(comparison: Comparison) -> str:
-    """Time, speed, U-Net passes and memory of the whole chain."""
-    return strategy_table(comparison, comparison.of_chains(*COSTS), COSTS)
+def chain_table(comparison: Comparison, columns: Mapping[str, str]) -> str:
+    """One row per strategy, over whole chains; `columns` has titles by column of `Comparison.chains`."""
+    return strategy_table(comparison, comparison.of_chains(*columns), columns)
 
 
 def matrix_table(comparison: Comparison, strategy: str, metric: str) -> str:
@@ -77,14 +68,12 @@ def matrix_table(comparison: Comparison, strategy: str, metric: str) -> str:
 
 def write_csv(collection: Collection, file: Path):
     """Write one row per model and one per missing model, with the columns of `Comparison.table`."""
-    tables = []
+    rows = []
     for comparison in collection.comparisons:
-        every = pd.MultiIndex.from_tuples(sorted([*comparison.models, *comparison.missing()]), names=KEY)
-        table = comparison.table.reindex(every).reset_index()
-        table.insert(len(KEY), "state", ["there" if key in comparison.models else MISSING for key in every])
-        condition = comparison.condition._asdict()
+        condition, found = comparison.condition._asdict(), comparison.table.to_dict("index")
         condition["benchmark_tasks"] = condition.pop("tasks")
-        for name, value in reversed(condition.items()):
-            table.insert(0, name, pd.Series([value] * len(table), dtype=object))
-        tables.append(table)
-    pd.concat(tables).to_csv(file, index=False, lineterminator="\n")
+        for key in sorted([*comparison.models, *comparison.missing()]):
+            named = dict(zip(KEY, key, strict=True)) | {"state": "there" if key in found else MISSING}
+            rows.append(condition | named | found.get(key, {}))
+    # dtype object: integers stay integers beside missing values
+    pd.DataFrame(rows, dtype=object).to_csv(file, index=False, lineterminator="\n")
