@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +22,7 @@ from gdzoo.zoo.names import GAP, GRID, SAMPLES
 
 OTHER_COLOURS, OTHER_MARKERS = ("#7F7F7F", "#8C564B", "#4B0082"), ("*", "p", "h")  # of strategies from outside gdzoo
 LOG_FROM = 20  # ratio of the largest to the smallest value from which the axis is logarithmic
+SMALLEST_FID = 1e-6  # on the logarithmic scale of the matrix; few samples can give an FID of 0 or below
 SHOWN = 4  # images per row and column of samples.png in the figure of samples
 GREY = "#777777"
 SETTINGS = {
@@ -77,11 +78,10 @@ def _figures(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
 
 def styles(strategies: list[str]) -> dict[str, dict]:
     """Colour and marker of each strategy, from the catalogue; strategies from outside gdzoo get different ones."""
-    others = [name for name in strategies if name not in STRATEGIES]
-    looks = {name: (info.colour, info.marker) for name, info in STRATEGIES.items()}
-    pairs = [(colour, marker) for marker, colour in product(OTHER_MARKERS, OTHER_COLOURS)]
-    looks |= {name: pairs[number % len(pairs)] for number, name in enumerate(others)}
-    return {name: {"color": looks[name][0], "marker": looks[name][1]} for name in strategies}
+    others = cycle(product(OTHER_MARKERS, OTHER_COLOURS))
+    looks = {name: (info.marker, info.colour) for name, info in STRATEGIES.items()}
+    looks |= {name: next(others) for name in strategies if name not in STRATEGIES}
+    return {name: dict(zip(("marker", "color"), looks[name], strict=True)) for name in strategies}
 
 
 def seeds_note(comparison: Comparison, *values: Estimate) -> str:
@@ -133,7 +133,7 @@ def matrix(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(side * columns + 0.9, side * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     found = comparison.on_task("fid")
-    means = [max(value.mean, 1e-6) for value in found.values() if value.count]
+    means = [max(value.mean, SMALLEST_FID) for value in found.values() if value.count]
     norm = LogNorm(min(means), max(max(means), 1.01 * min(means))) if means else None
     for axes, (strategy, style) in zip(panels.flat, styles(strategies).items(), strict=False):
         axes.set_title(title(strategy), color=style["color"])
@@ -152,31 +152,21 @@ def matrix(comparison: Comparison) -> Figure:
 
 def _matrix_panel(axes: Axes, values: dict[tuple[int, int], Estimate | None], tasks: int, norm: LogNorm | None):
     """Colours and numbers of q[k][j]; grey where there is no number, white above the diagonal."""
-    known, empty = np.full((tasks, tasks), np.nan), np.full((tasks, tasks), np.nan)
+    known, numbers = np.full((tasks, tasks), np.nan), np.arange(1, tasks + 1)
     for (k, j), value in values.items():
-        text, ink, size = MISSING, GREY, 5.5
+        text, ink, size = (UNKNOWN, GREY, 7) if value else (MISSING, GREY, 5.5)
         if value and value.count:
-            known[k - 1, j - 1] = shown = max(value.mean, 1e-6)
-            text, ink, size = _short(value.mean), "white" if norm(shown) < 0.55 else "black", 7
-        else:
-            empty[k - 1, j - 1] = 0.93
-            text, size = (UNKNOWN, 7) if value else (MISSING, 5.5)
+            known[k - 1, j - 1] = max(value.mean, SMALLEST_FID)
+            text = f"{value.mean:.0f}" if value.mean >= 10 else f"{value.mean:.1f}"
+            ink, size = "white" if norm(known[k - 1, j - 1]) < 0.55 else "black", 7
         axes.text(j, k, text, ha="center", va="center", color=ink, fontsize=size)
-    place = {"extent": (0.5, tasks + 0.5, tasks + 0.5, 0.5), "interpolation": "nearest"}
-    axes.imshow(empty, cmap="gray", vmin=0, vmax=1, **place)
-    axes.imshow(known, cmap="cividis", norm=norm, **place)
-    axes.set(xticks=range(1, tasks + 1), yticks=range(1, tasks + 1))
+    grid = {"edgecolors": "white", "linewidth": 1.5}
     edges = np.arange(0.5, tasks + 1)
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.set_axisbelow(False)
-    axes.tick_params(which="both", length=0)
+    axes.pcolormesh(edges, edges, np.where(np.tri(tasks), 0.93, np.nan), cmap="gray", vmin=0, vmax=1, **grid)
+    axes.pcolormesh(edges, edges, known, cmap="cividis", norm=norm, **grid)
+    axes.set(xticks=numbers, yticks=numbers, ylim=(tasks + 0.5, 0.5), aspect="equal")
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def samples(comparison: Comparison, pictures: dict[tuple[str, int], Image.Image | None]) -> Figure:
@@ -204,12 +194,12 @@ def samples(comparison: Comparison, pictures: dict[tuple[str, int], Image.Image 
 
 
 def corner(model: dict) -> Image.Image | None:
-    """The first images of samples.png; None if the folder or the picture is gone."""
+    """The first images of samples.png; None if the folder or the picture is gone or damaged."""
     try:
         with Image.open(model["folder"] / SAMPLES) as picture:
             side = SHOWN * ((picture.width - GAP) // GRID)
             return picture.crop((GAP, GAP, side, side)).convert("L" if picture.mode == "L" else "RGB")
-    except (KeyError, OSError):
+    except (KeyError, OSError, ValueError, SyntaxError):  # trap: Pillow raises SyntaxError for some damaged files
         return None
 
 

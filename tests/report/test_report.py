@@ -19,7 +19,7 @@ from PIL import Image
 from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.report.__main__ import caption, main
 from gdzoo.report.collection import SUMMARIES, Comparison, Condition, Estimate, estimates, read_zoo
-from gdzoo.report.plots import styles
+from gdzoo.report.plots import corner, matrix, styles
 from gdzoo.report.tables import cell
 from gdzoo.zoo.names import repo_name
 
@@ -466,6 +466,29 @@ def test_the_samples_are_of_one_seed(tmp_path):
     assert main([str(tmp_path / "zoo"), "--output", str(tmp_path / "report")]) == 0
     samples = (tmp_path / "report" / "gdzoo-split-digits-0-samples.svg").read_text()
     assert samples.count(">missing<") == 2 and "first 16 of seed 69" in samples  # the caption is wrapped before
+
+
+def test_damaged_pictures_are_shown_as_missing(tmp_path):
+    folders = [tmp_path / repo_name("split-digits", "lwf", 42, task) for task in range(1, 5)]
+    for folder in folders:
+        write(folder, {})
+    Image.effect_noise((274, 274), 64).save(folders[1] / "samples.png", compress_level=0)
+    picture = (folders[1] / "samples.png").read_bytes()
+    second = picture.index(b"IDAT", picture.index(b"IDAT") + 4)
+    (folders[1] / "samples.png").write_bytes(picture[:second] + bytes(4) + picture[second + 4 :])
+    (folders[2] / "samples.png").write_bytes(picture[:second])
+    Image.new("L", (1, 1)).save(folders[3] / "samples.png")  # smaller than the grid
+    assert [corner({"folder": folder}) is not None for folder in folders] == [True, False, False, False]
+
+
+def test_a_matrix_without_any_fid(tmp_path):
+    content = results("lwf", 42, 1)
+    for entry in (content, *content["history"]):
+        entry["per_task"] = [{"task": 1, "fid": None, "kid": None, "share": 0.0}]
+    write(tmp_path / "gdzoo" / "split-digits-lwf-task1", content)
+    (comparison,) = read_zoo(tmp_path).comparisons
+    texts = [text.get_text() for text in matrix(comparison).axes[0].texts]
+    assert texts == ["n/a"] + ["missing"] * 5
 
 
 def test_a_mean_of_fewer_seeds_says_so_in_the_figures(report):
