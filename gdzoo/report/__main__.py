@@ -10,15 +10,14 @@ import pandas as pd
 from gdzoo.report.collection import COSTS, SUMMARIES, Collection, Comparison, estimates, read_zoo
 from gdzoo.report.plots import draw_all
 from gdzoo.report.tables import by_task, chain_table, matrix_table, title, write_csv
-from gdzoo.zoo.metric_catalogue import METRICS, better
+from gdzoo.zoo.metric_catalogue import METRICS
 from gdzoo.zoo.results import RECIPE, read_downstream
 
 
 def make_report(root: Path, output: Path) -> Collection:
     """Write report.md, results.csv and the figures about the zoo `root` into `output`.
 
-    Raises:
-        ValueError: there is no such folder, or no readable model in it, or its downstream.json is malformed.
+    Raises ValueError: there is no such folder, or no readable model in it, or its downstream.json is malformed.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder")
@@ -71,7 +70,7 @@ def section(
         parts += ["### Samples", SAMPLES_NOTE, pictures["samples"]]
     for name, info in METRICS.items():
         if name in pictures:
-            parts += [f"### {info.title}, over all classes seen ({better(info)})", pictures[name]]
+            parts += [f"### {info.title}, over all classes seen ({info.direction} is better)", pictures[name]]
             parts += [by_task(comparison, comparison.metric(name))]
     if "matrix" in pictures:
         parts += ["### Task by task", pictures["matrix"], *matrix_section(comparison)]
@@ -171,21 +170,18 @@ def _versions(model: dict) -> str:
 def how_measured(comparison: Comparison, collection: Collection) -> str:
     """The caption, the evaluator's accuracy, a warning about unreliable FID, and settings that differ."""
     lines = [f"{caption(comparison)}."]
-    evaluator = collection.evaluators.get(comparison.condition.features)
-    if evaluator:
+    if evaluator := collection.evaluators.get(comparison.condition.features):
         lines.append(
             f"The evaluator classifies {evaluator['accuracy']:.1%} of {evaluator['test_images']} test images correctly"
             f" ({evaluator['test_split']})."
         )
-    evaluations = [model["evaluation"] for model in comparison.models.values() if model.get("evaluation")]
-    doubtful = [each for each in evaluations if not each.get("fid_reliable", True)]
-    if doubtful:
+    evaluations = [model.get("evaluation") or {} for model in comparison.models.values()]
+    if doubtful := [each for each in evaluations if not each.get("fid_reliable", True)]:
         lines.append(
             f"**FID is not reliable here**: {comparison.condition.feature_dim} features need"
             f" {doubtful[0]['fid_samples_needed']} samples and real images. Use KID."
         )
-    differing = comparison.differing_settings()
-    if differing:
+    if differing := comparison.differing_settings():
         lines.append(f"**Settings that differ between models**: {'; '.join(differing)}.")
     return " ".join(lines)
 

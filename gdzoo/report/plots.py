@@ -17,7 +17,7 @@ from PIL import Image
 from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.report.collection import PASSES, Comparison, Estimate
 from gdzoo.report.tables import MISSING, UNKNOWN, title
-from gdzoo.zoo.metric_catalogue import METRICS, MetricInfo, better
+from gdzoo.zoo.metric_catalogue import METRICS, MetricInfo
 from gdzoo.zoo.names import GAP, GRID, SAMPLES
 
 OTHER_COLOURS, OTHER_MARKERS = ("#7F7F7F", "#8C564B", "#4B0082"), ("*", "p", "h")  # of strategies from outside gdzoo
@@ -25,6 +25,7 @@ LOG_FROM = 20  # ratio of the largest to the smallest value from which the axis 
 SMALLEST_FID = 1e-6  # on the logarithmic scale of the matrix; few samples can give an FID of 0 or below
 SHOWN = 4  # images per row and column of samples.png in the figure of samples
 GREY = "#777777"
+EMPTY = Image.new("L", (1, 1), 0xEE)  # in place of missing samples
 SETTINGS = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -105,7 +106,7 @@ def metric_over_tasks(comparison: Comparison, name: str, info: MetricInfo) -> Fi
         std = np.nan_to_num(std)
         axes.plot([*known], mean, label=label, markersize=4.5, linewidth=1.6, **style)
         axes.fill_between([*known], mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
-    axes.set(xlabel="after task", ylabel=f"{info.title}, {better(info)}", xticks=[*comparison.tasks])
+    axes.set(xlabel="after task", ylabel=f"{info.title}, {info.direction} is better", xticks=[*comparison.tasks])
     axes.grid(axis="y")
     _log_if_wide(axes, [value.mean for value in found.values() if value.count])
     figure.legend(loc="outside right center")
@@ -180,12 +181,9 @@ def samples(comparison: Comparison, pictures: dict[tuple[str, int], Image.Image 
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             picture = pictures.get((strategy, task))
-            if picture is None:
-                axes.set_facecolor("#EEEEEE")
+            axes.imshow(picture or EMPTY, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            if not picture:
                 axes.text(0.5, 0.5, MISSING, ha="center", va="center", color=GREY, transform=axes.transAxes)
-                axes.set_aspect("equal", adjustable="box")
-            else:
-                axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         name = title(strategy).replace(" ", "\n")
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", color=style["color"])
     for axes, task in zip(panels[0], tasks, strict=True):

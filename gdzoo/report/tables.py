@@ -17,12 +17,7 @@ def title(strategy: str) -> str:
 
 
 def cell(value: Estimate | None, seeds: int) -> str:
-    """mean ± standard deviation; "(2 of 3)" if only 2 of 3 seeds have the value.
-
-    Args:
-        value: None where there is no model.
-        seeds: the number of seeds in the comparison.
-    """
+    """mean ± standard deviation; "(2 of 3)" if only 2 of 3 `seeds` have the value. None: there is no model."""
     if value is None:
         return MISSING
     if not value.count:

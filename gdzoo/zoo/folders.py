@@ -16,11 +16,7 @@ PARTIAL, REPLACED, REMOVED = ".partial-", ".replaced-", ".removed-"
 
 
 def read_json(file: Path) -> dict:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file, which the message names, cannot be read or holds something else.
-    """
+    """Read a JSON object. Raises ValueError, which names the file: it cannot be read or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -44,24 +40,22 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     partial = _hidden(folder, PARTIAL)
     partial.mkdir(parents=True)
+    replaced = None
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
         replaced = folder.rename(_hidden(folder, REPLACED)) if folder.exists() else None
-        try:
-            partial.rename(folder)
-        except BaseException:
-            if replaced:
-                replaced.rename(folder)
-            raise
-        _flush(folder.parent)
-        if replaced:
-            with contextlib.suppress(OSError):
-                remove_folder(replaced)  # renames it first: a half-deleted folder must not be restored
+        partial.rename(folder)
     except BaseException:
+        if replaced and not folder.exists():
+            replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _flush(folder.parent)
+    if replaced:
+        with contextlib.suppress(OSError):
+            remove_folder(replaced)  # renames it first: a half-deleted folder must not be restored
 
 
 def remove_folder(folder: Path):

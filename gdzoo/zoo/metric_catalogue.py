@@ -26,8 +26,3 @@ METRICS = {
 def metric_info(name: str) -> MetricInfo:
     """The entry of `name`; its name alone for a metric that this version does not know."""
     return METRICS.get(name, MetricInfo(name, "", ""))
-
-
-def better(info: MetricInfo) -> str:
-    """E.g. "lower is better"."""
-    return f"{info.direction} is better" if info.direction else ""

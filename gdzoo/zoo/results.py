@@ -57,8 +57,7 @@ CHAIN = {"namespace": str, "benchmark": str, "strategy": str, "seed": int, "run"
 def validate_results(results: dict):
     """Check everything that cards, tables, plots and the terminal read from a model's results.json.
 
-    Raises:
-        ValueError: in one line, which names the key.
+    Raises ValueError, in one line, which names the key.
     """
     _check_form(results, MODEL)
     task, tasks = results["task"], results["tasks"]
@@ -84,10 +83,9 @@ def catalogue_info(results: dict) -> dict:
     """The catalogues' entries for a model's strategy and metrics; the Space reads them from results.json."""
     name = results["strategy"]
     info, order = strategy_info(name), [*STRATEGIES, name].index(name)
-    return {
-        "strategy_info": {"title": info.title, "colour": info.colour, "description": info.description, "order": order},
-        "metric_info": {metric: metric_info(metric)._asdict() for metric in results["metrics"]},
-    }
+    strategy = {"title": info.title, "colour": info.colour, "description": info.description, "order": order}
+    metrics = {metric: metric_info(metric)._asdict() for metric in results["metrics"]}
+    return {"strategy_info": strategy, "metric_info": metrics}
 
 
 def read_results(folder: Path) -> dict:
@@ -100,8 +98,7 @@ def read_results(folder: Path) -> dict:
 def read_folder(folder: Path) -> dict:
     """The results of a model, with its "folder" and the "config" from train_config.json, or those of an evaluator.
 
-    Raises:
-        ValueError: the folder is incomplete, was not written by gdzoo, or was renamed.
+    Raises ValueError: the folder is incomplete, was not written by gdzoo, or was renamed.
     """
     if folder.name.startswith("."):
         raise ValueError("incomplete: an interrupted run left it")
@@ -160,8 +157,7 @@ def other_results(folder: Path, results: dict) -> list[dict]:
 def read_downstream(root: Path) -> list[dict]:
     """The chains in a zoo's downstream.json, each with its "hardware"; empty if there is no such file.
 
-    Raises:
-        ValueError: it cannot be read or has another form.
+    Raises ValueError: it cannot be read or has another form.
     """
     file = root / DOWNSTREAM
     if not file.is_file():
