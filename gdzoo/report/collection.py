@@ -1,7 +1,6 @@
 """The models of a zoo, grouped into those that can be compared. Reads JSON files only; does not import torch."""
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -136,15 +135,10 @@ class Comparison:
 
     def differing_settings(self) -> list[str]:
         """Settings in train_config.json that are not the same for all models, without seed and strategy."""
-        values = defaultdict(set)
-        for model in self.models.values():
-            for name, value in model.get("config", {}).items():
-                values[name].add(str(value))
-        return [
-            f"{name} ({', '.join(sorted(found))})"
-            for name, found in sorted(values.items())
-            if len(found) > 1 and name not in ("strategy", "seed")
-        ]
+        configs = [model.get("config", {}) for model in self.models.values()]
+        names = sorted(set().union(*configs) - {"strategy", "seed"})
+        values = {name: sorted({str(config[name]) for config in configs if name in config}) for name in names}
+        return [f"{name} ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
 
 
 def _row(model: dict, tasks: range) -> dict:
