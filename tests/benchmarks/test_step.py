@@ -56,6 +56,7 @@ def test_flops_of_a_step_are_those_of_its_passes(config):
     assert counted["finetune"] == pytest.approx(3 * config.train_batch_size * forward, rel=0.05)
 
 
+@pytest.mark.compiles
 def test_the_step_timed_with_torch_compile_is_compiled(small_peak, monkeypatch, capsys):
     graphs, plain = [], torch.compile
 
