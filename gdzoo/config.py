@@ -79,8 +79,17 @@ class TrainConfig:
     dataset_root: str | None = option(
         None, DATA, "local mirror: DIR/uoft-cs/cifar10 is taken before the Hub", result=False
     )
-    image_column: str | None = option(None, DATA, "column of the images (default: image)")
-    label_column: str | None = option(None, DATA, "column of the labels (default: label)")
+    task_datasets: list[str] = option(
+        [], DATA, "in place of --dataset_name: data sets of the Hub, or folders of images, each of which is one task"
+    )
+    image_column: str | None = option(None, DATA, "column of the images (default: image, or the only one of images)")
+    label_column: str | None = option(None, DATA, "column of the labels (default: label; without it, one class)")
+    test_split: str | None = option(
+        None, DATA, "split to measure on (default: test, validation, val, valid or dev, else train)"
+    )
+    image_bits: int | None = option(
+        None, DATA, "bits a pixel of 16- or 32-bit images (default: as many as the first images use)", minimum=9, maximum=31
+    )
     tasks: str | None = option(None, DATA, "classes of each task, e.g. '0,1;2,3;4-9' or names, or how many equal tasks")
     class_order: str | None = option(None, DATA, "dataset, seed (shuffled by it) or a list of all labels")
     resolution: int | None = option(None, DATA, "images are resized to this many pixels square", minimum=1)
@@ -300,7 +309,7 @@ class TrainConfig:
         base = BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, self.dataset_name, None, 0, tasks=0)
         given = {
             name: getattr(self, name)
-            for name in ("dataset_config_name", "image_column", "label_column", "resolution")
+            for name in ("dataset_config_name", "image_column", "label_column", "resolution", "test_split", "image_bits")
             if getattr(self, name) is not None
         }
         tasks = self.tasks.strip() if self.tasks else base.tasks
@@ -359,7 +368,7 @@ class TrainConfig:
 
     def run_id(self) -> str:
         """The first 8 hex digits of a hash of the settings that are not None, so that new settings keep old hashes."""
-        given = {name: value for name, value in self.results_dict().items() if value is not None}
+        given = {name: value for name, value in self.results_dict().items() if value not in (None, [])}
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -16,18 +16,19 @@ class Benchmark:
 
     `tasks` is the number of equal tasks, or a string that lists them, as `--tasks` does. `defaults` are values of
     TrainConfig's fields that apply where the command line gives none: the paper's recipe (section 4 and appendix A)
-    where it has one.
+    where it has one. A column, split or number of bits that is None is found in the data set (gdzoo.data.opening).
     """
 
     name: str
     dataset_name: str
     channels: int | None  # 1 gray, 3 RGB; None: decided by the first images
     resolution: int
-    tasks: int | str
+    tasks: int | str | None  # None: all classes are one task
     dataset_config_name: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    test_split: str | None = "test"  # None: there is none
+    image_column: str | None = None
+    label_column: str | None = None
+    test_split: str | None = None
+    image_bits: int | None = None  # of images with more than 8 bits a pixel
     license: str | None = None
     defaults: dict = field(default_factory=dict)
 
@@ -68,7 +69,6 @@ BENCHMARKS = {
             1,
             8,
             tasks=5,
-            test_split=None,
             license="cc-by-4.0",
             defaults=DIGITS_RECIPE,
         ),
