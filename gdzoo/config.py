@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import re
 import shlex
 import types
@@ -18,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.method.catalogue import STRATEGIES, strategy_info
+from gdzoo.method.recipes import PAPER, best_recipe
 from gdzoo.method.strategies import create_strategy
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS, smallest_resolution
 from gdzoo.zoo.names import is_checkpoint, repo_name
@@ -25,10 +27,11 @@ from gdzoo.zoo.names import is_checkpoint, repo_name
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
 FOLDERS = ("dataset_root", "output_dir", "pretrained_model_name_or_path")  # settings that are, or may be, paths
+OLD_RECIPE = "paper"  # of results that name none
 TRACKERS = ("tensorboard", "trackio", "wandb")  # --report_to; the modules have the same names
 
 # For benchmarks without a recipe of their own: the paper's optimizer, and lengths between those of its recipes.
-GENERIC_DEFAULTS = dict(
+GENERIC_DEFAULTS = PAPER | dict(
     model="cifar",
     class_order="seed",
     random_flip=False,
@@ -74,7 +77,7 @@ class TrainConfig:
     benchmark: str | None = option(
         None, DATA, f"{', '.join(BENCHMARKS)} (default: split-digits), or a name of your own"
     )
-    dataset_name: str | None = option(None, DATA, "any labelled image data set of the Hub, e.g. uoft-cs/cifar10")
+    dataset_name: str | None = option(None, DATA, "any image data set of the Hub, e.g. uoft-cs/cifar10")
     dataset_config_name: str | None = option(None, DATA, "its configuration")
     dataset_root: str | None = option(
         None, DATA, "local mirror: DIR/uoft-cs/cifar10 is taken before the Hub", result=False
@@ -88,9 +91,17 @@ class TrainConfig:
         None, DATA, "split to measure on (default: test, validation, val, valid or dev, else train)"
     )
     image_bits: int | None = option(
-        None, DATA, "bits a pixel of 16- or 32-bit images (default: as many as the first images use)", minimum=9, maximum=31
+        None,
+        DATA,
+        "bits a pixel of 16- or 32-bit images (default: as many as the first images use)",
+        minimum=9,
+        maximum=31,
     )
-    tasks: str | None = option(None, DATA, "classes of each task, e.g. '0,1;2,3;4-9' or names, or how many equal tasks")
+    tasks: str | None = option(
+        None,
+        DATA,
+        "classes of each task, e.g. '0,1;2,3;4-9' or names, or how many equal tasks (default for one class: 1)",
+    )
     class_order: str | None = option(None, DATA, "dataset, seed (shuffled by it) or a list of all labels")
     resolution: int | None = option(None, DATA, "images are resized to this many pixels square", minimum=1)
     random_flip: bool | None = option(None, DATA, "mirror half of the real images")
@@ -99,6 +110,13 @@ class TrainConfig:
     )
     dataloader_num_workers: int = option(0, DATA, "threads that decode images ahead", minimum=0, result=False)
 
+    recipe: str | None = option(
+        None,
+        METHOD,
+        "paper: the paper's; best: a replay pool, v-prediction, min-SNR and EMA, for the same cost (default: paper for"
+        " the benchmarks, best for your own data or model); single flags win over both",
+        choices=("paper", "best"),
+    )
     strategy: list[str] = option(
         ["generative_replay", "generative_distillation"],
         METHOD,
@@ -108,11 +126,13 @@ class TrainConfig:
     replay_eta: float = option(0.0, METHOD, "DDIM eta of a replay image: 0 deterministic, 1 DDPM", minimum=0, maximum=1)
     replay_weight: float | None = option(None, METHOD, "lambda, the weight of the rehearsal", minimum=0)
     replay_batch_size: int | None = option(None, METHOD, "default: train_batch_size", minimum=1)
-    replay_pool: int = option(
-        0, METHOD, "draw this many replay images once a task and reuse them; 0: fresh ones each step", minimum=0
+    replay_pool: int | None = option(
+        None, METHOD, "draw this many replay images once a task and reuse them; 0: fresh ones each step", minimum=0
     )
-    replay_pool_steps: int = option(50, METHOD, "DDIM steps of an image of the pool", minimum=1)
-    replay_pool_balanced: bool = option(False, METHOD, "use all classes equally often, as classified by the evaluator")
+    replay_pool_steps: int | None = option(None, METHOD, "DDIM steps of an image of the pool", minimum=1)
+    replay_pool_balanced: bool | None = option(
+        None, METHOD, "use all classes equally often, as classified by the evaluator"
+    )
     buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
 
     pretrained_model_name_or_path: str | None = option(
@@ -124,10 +144,10 @@ class TrainConfig:
         None, MODEL, "number of tasks that it counts as (default: as many as gdzoo trained it on, else 1)", minimum=1
     )
     model: str | None = option(None, MODEL, "preset of the U-Net", choices=tuple(MODELS))
-    prediction_type: str = option(
-        "epsilon", MODEL, "what the U-Net predicts", choices=("epsilon", "v_prediction", "sample")
+    prediction_type: str | None = option(
+        None, MODEL, "what the U-Net predicts", choices=("epsilon", "v_prediction", "sample")
     )
-    rescale_betas_zero_snr: bool = option(False, MODEL, "zero terminal SNR, as in the paper's code")
+    rescale_betas_zero_snr: bool | None = option(None, MODEL, "zero terminal SNR, as in the paper's code")
 
     train_batch_size: int | None = option(None, TRAINING, "real images a device and micro-batch", minimum=1)
     gradient_accumulation_steps: int = option(1, TRAINING, "micro-batches a step", minimum=1)
@@ -140,7 +160,7 @@ class TrainConfig:
         None, TRAINING, "publish averaged weights; the next task starts from what is published"
     )
     ema_decay: float | None = option(None, TRAINING, "of the average", minimum=0)
-    snr_gamma: float | None = option(None, TRAINING, "min-SNR weighting (5.0 is usual; default: none)", minimum=0)
+    snr_gamma: float | None = option(None, TRAINING, "min-SNR weighting (5.0 is usual; 0: none)", minimum=0)
     mixed_precision: str | None = option(
         None, TRAINING, "default: what `accelerate config` says", choices=("no", "fp16", "bf16")
     )
@@ -207,30 +227,12 @@ class TrainConfig:
         for name in FOLDERS:  # a shell leaves --output_dir=~/zoo as it is
             if checked[name]:
                 checked[name] = str(Path(checked[name]).expanduser())
-        benchmark = self.benchmark or (None if self.dataset_name else "split-digits")
-        if self.dataset_name:
-            if benchmark in BENCHMARKS:
-                raise ConfigError(f"--benchmark {benchmark} has its own data set: leave out --dataset_name or rename")
-            if not HUB_ID.fullmatch(self.dataset_name):
-                # A path would also be published in train_config.json.
-                raise ConfigError(
-                    f"--dataset_name {self.dataset_name}: a name such as uoft-cs/cifar10; the folder DIR/NAME is"
-                    " --dataset_root DIR --dataset_name NAME"
-                )
-            name = self.dataset_name.split("/")[-1].lower()
-            benchmark = benchmark or f"split-{re.sub('[^a-z0-9]+', '-', name).strip('-')}"
-            if not self.tasks:
-                raise ConfigError("--dataset_name needs --tasks, e.g. --tasks '0,1;2,3;4-9'")
-        elif benchmark not in BENCHMARKS:
-            raise ConfigError(f"--benchmark {benchmark}: choose from {', '.join(BENCHMARKS)}, or give --dataset_name")
-        known = BENCHMARKS.get(benchmark)
-        recipe = GENERIC_DEFAULTS | (known.defaults if known else {})
-        if known:
-            recipe["resolution"] = known.resolution
-        if self.pretrained_model_name_or_path:
-            del recipe["model"]
-        values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
-        config = dataclasses.replace(self, **checked | {"benchmark": benchmark} | values)
+        config = dataclasses.replace(self, **checked)
+        config.benchmark = config._benchmark_name()
+        config.recipe = config.recipe or config._default_recipe()
+        for name, value in config._recipe_values().items():
+            if getattr(config, name) is None:
+                setattr(config, name, value)
         config._check_together()
         config.replay_batch_size = config.replay_batch_size or config.train_batch_size
         for name in config.strategy:
@@ -241,6 +243,72 @@ class TrainConfig:
             if config.pretrained_model_name_or_path and (strategy.sees_all_classes or strategy.uses_buffer):
                 raise ConfigError(f"--strategy {name} needs the real images of all tasks; a pretrained model has none")
         return config
+
+    def _benchmark_name(self) -> str:
+        """The given name, or one after the data set that no built-in benchmark has.
+
+        Raises:
+            ConfigError: the settings name no data, or two data sets at once.
+        """
+        if not self.dataset_name and not self.task_datasets:
+            if self.benchmark and self.benchmark not in BENCHMARKS:
+                names = ", ".join(BENCHMARKS)
+                raise ConfigError(f"--benchmark {self.benchmark}: choose from {names}, or give --dataset_name")
+            return self.benchmark or "split-digits"
+        flag = "dataset_name" if self.dataset_name else "task_datasets"
+        if self.benchmark in BENCHMARKS:
+            raise ConfigError(f"--benchmark {self.benchmark} has its own data set: leave out --{flag} or rename")
+        self._check_data_sets()
+        name = Path(self.dataset_name or public_name(self.task_datasets[0])).name.lower()
+        derived = re.sub("[^a-z0-9]+", "-", name).strip("-")
+        taken = f"split-{derived}" in BENCHMARKS
+        return self.benchmark or f"split-{'own-' if taken else ''}{derived}"
+
+    def _check_data_sets(self):
+        if self.task_datasets:
+            for flag in ("dataset_name", "dataset_config_name", "tasks", "class_order"):
+                if getattr(self, flag):
+                    raise ConfigError(
+                        f"--{flag} does not go with --task_datasets, each of which is one task: leave it out"
+                    )
+            for name in self.task_datasets:
+                if not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+                    raise ConfigError(
+                        f"--task_datasets {name}: there is no such folder, and a data set of the Hub is named like"
+                        " uoft-cs/cifar10"
+                    )
+            names = [public_name(name) for name in self.task_datasets]
+            if len(set(names)) < len(names):
+                raise ConfigError(f"--task_datasets {' '.join(names)}: each needs a name of its own; rename a folder")
+        elif not HUB_ID.fullmatch(self.dataset_name):
+            # A path would also be published in train_config.json.
+            raise ConfigError(
+                f"--dataset_name {self.dataset_name}: a name such as uoft-cs/cifar10; the folder DIR/NAME is"
+                " --dataset_root DIR --dataset_name NAME, or --task_datasets DIR/NAME"
+            )
+
+    def _default_recipe(self) -> str:
+        """The benchmarks keep the paper's, so that numbers can be compared."""
+        own = self.benchmark not in BENCHMARKS or self.pretrained_model_name_or_path
+        return "best" if own else "paper"
+
+    def _recipe_values(self) -> dict:
+        """What the recipe gives to the settings that are None; a pretrained model has decided some of them itself."""
+        known = BENCHMARKS.get(self.benchmark)
+        values = GENERIC_DEFAULTS | (known.defaults | {"resolution": known.resolution} if known else {})
+        if self.task_datasets:
+            values["class_order"] = "dataset"
+        if self.recipe == "best":
+            steps = self.max_train_steps or values["max_train_steps"]
+            batch_size = self.replay_batch_size or self.train_batch_size or values["train_batch_size"]
+            values |= best_recipe(steps, batch_size * self.gradient_accumulation_steps)
+            pool = values["replay_pool"] if self.replay_pool is None else self.replay_pool
+            knows_classes = self.evaluator != "none" and not self.pretrained_model_name_or_path
+            values["replay_pool_balanced"] = bool(pool and knows_classes)
+        if self.pretrained_model_name_or_path:
+            for name in ("model", "resolution", "prediction_type", "rescale_betas_zero_snr", "snr_gamma"):
+                values.pop(name, None)
+        return values
 
     def _check_together(self):
         self._check_model()
@@ -282,7 +350,8 @@ class TrainConfig:
         if self.pretrained_tasks:
             raise ConfigError("--pretrained_tasks goes with --pretrained_model_name_or_path")
         if self.resolution is None:
-            raise ConfigError("--dataset_name needs --resolution, e.g. --resolution 32")
+            flag = "--dataset_name" if self.dataset_name else "--task_datasets"
+            raise ConfigError(f"{flag} needs --resolution, e.g. --resolution 32")
         multiple = smallest_resolution(self.model)
         if self.resolution % multiple:
             raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
@@ -306,10 +375,18 @@ class TrainConfig:
 
     def get_benchmark(self) -> Benchmark:
         """The benchmark of a resolved config, with the settings that were given in place of its own."""
-        base = BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, self.dataset_name, None, 0, tasks=0)
+        dataset_name = self.dataset_name or ", ".join(map(public_name, self.task_datasets))
+        base = BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, dataset_name, None, 0, tasks=None)
         given = {
             name: getattr(self, name)
-            for name in ("dataset_config_name", "image_column", "label_column", "resolution", "test_split", "image_bits")
+            for name in (
+                "dataset_config_name",
+                "image_column",
+                "label_column",
+                "resolution",
+                "test_split",
+                "image_bits",
+            )
             if getattr(self, name) is not None
         }
         tasks = self.tasks.strip() if self.tasks else base.tasks
@@ -337,28 +414,32 @@ class TrainConfig:
         return {spec.name: values[spec.name] for spec in dataclasses.fields(self) if spec.metadata["result"]}
 
     def _public(self) -> dict:
-        """All settings; of a model's folder only its name, since its path is private."""
+        """All settings; of a folder only its name, since its path is private."""
         values = dataclasses.asdict(self)
         for name in ("evaluator", "pretrained_model_name_or_path"):
             if values[name] and not HUB_ID.fullmatch(values[name]):
                 values[name] = Path(values[name]).resolve().name
+        values["task_datasets"] = [public_name(name) for name in self.task_datasets]
         return values
 
     def difference(self, train_config: dict) -> str:
         """The first setting in which a train_config.json differs, e.g. "--seed 1, not 2"; empty if none does."""
+        there = {"recipe": OLD_RECIPE, "task_datasets": []} | train_config
         for name, value in self.results_dict().items():
-            if train_config.get(name) != value:
-                return f"--{name} {train_config.get(name)}, not {value}"
+            if there.get(name) != value:
+                return f"--{name} {there.get(name)}, not {value}"
         return ""
 
     def command(self) -> str:
-        """The command line that trains one chain again; values of the benchmark's recipe are left out."""
-        given = ("dataset_name", "tasks", "resolution", "model") if self.dataset_name else ()
-        plain = TrainConfig(benchmark=self.benchmark, **{name: getattr(self, name) for name in given}).resolve()
-        implied = {name: value for name, value in plain.results_dict().items() if name not in (*given, "strategy")}
+        """The command line that trains one chain of a resolved config again; what is implied is left out."""
+        implied = {spec.name: spec.default for spec in dataclasses.fields(self)} | self._recipe_values()
+        implied |= {"recipe": self._default_recipe(), "replay_batch_size": self.train_batch_size}
+        for name in ("strategy", "resolution", "model"):
+            if name == "strategy" or self.benchmark not in BENCHMARKS:
+                del implied[name]
         flags = ["--benchmark", self.benchmark]
         for name, value in self.results_dict().items():
-            if name == "benchmark" or value is None or implied.get(name) == value:
+            if name == "benchmark" or value in (None, []) or implied.get(name) == value:
                 continue
             if isinstance(value, bool):
                 flags.append(f"--{name}" if value else f"--no-{name}")
@@ -367,9 +448,16 @@ class TrainConfig:
         return f"accelerate launch gdzoo/train.py {shlex.join(flags)}"
 
     def run_id(self) -> str:
-        """The first 8 hex digits of a hash of the settings that are not None, so that new settings keep old hashes."""
+        """The first 8 hex digits of a hash of the settings that have a value, so that new settings keep old hashes."""
         given = {name: value for name, value in self.results_dict().items() if value not in (None, [])}
+        if given["recipe"] == OLD_RECIPE:
+            del given["recipe"]
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def public_name(dataset: str) -> str:
+    """A data set's id on the Hub, or the name of a folder without its path."""
+    return Path(os.path.abspath(dataset)).name if Path(dataset).is_dir() else dataset
 
 
 def plain_type(annotation) -> type:

@@ -23,7 +23,7 @@ class Benchmark:
     dataset_name: str
     channels: int | None  # 1 gray, 3 RGB; None: decided by the first images
     resolution: int
-    tasks: int | str | None  # None: all classes are one task
+    tasks: int | str | None  # None: there is one class
     dataset_config_name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
@@ -154,16 +154,24 @@ def order_classes(class_order: str, names: Sequence[str], seed: int) -> list[int
     return order
 
 
-def split_classes(tasks: int | str, class_order: str, names: Sequence[str], seed: int) -> list[list[int]]:
+def split_classes(tasks: int | str | None, class_order: str, names: Sequence[str], seed: int) -> list[list[int]]:
     """Labels of each task, in the order of training.
 
     Args:
-        tasks: the number of equal tasks that `class_order` is cut into, or a list such as "0,1;2,3;4-9".
+        tasks: the number of equal tasks that `class_order` is cut into, or a list such as "0,1;2,3;4-9"; None: there is
+            one class, and one task.
         names: the name of each label, label 0 first.
 
     Raises:
         ValueError: in one line that names the flag.
     """
+    if tasks is None:
+        if len(names) > 1:
+            raise ValueError(
+                f"--dataset_name needs --tasks for its {len(names)} classes ({shortened(names)}): list those of each"
+                " task, as in '0,1;2,3;4-9', or say --tasks 1 for all at once"
+            )
+        return [[0]]
     if isinstance(tasks, int):
         if tasks < 1 or len(names) % tasks:
             raise ValueError(

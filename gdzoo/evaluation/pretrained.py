@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo.config import ConfigError, TrainConfig
-from gdzoo.data.benchmarks import Benchmark, split_classes
+from gdzoo.data.joined import JoinedData
 from gdzoo.data.streaming import DECODE_BATCH, DataError, ImageData
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
@@ -24,6 +25,7 @@ from gdzoo.zoo.folders import published_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 
 FLAG = "--pretrained_model_name_or_path"
+SCHEDULE = ("prediction_type", "rescale_betas_zero_snr")  # settings that a pretrained model has decided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
     """The model of --pretrained_model_name_or_path, on the device of this process.
 
     Args:
-        config: resolved; resolution and pretrained_tasks may still be None.
+        config: resolved; resolution, pretrained_tasks and SCHEDULE may still be None.
         repo_or_folder: a copy of the model to load instead.
 
     Raises:
@@ -72,8 +74,8 @@ def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
     size, schedule = pipeline.unet.config.sample_size, pipeline.scheduler.config
     if config.resolution not in (None, size):
         raise ConfigError(f"--resolution {config.resolution}: {source} draws {size}x{size} pixels; say {size}")
-    for flag in ("prediction_type", "rescale_betas_zero_snr"):
-        if getattr(config, flag) != schedule[flag]:
+    for flag in SCHEDULE:
+        if getattr(config, flag) not in (None, schedule[flag]):
             right = f"--no-{flag}" if schedule[flag] is False else f"--{flag}"
             right += f" {schedule[flag]}" if isinstance(schedule[flag], str) else ""
             raise ConfigError(f"--{flag} {getattr(config, flag)}: {source} was trained otherwise; say {right}")
@@ -85,9 +87,11 @@ def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
 
 
 def with_pretrained(config: TrainConfig, pretrained: Pretrained) -> TrainConfig:
-    """The config with the model's own resolution, and the number of tasks that it counts as."""
+    """The config with the model's own resolution and schedule, and the number of tasks that it counts as."""
     tasks = config.pretrained_tasks or tasks_trained(config.pretrained_model_name_or_path)
-    return dataclasses.replace(config, resolution=pretrained.pipeline.unet.config.sample_size, pretrained_tasks=tasks)
+    kept = {name: pretrained.pipeline.scheduler.config[name] for name in SCHEDULE}
+    kept["resolution"] = pretrained.pipeline.unet.config.sample_size
+    return dataclasses.replace(config, pretrained_tasks=tasks, **kept)
 
 
 def tasks_trained(repo_or_folder: str) -> int:
@@ -112,18 +116,21 @@ def open_data(
         ConfigError: --tasks does not fit it.
     """
     benchmark = config.get_benchmark()
-    if pretrained is None:
-        return ImageData(benchmark, dataset_root, num_workers)
-    channels = pretrained.pipeline.unet.config.in_channels
+    channels = pretrained.pipeline.unet.config.in_channels if pretrained else None
     if benchmark.channels is None and channels == 3:  # gray images lose nothing in RGB
         benchmark = dataclasses.replace(benchmark, channels=3)
-    data = DataWithSamples(pretrained, config, benchmark, dataset_root, num_workers)
+    if config.task_datasets:
+        data = JoinedData(benchmark, config.task_datasets, dataset_root, num_workers)
+    else:
+        data = ImageData(benchmark, dataset_root, num_workers)
+    if pretrained is None:
+        return data
     if data.channels != channels:
         raise DataError(
             f"{FLAG} {config.pretrained_model_name_or_path} has {channels} channels, and the images of data set"
             f" {benchmark.dataset_name} {data.channels}"
         )
-    return data
+    return DataWithSamples(pretrained, config, data)
 
 
 class DataWithSamples(ImageData):
@@ -133,32 +140,26 @@ class DataWithSamples(ImageData):
     tasks that the model counts as, so that the class shares match the weights of the loss; at least KID_SAMPLES_NEEDED.
     """
 
-    def __init__(
-        self,
-        pretrained: Pretrained,
-        config: TrainConfig,
-        benchmark: Benchmark,
-        dataset_root: str | None = None,
-        num_workers: int = 0,
-    ):
-        super().__init__(benchmark, dataset_root, num_workers)
+    def __init__(self, pretrained: Pretrained, config: TrainConfig, data: ImageData):
+        for name in ("benchmark", "channels", "test_split", "counts"):
+            setattr(self, name, getattr(data, name))
+        self._data = data
         self.pretrained, self.steps, self.batch_size = pretrained, config.eval_steps, config.eval_batch_size
         try:
-            tasks = split_classes(benchmark.tasks, "dataset", self.names, 0)
+            tasks = data.tasks("dataset", 0)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        task_labels = sorted(label for task in tasks for label in task)
-        self.synthetic_label = len(self.names)
+        self._task_labels = sorted(label for task in tasks for label in task)
+        self.synthetic_label = len(data.names)
         for counts in self.counts.values():
-            images = sum(counts[label] for label in task_labels)
+            images = sum(counts[label] for label in self._task_labels)
             counts[self.synthetic_label] = max(KID_SAMPLES_NEEDED, config.pretrained_tasks * images // len(tasks))
-        self._task_labels = task_labels
-        self.names = [*self.names, pretrained.name]
+        self.names = [*data.names, pretrained.name]
         self._samples = {}
 
     @property
     def content_hash(self) -> str:
-        return f"{super().content_hash}-{self.steps}"  # which model drew them is in their class's name
+        return f"{self._data.content_hash}-{self.steps}"  # which model drew them is in their class's name
 
     @property
     def evaluator_labels(self) -> Sequence[int]:
@@ -166,7 +167,14 @@ class DataWithSamples(ImageData):
         return [*self._task_labels, self.synthetic_label]
 
     def tasks(self, class_order: str, seed: int) -> list[list[int]]:
-        return [[self.synthetic_label], *split_classes(self.benchmark.tasks, class_order, self.names[:-1], seed)]
+        return [[self.synthetic_label], *self._data.tasks(class_order, seed)]
+
+    @property
+    def skipped(self) -> Counter:
+        return self._data.skipped
+
+    def same_rows_every_epoch(self, world_size: int) -> bool:
+        return self._data.same_rows_every_epoch(world_size)
 
     def samples(self, split: str) -> Tensor:
         """Samples from the model, uint8 [N, C, H, W]; each split has its own."""
@@ -190,7 +198,7 @@ class DataWithSamples(ImageData):
             images = images[np.random.default_rng(shuffle).permutation(len(images))]
         total, read, given = sum(self.counts[split][label] for label in own) / node[1], 0, 0
         if own:
-            with contextlib.closing(super().read(own, split, shuffle, node)) as chunks:
+            with contextlib.closing(self._data.read(own, split, shuffle, node)) as chunks:
                 for chunk in chunks:
                     yield chunk
                     read += len(chunk[0])

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from gdzoo.config import TrainConfig
+from gdzoo.config import OLD_RECIPE, TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data
@@ -56,7 +56,9 @@ def published_config(settings: dict) -> TrainConfig:
         ConfigError: an invalid value.
     """
     known = {spec.name for spec in dataclasses.fields(TrainConfig)} - {"strategy"}
-    return TrainConfig(**{name: value for name, value in settings.items() if name in known}).resolve()
+    return TrainConfig(
+        **{"recipe": OLD_RECIPE} | {name: settings[name] for name in settings if name in known}
+    ).resolve()
 
 
 def find_evaluator(repo_or_folder: str, benchmark: str) -> Path | str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import Teacher, to_float, to_uint8
 
-BLOCK = 256  # images drawn at once, by all processes together
+BLOCK = 256  # most images drawn at once, by all processes together
 
 
 class ReplayPool:
@@ -56,7 +56,8 @@ class ReplayPool:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         # Trap: numpy ignores a 0 at the end of a key, and (seed, task, step) is the key of a training step.
         random = StepRandom((*self.key, 0, block + 1), accelerator.device, rank, world_size)
-        images = self.teacher.draw(BLOCK // world_size, self.steps, self.eta, random)
+        missing = min(BLOCK, self.size - block * BLOCK)
+        images = self.teacher.draw(-(-missing // world_size), self.steps, self.eta, random)
         return accelerator.gather(to_uint8(images))
 
     def take(self, count: int, random: StepRandom) -> Tensor:

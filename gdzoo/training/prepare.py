@@ -15,6 +15,7 @@ from gdzoo.evaluation.pretrained import load_pretrained, open_data, with_pretrai
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
 from gdzoo.training.checkpoint import CheckpointError, other_run, read_state
 from gdzoo.training.output import check_output
+from gdzoo.training.publish import check_publishing
 from gdzoo.training.run import Chain, Run, make_chains, task_checkpoints
 from gdzoo.zoo.names import LATEST, TRAINING_FOLDER, is_checkpoint
 
@@ -36,6 +37,7 @@ def prepare(config: TrainConfig) -> Run:
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data), accelerator)
     run = Run(config, accelerator, data, make_chains(config, data), pretrained)
+    check_publishing(run)
     check_output(run)
     check_checkpoint(config, run.chains, accelerator)
     return run

@@ -1,6 +1,8 @@
 """The folders that training publishes: weights, pictures, results, settings and card, written as one."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import DDIMPipeline
@@ -12,6 +14,9 @@ from gdzoo.config import TrainConfig
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.evaluator import SEED as EVALUATOR_SEED
 from gdzoo.evaluation.evaluator import image_processor
+from gdzoo.training.checkpoint import Progress
+from gdzoo.training.results import cost_of, results_of
+from gdzoo.training.run import Run
 from gdzoo.zoo.cards import evaluator_card, pipeline_card
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import atomic_folder, write_json
@@ -31,15 +36,23 @@ def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image,
         samples.save(partial / SAMPLES)
         write_json(partial / RESULTS, results)
         write_json(partial / TRAIN_CONFIG, config.to_dict())
-        card = pipeline_card(
-            repo_of(folder),
-            results,
-            config.results_dict(),
-            dataclasses.asdict(config.get_benchmark()),
-            config.command(),
-            other_results(folder, results),
-        )
+        card = model_card(folder, results, config, other_results(folder, results))
         (partial / CARD).write_text(card, encoding="utf-8")
+
+
+def model_card(folder: Path, results: dict, config: TrainConfig, others: Sequence[dict] = ()) -> str:
+    """The card of a task's folder; `others` are the results of other strategies."""
+    benchmark = dataclasses.asdict(config.get_benchmark())
+    return pipeline_card(repo_of(folder), results, config.results_dict(), benchmark, config.command(), others)
+
+
+def check_publishing(run: Run):
+    """Make every chain's card from its settings, with no results yet: after training no setting may be wrong."""
+    unmeasured = {"metrics": {}, "per_task": None, "histogram": None, "evaluation": None}
+    for chain in run.chains:
+        results = results_of(run, chain, 1, unmeasured, cost_of(chain, run.accelerator, Progress()), [])
+        model_card(chain.folder(1), results | catalogue_info(results) | made_with(), chain.config)
+        json.dumps(chain.config.to_dict(), allow_nan=False)
 
 
 def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, report: dict):

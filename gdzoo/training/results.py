@@ -65,6 +65,7 @@ def results_of(run: Run, chain: Chain, task: int, found: dict, cost: dict, earli
         "benchmark": config.benchmark,
         "strategy": chain.strategy,
         "seed": config.seed,
+        "recipe": config.recipe,
         "task": task,
         "base_model": base_model(chain, task),
         "tasks": [

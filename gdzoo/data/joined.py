@@ -1,0 +1,112 @@
+"""Several data sets as one: each is a task (--task_datasets)."""
+
+import contextlib
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from gdzoo.data.benchmarks import Benchmark
+from gdzoo.data.streaming import ImageData
+
+
+class JoinedData(ImageData):
+    """Data sets of the Hub and local folders, whose classes are numbered one data set after the other.
+
+    If any of them has colours, all images are RGB. Test splits are used if every one of them has one.
+
+    Args:
+        benchmark: with the settings that all of them share; its data set is not opened.
+        datasets: ids on the Hub, or folders.
+        dataset_root: where ids are looked for before the Hub.
+
+    Raises:
+        DataError
+    """
+
+    def __init__(
+        self, benchmark: Benchmark, datasets: Sequence[str], dataset_root: str | None = None, num_workers: int = 0
+    ):
+        self.benchmark = benchmark
+        self.parts = [_open(benchmark, dataset, dataset_root, num_workers) for dataset in datasets]
+        self.channels = max(part.channels for part in self.parts)
+        for part in self.parts:
+            part.channels = self.channels
+        self.names = _unique_names(self.parts)
+        sizes = [len(part.names) for part in self.parts]
+        self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
+        self.test_split = self.synthetic_label = None
+        self.counts = {"train": self._counts("train")}
+        if all(part.test_split for part in self.parts):
+            self.test_split = ", ".join(sorted({part.test_split for part in self.parts}))
+            self.counts[self.test_split] = self._counts(self.test_split)
+
+    def _split(self, part: ImageData, split: str) -> str:
+        return "train" if split == "train" else part.test_split
+
+    def _counts(self, split: str) -> Counter:
+        pairs = zip(self._first, self.parts, strict=True)
+        return Counter(
+            {
+                first + label: part.counts[self._split(part, split)][label]
+                for first, part in pairs
+                for label in range(len(part.names))
+            }
+        )
+
+    @property
+    def content_hash(self) -> str:
+        return "-".join(str(part.content_hash) for part in self.parts)
+
+    @property
+    def skipped(self) -> Counter:
+        return sum((part.skipped for part in self.parts), Counter())
+
+    def tasks(self, class_order: str, seed: int) -> list[list[int]]:
+        """The labels of each data set that have training images."""
+        return [
+            [first + label for label in range(len(part.names)) if part.counts["train"][label]]
+            for first, part in zip(self._first, self.parts, strict=True)
+        ]
+
+    def same_rows_every_epoch(self, world_size: int) -> bool:
+        return all(part.same_rows_every_epoch(world_size) for part in self.parts)
+
+    def read(
+        self, labels: Sequence[int], split: str = "train", shuffle: tuple[int, int] | None = None, node=(0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        with contextlib.ExitStack() as stack:
+            streams, sizes = {}, {}
+            for first, part in zip(self._first, self.parts, strict=True):
+                own = [label - first for label in labels if first <= label < first + len(part.names)]
+                if own:
+                    read = part.read(own, self._split(part, split), shuffle, node)
+                    streams[first] = stack.enter_context(contextlib.closing(read))
+                    sizes[first] = sum(part.counts[self._split(part, split)][label] for label in own)
+            done = dict.fromkeys(streams, 0.0)  # the part of each data set that was read
+            while done:  # shuffled: all at the same rate; otherwise one after the other
+                first = min(done, key=done.get) if shuffle else min(done)
+                chunk = next(streams[first], None)
+                if chunk is None:
+                    del done[first]
+                    continue
+                done[first] += len(chunk[0]) / max(1, sizes[first])
+                yield chunk[0], chunk[1] + first
+
+
+def _open(benchmark: Benchmark, dataset: str, dataset_root: str | None, num_workers: int) -> ImageData:
+    folder = Path(os.path.abspath(dataset))
+    if Path(dataset).is_dir():
+        return ImageData(dataclasses.replace(benchmark, dataset_name=folder.name), str(folder.parent), num_workers)
+    return ImageData(dataclasses.replace(benchmark, dataset_name=dataset), dataset_root, num_workers)
+
+
+def _unique_names(parts: list[ImageData]) -> list[str]:
+    """The names of all classes; those that several data sets share are written DATASET/NAME."""
+    found = Counter(name for part in parts for name in part.names)
+    return [
+        name if found[name] == 1 else f"{part.benchmark.dataset_name}/{name}" for part in parts for name in part.names
+    ]
