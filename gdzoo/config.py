@@ -94,7 +94,7 @@ class TrainConfig:
         None,
         DATA,
         "bits a pixel of 16- or 32-bit images (default: as many as the first images use)",
-        minimum=9,
+        minimum=8,
         maximum=31,
     )
     tasks: str | None = option(

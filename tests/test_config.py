@@ -11,6 +11,9 @@ import pytest
 from gdzoo import train
 from gdzoo.arguments import make_parser, parse_args
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.evaluation.published import published_config
+from gdzoo.method.recipes import best_recipe
 from tests.conftest import ROOT
 
 CUSTOM = dict(dataset_name="org/My.photo_set", tasks="0,1;2", resolution=32)
@@ -85,7 +88,7 @@ def test_own_data_set():
     benchmark = config.get_benchmark()
     assert config.benchmark == benchmark.name == "split-my-photo-set"
     assert (benchmark.dataset_name, benchmark.tasks, benchmark.resolution) == ("org/My.photo_set", "0,1;2", 32)
-    assert (benchmark.image_column, benchmark.label_column, benchmark.channels) == ("photo", "label", None)
+    assert (benchmark.image_column, benchmark.label_column, benchmark.channels) == ("photo", None, None)
     assert TrainConfig(**CUSTOM, benchmark="mine").resolve().benchmark == "mine"
 
 
@@ -94,6 +97,108 @@ def test_named_benchmark_with_other_settings():
     benchmark = config.get_benchmark()
     assert (benchmark.label_column, benchmark.tasks, benchmark.resolution) == ("coarse_label", 4, 64)
     assert (benchmark.image_column, benchmark.channels) == ("img", 3)
+
+
+@pytest.mark.parametrize("name", ["digits", "me/mnist", "someone/CIFAR", "x/fashion_mnist"])
+def test_own_data_set_with_the_name_of_a_benchmark_keeps_its_own_data(name):
+    config = TrainConfig(**CUSTOM | dict(dataset_name=name)).resolve()
+    assert config.benchmark.startswith("split-own-") and config.benchmark not in BENCHMARKS
+    assert config.get_benchmark().dataset_name == name
+    assert parse_args(shlex.split(config.command())[3:]).resolve() == config
+    assert published_config(config.chain("lwf").to_dict()).get_benchmark() == config.get_benchmark()
+
+
+def test_each_of_several_data_sets_is_a_task(tmp_path, monkeypatch):
+    (tmp_path / "private" / "My dogs").mkdir(parents=True)
+    folder = str(tmp_path / "private" / "My dogs")
+    settings = dict(task_datasets=[folder, "me/birds"], resolution=16, model="tiny")
+    config = TrainConfig(**settings).resolve()
+    assert (config.benchmark, config.class_order, config.recipe) == ("split-my-dogs", "dataset", "best")
+    assert config.to_dict()["task_datasets"] == ["My dogs", "me/birds"]
+    assert str(tmp_path) not in config.command() and "--task_datasets 'My dogs' me/birds" in config.command()
+    assert TrainConfig(**settings, benchmark="pets").resolve().benchmark == "pets"
+    assert TrainConfig(**settings | dict(task_datasets=["me/mnist"])).resolve().benchmark == "split-own-mnist"
+    monkeypatch.chdir(tmp_path / "private" / "My dogs")
+    assert TrainConfig(**settings | dict(task_datasets=["."])).resolve().to_dict()["task_datasets"] == ["My dogs"]
+
+
+# ---- recipes ----
+
+BEST = dict(replay_pool=1280, replay_pool_steps=20, snr_gamma=5.0, prediction_type="v_prediction", use_ema=True)
+BEST |= dict(ema_decay=0.98, replay_pool_balanced=True, recipe="best")
+
+
+def of(config: TrainConfig, names) -> dict:
+    return {name: getattr(config, name) for name in names}
+
+
+def test_the_benchmarks_keep_the_recipe_of_the_paper():
+    for benchmark in BENCHMARKS:
+        config = TrainConfig(benchmark=benchmark).resolve()
+        assert (config.recipe, config.replay_pool, config.snr_gamma) == ("paper", 0, None)
+        assert (config.prediction_type, config.rescale_betas_zero_snr) == ("epsilon", False)
+    assert of(TrainConfig(recipe="best").resolve(), BEST) == BEST
+
+
+def test_the_best_recipe_fits_the_task():
+    """At most as many passes of the teacher as the paper's two DDIM steps for every replay image."""
+    for steps, batch_size in [(1, 1), (4, 16), (4, 64), (400, 32), (800, 32), (1000, 32), (10_000, 64), (31_400, 64)]:
+        values = best_recipe(steps, batch_size)
+        assert 1 <= values["replay_pool"] <= 10_240
+        assert values["replay_pool"] * values["replay_pool_steps"] <= max(20, 2 * steps * batch_size)
+        assert 0 <= values["ema_decay"] <= 0.9999
+    assert best_recipe(1000, 32)["replay_pool"] == 3072  # the pools of the figures in RESULTS.md
+    assert best_recipe(800, 32)["replay_pool"] == 2560
+    config = TrainConfig(**CUSTOM, max_train_steps=4, train_batch_size=8, gradient_accumulation_steps=2).resolve()
+    assert (config.recipe, config.replay_pool, config.ema_decay) == ("best", 6, 0.0)
+
+
+def test_single_flags_win_over_the_recipe():
+    given = dict(replay_pool=7, replay_pool_steps=5, snr_gamma=0.0, prediction_type="sample", use_ema=False)
+    given |= dict(ema_decay=0.5, replay_pool_balanced=False)
+    for recipe in ("paper", "best"):
+        assert of(TrainConfig(recipe=recipe, **given).resolve(), given) == given
+    assert TrainConfig(recipe="best", replay_pool=0).resolve().replay_pool_balanced is False
+    assert TrainConfig(recipe="best", evaluator="none").resolve().replay_pool_balanced is False
+
+
+def test_ones_own_data_and_model_take_the_best_recipe():
+    assert TrainConfig(**CUSTOM).resolve().recipe == "best"
+    config = TrainConfig(pretrained_model_name_or_path="me/model", tasks="5").resolve()
+    assert (config.recipe, config.replay_pool, config.use_ema, config.replay_pool_balanced) == (
+        "best",
+        1280,
+        True,
+        False,
+    )
+    assert config.prediction_type is None and config.resolution is None and config.snr_gamma is None  # the model's own
+    assert TrainConfig(**CUSTOM, recipe="paper").resolve().replay_pool == 0
+
+
+def test_a_zoo_of_the_other_recipe_is_refused_by_its_name():
+    paper, best = (TrainConfig(**CUSTOM, recipe=recipe).resolve() for recipe in ("paper", "best"))
+    assert best.difference(paper.to_dict()) == "--recipe paper, not best"
+    older = {name: value for name, value in paper.to_dict().items() if name not in ("recipe", "task_datasets")}
+    assert best.difference(older) == "--recipe paper, not best" and paper.difference(older) == ""
+    assert published_config(older).recipe == "paper"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(recipe="best", strategy=["lwf"]),
+        dict(recipe="best", replay_pool=512, snr_gamma=0),
+        dict(benchmark="split-cifar", recipe="best", max_train_steps=50, seed=3),
+        CUSTOM,
+        CUSTOM | dict(recipe="paper", snr_gamma=5.0),
+        dict(task_datasets=["me/cats", "me/dogs"], resolution=28, model="tiny", replay_batch_size=5),
+    ],
+    ids=str,
+)
+def test_the_command_trains_the_same_run(settings):
+    config = TrainConfig(**settings).resolve()
+    assert parse_args(shlex.split(config.command())[3:]).resolve().run_id() == config.run_id()
 
 
 # ---- command line and file ----
@@ -243,8 +348,14 @@ def test_wrong_types_from_python(settings):
         (dict(benchmark="split-mars"), "--benchmark split-mars: choose from split-digits"),
         (dict(benchmark="split cifar", **CUSTOM), "--benchmark 'split cifar'"),
         (dict(benchmark="split-cifar", **CUSTOM), "leave out --dataset_name"),
-        (CUSTOM | dict(tasks=None), "--dataset_name needs --tasks"),
         (CUSTOM | dict(resolution=None), "--dataset_name needs --resolution"),
+        (dict(task_datasets=["me/cats"]), "--task_datasets needs --resolution"),
+        (dict(task_datasets=["no/such/folder"]), "--task_datasets no/such/folder: there is no such folder"),
+        (dict(task_datasets=["me/cats", "me/cats"]), "each needs a name of its own"),
+        (dict(task_datasets=["me/cats"], tasks="2"), "--tasks does not go with --task_datasets"),
+        (CUSTOM | dict(task_datasets=["me/cats"]), "--dataset_name does not go with --task_datasets"),
+        (dict(task_datasets=["me/cats"], benchmark="split-mnist"), "leave out --task_datasets or rename"),
+        (dict(recipe="worst"), "--recipe worst: choose from paper, best"),
         (CUSTOM | dict(dataset_name="/data/photos"), "--dataset_root DIR --dataset_name NAME"),
         (CUSTOM | dict(dataset_name="../photos"), "--dataset_root DIR --dataset_name NAME"),
         (dict(resolution=31, benchmark="split-cifar"), "--resolution 31: --model cifar needs a multiple of 8"),
@@ -386,6 +497,14 @@ def test_run_id_is_the_same_for_ever():
     assert len(config.run_id()) == 8 and int(config.run_id(), 16) >= 0
 
 
+def test_run_ids_of_older_versions_stay():
+    assert TrainConfig(strategy=["joint"]).resolve().run_id() == "b598f383"
+    assert TrainConfig(benchmark="split-cifar", strategy=["lwf"], seed=69).resolve().run_id() == "2ea34cbd"
+    flags = dict(recipe="paper", replay_pool=1024, snr_gamma=5.0, prediction_type="v_prediction")
+    own = TrainConfig(dataset_name="org/pets", tasks="0,1;2,3", resolution=32, **flags).resolve()
+    assert own.run_id() == "719bb9ac"
+
+
 def test_run_id_takes_whole_numbers_for_floats():
     assert TrainConfig(replay_weight=1).resolve().run_id() == TrainConfig(replay_weight=1.0).resolve().run_id()
     assert TrainConfig(strategy=("lwf",)).resolve().run_id() == TrainConfig(strategy="lwf").resolve().run_id()
@@ -403,6 +522,9 @@ CHANGED = dict(
     train_batch_size=3,
     model="fashion",
     benchmark="split-cifar",
+    recipe="best",
+    test_split="train",
+    image_bits=12,
     prediction_type="sample",
     cache_limit_gb=0.1,
 )
