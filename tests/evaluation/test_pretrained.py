@@ -411,3 +411,60 @@ def test_without_a_pretrained_model_there_is_no_extra_class():
     data = open_data(TrainConfig().resolve(), None)
     assert data.synthetic_label is None and data.evaluator_labels == range(10)
     assert data.benchmark == BENCHMARKS["split-digits"]
+
+
+# ---- my folder and my model ----
+
+
+def write_photos(folder: Path, value: int, size: int = 10) -> str:
+    folder.mkdir(parents=True)
+    for index in range(16):
+        Image.new("L", (size, size), (value + index) % 256).save(folder / f"{index}.png")
+    return str(folder)
+
+
+def test_my_folders_and_my_model_are_one_line(stranger, tmp_path):
+    """No labels, no --tasks, no --resolution: each folder is a task, and each task a model."""
+    folders = [write_photos(tmp_path / "private" / name, value) for name, value in (("dark", 0), ("light", 200))]
+    arguments = ["--pretrained_model_name_or_path", stranger, "--task_datasets", *folders, *SMALL]
+    strategy = ["--strategy", "generative_distillation", "--output_dir", str(tmp_path / "zoo")]
+    assert train.main([*arguments, *strategy]) == 0
+    folder = tmp_path / "zoo" / "gdzoo" / "split-dark-task3"
+    results = json.loads((folder / "results.json").read_text())
+    names = [task["names"] for task in results["tasks"]]
+    assert names[0][0].startswith(NAME) and names[1:] == [["dark"], ["light"]]
+    assert [task["images"] for task in results["tasks"]] == [None, 16, 16]
+    assert results["recipe"] == "best" and results["metrics"]["fid"] > 0
+    assert DiffusionPipeline.from_pretrained(folder)(num_inference_steps=2).images[0].size == (8, 8)
+    published = "".join((folder / name).read_text() for name in ("README.md", "results.json", "train_config.json"))
+    assert str(tmp_path) not in published and "--task_datasets dark light" in published
+    # And evaluation by the folder's name, with the folders under --dataset_root.
+    output = ["--output", str(tmp_path / "found.json"), "--dataset_root", str(tmp_path / "private")]
+    measured = [str(folder), "--benchmark", "split-dark", "--task", "3", "--eval_samples", "64", "--eval_steps", "5"]
+    assert evaluation.main([*measured, *output]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["metrics"]["fid"] == pytest.approx(results["metrics"]["fid"])
+
+
+def test_a_model_of_28_pixels_keeps_them(tmp_path):
+    """The command line in the card was made by resolving another config, which refused 28 pixels after training."""
+    unet = small_unet(sample_size=28)
+    save(DDPMPipeline(unet, DDPMScheduler(prediction_type="v_prediction")), tmp_path / "mine")
+    photos = write_photos(tmp_path / "photos", 100, size=40)
+    arguments = ["--pretrained_model_name_or_path", str(tmp_path / "mine"), "--task_datasets", photos, *SMALL]
+    arguments += ["--strategy", "finetune", "--output_dir", str(tmp_path / "zoo"), "--evaluator", "none"]
+    assert train.main(arguments) == 0
+    folder = tmp_path / "zoo" / "gdzoo" / "split-photos-finetune-task2"
+    settings = json.loads((folder / "train_config.json").read_text())
+    assert (settings["resolution"], settings["prediction_type"]) == (28, "v_prediction")  # both are the model's
+    assert DiffusionPipeline.from_pretrained(folder)(num_inference_steps=2).images[0].size == (28, 28)
+
+
+def test_a_card_that_cannot_be_made_is_said_before_training(tmp_path, monkeypatch):
+    def broken(self):
+        raise ConfigError("--resolution 28: no card")
+
+    monkeypatch.setattr(TrainConfig, "command", broken)
+    with pytest.raises(ConfigError, match="no card"):
+        train.train(TrainConfig(output_dir=str(tmp_path / "zoo")))
+    assert not (tmp_path / "zoo").exists()
