@@ -27,6 +27,7 @@ JUNK = {
     "license", "metadata.csv", "metadata.jsonl", "metadata.parquet", "notice", "readme", "state.json", "thumbs.db",
 }
 # fmt: on
+CAPTIONS = (".json", ".txt", ".xml")
 
 
 @dataclass
@@ -85,14 +86,17 @@ def list_files(folder: Path) -> Listing:
 def linked_files(listing: Listing, config_name: str | None) -> dict[str, list[str]] | None:
     """The files of each split, as patterns for `data_files`, where `datasets` does not find them; else None.
 
-    It does not follow links to folders, and takes brackets in the folder's own path for a pattern. A copy of the tree
-    with real folders, and links in place of the files, shows which files it would read and in which splits.
+    It does not follow links to folders, takes brackets in the folder's own path for a pattern, and captions (1.txt
+    beside 1.png) for the data set if they are as many as the images. A copy of the tree with real folders, and links in
+    place of the files, shows which files it would read and in which splits.
     """
-    if not listing.linked and not glob.has_magic(listing.root):
+    images = {os.path.splitext(file)[0] for file in listing.files if is_image(file)}
+    captions = {file for file in listing.files if file.endswith(CAPTIONS) and os.path.splitext(file)[0] in images}
+    if not listing.linked and not captions and not glob.has_magic(listing.root):
         return None
     with tempfile.TemporaryDirectory() as copy:
         copy = os.path.realpath(copy)
-        for file in listing.files:
+        for file in set(listing.files) - captions:
             os.makedirs(os.path.dirname(os.path.join(copy, file)), exist_ok=True)
             os.symlink(os.path.join(listing.root, file), os.path.join(copy, file))
         found = datasets.load_dataset_builder(copy, config_name).config.data_files

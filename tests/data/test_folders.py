@@ -33,7 +33,7 @@ def facts(root: Path) -> tuple:
 def test_other_formats_are_counted(folder, tmp_path):
     touch(folder, *(f"train/dog/{i}.HEIC" for i in range(30)), *(f"train/dog/{i}.heic" for i in range(30, 33)))
     os.rename(folder / "train/cat/2.JPG", folder / "train/cat/2.Jpg")
-    touch(folder, "train/cat/a.txt", "test/cat/b.txt", "clips.mp4", "train/dog/IMG_1", "more.tar")
+    touch(folder, "train/cat/2.txt", "test/cat/4.txt", "clips.mp4", "train/dog/IMG_1", "more.tar")
     names, counts, _, read, left_out = facts(tmp_path)
     assert (names, counts["train"], read) == (["cat", "dog"], {0: 1, 1: 1}, [1, 3])
     assert left_out == [
@@ -44,6 +44,12 @@ def test_other_formats_are_counted(folder, tmp_path):
         "1 .jpg file in train/cat is not read: rename to .jpg",
         "1 file without a suffix in train/dog is not read: if they are images, rename to .jpg or .png",
     ]
+
+
+def test_captions_as_many_as_the_images_do_not_take_their_place(folder, tmp_path):
+    before = facts(tmp_path)[:-1]
+    touch(folder, "train/cat/1.txt", "train/cat/2.txt", "train/dog/3.txt", "test/cat/4.txt")
+    assert facts(tmp_path) == (*before, ["4 .txt files in test/cat, train/cat, train/dog are not read: no images"])
 
 
 def test_junk_is_not_worth_a_line(folder, tmp_path):

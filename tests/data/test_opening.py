@@ -340,10 +340,10 @@ def test_folders_of_images_to_validate(tmp_path, folder):
 
 
 def test_a_data_set_saved_to_disk(tmp_path):
-    rows = datasets.Dataset.from_list([{"image": flat(0), "label": 1}] * 3, features=IMAGE_AND_LABEL)
+    rows = datasets.Dataset.from_list([{"image": flat(0), "label": 0}] * 3, features=IMAGE_AND_LABEL)
     datasets.DatasetDict({"train": rows, "val": rows}).save_to_disk(str(tmp_path / "org/mine"))
     data = ImageData(MINE, str(tmp_path))
-    assert (data.test_split, data.counts["train"][1], data.left_out) == ("validation", 3, [])
+    assert (data.test_split, data.counts["train"][0], data.left_out) == ("validation", 3, [])
 
 
 def test_secret_labels_fall_to_the_next_split(tmp_path):
