@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from gdzoo.data.benchmarks import DIGITS, Benchmark
-from gdzoo.data.decode import one_line
+from gdzoo.errors import one_line
 
 # `datasets` takes these names for file formats, and then reads such files from the working directory.
 # fmt: off
@@ -127,7 +127,7 @@ def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
                 HfApi().dataset_info(name, timeout=10)
         builder, splits = _load_streams(str(folder or name), config_name)
     except Exception as error:  # the errors of these libraries have no common base class
-        reason = f"({type(error).__name__}: {one_line(error)})"
+        reason = f"({one_line(error)})"
         if folder or isinstance(error, ValueError):
             setting = f" with --dataset_config_name {config_name}" if config_name else ""
             where = f"{folder or 'the Hub'}{setting}"

@@ -17,12 +17,13 @@ from torch import Tensor
 import gdzoo
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
 from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extractor, reference_features
 from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
 from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
 from gdzoo.evaluation.tables import evaluation_table
-from gdzoo.models.pipelines import draw_any, load_any_pipeline, one_line
+from gdzoo.models.pipelines import draw_any, load_any_pipeline
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         job = prepare(args)
     except ValueError as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 2
     try:
         result = run(job)
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{evaluation_table(result)}\n")  # first: it must not be lost if writing fails
         write_json(args.output, result)
     except (ValueError, OSError) as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 1
     print(f"Written to {args.output}")
     return 0
