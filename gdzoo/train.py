@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.caches import use_writable_caches
 from gdzoo.data.streaming import DataError
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator
@@ -41,6 +42,7 @@ def one_run() -> Iterator[None]:
     if not _RUNNING.acquire(blocking=False):
         raise ConfigError("another run is being trained in this process: wait for its end, or use another process")
     try:
+        use_writable_caches()
         yield
     finally:
         _RUNNING.release()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import gdzoo
 from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.caches import use_writable_caches
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
@@ -178,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are errors
     datasets.disable_progress_bars()
+    use_writable_caches()
     # PartialState alone would ignore ACCELERATE_USE_CPU. The other processes wait for the main one's metrics.
     Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))])
     try:
