@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from gdzoo.config import ConfigError, TrainConfig, plain_type
+from gdzoo.errors import clean, one_line
 
 NULL = ("", "~", "null")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -64,7 +65,7 @@ def parse_args(argv: list[str]) -> TrainConfig:
         del flags["config"]
         return TrainConfig(**flags)
     except ConfigError as error:
-        parser.exit(2, f"gdzoo: {error}\n")
+        parser.exit(2, clean(f"gdzoo: {error}") + "\n")
 
 
 def read_settings(file: str) -> dict:
@@ -77,7 +78,7 @@ def read_settings(file: str) -> dict:
         # BaseLoader leaves every value a string: others make False of `mixed_precision: no`.
         settings = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader) or {}
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(one_line(error, 400)) from error
     if not isinstance(settings, dict):
         raise ConfigError("write one setting a line, such as `seed: 42`")
     known = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
@@ -101,7 +102,7 @@ def _value(spec: dataclasses.Field, value: str | list[str]):
     try:
         values = [kind(item) for item in ([value] if isinstance(value, str) else value)]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"--{spec.name}: {error}") from error
+        raise ConfigError(f"--{spec.name}: {one_line(error)}") from error
     if not values:
         raise ConfigError(f"--{spec.name} needs at least one value")
     return values

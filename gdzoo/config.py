@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.errors import checked_token, one_line
 from gdzoo.method.catalogue import STRATEGIES, strategy_info
 from gdzoo.method.recipes import PAPER, best_recipe
 from gdzoo.method.strategies import create_strategy
@@ -224,6 +225,11 @@ class TrainConfig:
             ConfigError: before any work, in one line that names the flag.
         """
         checked = {spec.name: _checked(spec, getattr(self, spec.name)) for spec in dataclasses.fields(self)}
+        if self.hub_token is not None:
+            try:
+                checked["hub_token"] = checked_token(checked["hub_token"], "--hub_token")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         for name in FOLDERS:  # a shell leaves --output_dir=~/zoo as it is
             if checked[name]:
                 checked[name] = str(Path(checked[name]).expanduser())
@@ -364,7 +370,9 @@ class TrainConfig:
         try:
             validate_repo_id(f"{self.namespace}/{longest}")
         except HFValidationError as error:
-            raise ConfigError(f"--hub_namespace {self.namespace}, --benchmark {self.benchmark}: {error}") from error
+            raise ConfigError(
+                f"--hub_namespace {self.namespace}, --benchmark {self.benchmark}: {one_line(error)}"
+            ) from error
         if self.resume_from_hub:
             repo_id, at, revision = self.resume_from_hub.partition("@")
             if repo_id != "hub" and repo_id.count("/") != 1 or not HUB_ID.fullmatch(repo_id) or at and not revision:

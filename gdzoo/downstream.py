@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 
 import gdzoo
 from gdzoo.config import TrainConfig
+from gdzoo.data.caches import use_writable_caches
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import clean
 from gdzoo.evaluation.evaluator import BATCH_SIZE, HOLD_OUT, create_classifier, create_optimizer
 from gdzoo.evaluation.published import open_chain, published_config
 from gdzoo.method.randomness import StepRandom, seed_from
@@ -163,15 +165,24 @@ def earlier(root: Path) -> dict[tuple, dict]:
         return {}
 
 
-def run(root: Path, chains: dict, args: argparse.Namespace):
+def open_data_sets(chains: dict, dataset_root: str | None) -> dict[tuple, ImageData]:
+    """The data of each chain, by CHAIN; chains of other seeds share it. Raises ValueError: it cannot be opened."""
+    opened, found = {}, {}
+    for key, models in chains.items():
+        config, folder = published_config(models[0]["config"]), models[0]["folder"]
+        settings = folder.parent, str(replace(config, seed=0))
+        if settings not in opened:
+            opened[settings] = open_chain(config, folder, dataset_root)
+        found[key] = opened[settings]
+    return found
+
+
+def run(root: Path, chains: dict, data_sets: dict[tuple, ImageData], args: argparse.Namespace):
     """Write downstream.json into the zoo `root` after each chain, so that an error does not lose earlier chains."""
-    device, data, opened = PartialState().default_device, None, None
+    device = PartialState().default_device
     found = {key: chain for key, chain in earlier(root).items() if key in chains}
     for key, models in tqdm(chains.items(), desc="chains", dynamic_ncols=True):
-        config = published_config(models[0]["config"])
-        settings = models[0]["folder"].parent, replace(config, seed=0)
-        if opened != settings:  # chains of other seeds have the same data
-            data, opened = open_chain(config, models[0]["folder"], args.dataset_root), settings
+        config, data = published_config(models[0]["config"]), data_sets[key]
         tasks = [task["classes"] for task in models[0]["tasks"]]
         recipe = recipe_of(config, len(tasks), args)
         chain = dict(zip(CHAIN, key, strict=True))
@@ -186,7 +197,7 @@ def run(root: Path, chains: dict, args: argparse.Namespace):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0 if all went well, 2 if there is nothing to do or no data."""
+    """The command line; 0 if all went well, 2 for arguments that cannot work, 1 if it had to stop."""
     parser = argparse.ArgumentParser(
         prog="python -m gdzoo.downstream",
         description=f"Train classifiers on replay from every chain of a zoo; writes {DOWNSTREAM} there.",
@@ -199,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(args.zoo)
     diffusers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    use_writable_caches()
     try:
         for flag in ("max_train_steps", "replay_samples"):
             if getattr(args, flag) is not None and getattr(args, flag) < 1:
@@ -206,10 +218,15 @@ def main(argv: list[str] | None = None) -> int:
         chains = whole_chains(root) if root.is_dir() else {}
         if not chains:
             raise ValueError(f"{root} holds no chain of models that has all its tasks")
-        run(root, chains, args)
+        data_sets = open_data_sets(chains, args.dataset_root)
     except (ValueError, OSError) as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 2
+    try:
+        run(root, chains, data_sets, args)
+    except (ValueError, OSError) as error:
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
+        return 1
     print(f"Written to {root / DOWNSTREAM}; python -m gdzoo.report {root} adds it to the tables")
     return 0
 

@@ -1,6 +1,12 @@
 """The command line of unconditional chains, and `train` for Python."""
 
+import contextlib
+import errno
+import os
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import datasets
 import diffusers
@@ -10,7 +16,9 @@ from safetensors import SafetensorError
 
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.caches import use_writable_caches
 from gdzoo.data.streaming import DataError
+from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.hub.pushing import NOT_ALL_PUSHED, Pusher
 from gdzoo.training.evaluators import find_evaluator
@@ -20,6 +28,24 @@ from gdzoo.training.prepare import prepare
 from gdzoo.training.resume import consult_hub, hub_target
 from gdzoo.training.run import Run
 from gdzoo.training.terminal import final_table, not_pushed, resume_hint, space_command
+
+_RUNNING = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_run() -> Iterator[None]:
+    """Held by a run. Raises ConfigError: another one is being trained in this process.
+
+    The global generators of torch and the loaders of diffusers, which make tensors on "meta", are no matter of one
+    thread: two runs would spoil each other's weights without an error.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise ConfigError("another run is being trained in this process: wait for its end, or use another process")
+    try:
+        use_writable_caches()
+        yield
+    finally:
+        _RUNNING.release()
 
 
 def train(config: TrainConfig) -> list[dict]:
@@ -32,11 +58,12 @@ def train(config: TrainConfig) -> list[dict]:
         The results.json of every task of every chain.
 
     Raises:
-        ConfigError, DataError: before any work.
+        ConfigError, DataError: before any work; also if another thread is training.
         TrainingError: the loss is not finite; what the last task saved is kept.
         Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
     """
-    return train_all(*prepare_all(config))
+    with one_run():
+        return train_all(*prepare_all(config))
 
 
 def prepare_all(config: TrainConfig) -> tuple[Run, Evaluator | None, Pusher | None]:
@@ -62,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             return run_config(config)
     except Interrupted as error:
         if PartialState().is_main_process:
-            print(f"gdzoo: {error}; {resume_hint(config)}", file=sys.stderr)
+            print(clean(f"gdzoo: {error}; {resume_hint(config)}"), file=sys.stderr)
         return error.exit_code
 
 
@@ -73,19 +100,22 @@ def run_config(config: TrainConfig) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are refused
     datasets.disable_progress_bars()
-    try:
-        run, evaluator, pusher = prepare_all(config)
-    except (ConfigError, DataError) as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
-        return 2
-    try:
-        results = train_all(run, evaluator, pusher)
-    except (TrainingError, DataError, ValueError) as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except (OSError, SafetensorError) as error:
-        print(f"gdzoo: {error}; {resume_hint(config)}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(one_run())
+            run, evaluator, pusher = prepare_all(config)
+        except (ConfigError, DataError) as error:
+            print(clean(f"gdzoo: {error}"), file=sys.stderr)
+            return 2
+        try:
+            results = train_all(run, evaluator, pusher)
+        except (TrainingError, DataError, ValueError) as error:
+            print(clean(f"gdzoo: {error}"), file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else 1
+        except (OSError, SafetensorError) as error:
+            hint = f"; {resume_hint(config)}" if concerns_zoo(error, config.output_dir) else ""
+            print(f"gdzoo: {one_line(error, 1000)}{clean(hint)}", file=sys.stderr)
+            return 1
     if run.accelerator.is_main_process:
         chain = run.chains[-1]
         print(f"\n{final_table(results)}\n\nThe last model is in {chain.folder(len(chain.tasks))}. Next:\n")
@@ -94,6 +124,17 @@ def run_config(config: TrainConfig) -> int:
         print(not_pushed(pusher.left, pusher.command(config.output_dir)))
         return NOT_ALL_PUSHED if config.require_push else 0
     return 0
+
+
+def concerns_zoo(error: OSError | SafetensorError, output_dir: str) -> bool:
+    """Whether a file of the zoo could not be written, or the disk is full: what is in the zoo can be resumed."""
+    if isinstance(error, SafetensorError):  # only the zoo's files are written as safetensors after preparation
+        return True
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))]
+    root = Path(output_dir).expanduser().resolve()
+    return any(Path(os.fsdecode(name)).resolve().is_relative_to(root) for name in names)
 
 
 if __name__ == "__main__":

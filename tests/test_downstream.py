@@ -15,7 +15,7 @@ from gdzoo import downstream
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
-from gdzoo.downstream import Recipe, main, read_tasks, replay_accuracies, run, whole_chains
+from gdzoo.downstream import Recipe, main, open_data_sets, read_tasks, replay_accuracies, run, whole_chains
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.zoo.folders import write_json
@@ -156,6 +156,10 @@ def chains_of(**settings) -> dict:
     }
 
 
+def run_all(root: Path, chains: dict):
+    run(root, chains, open_data_sets(chains, None), ARGUMENTS)
+
+
 ARGUMENTS = argparse.Namespace(max_train_steps=1, replay_samples=1, dataset_root=None)
 
 
@@ -167,7 +171,7 @@ def test_each_chain_uses_the_data_of_its_own_settings(tmp_path, monkeypatch):
         return [1.0, 1.0]
 
     monkeypatch.setattr(downstream, "replay_accuracies", accuracies)
-    run(tmp_path, chains_of(resolution=[8, 16]), ARGUMENTS)
+    run_all(tmp_path, chains_of(resolution=[8, 16]))
     assert seen == [8, 16]
 
 
@@ -179,10 +183,10 @@ def test_finished_chains_are_kept_when_a_later_one_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(downstream, "replay_accuracies", accuracies)
     with pytest.raises(ValueError, match="no whole pipeline"):
-        run(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]), ARGUMENTS)
+        run_all(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]))
     assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
     with pytest.raises(ValueError, match="no whole pipeline"):  # nor does another run that fails at once
-        run(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]), ARGUMENTS)
+        run_all(tmp_path, chains_of(learning_rate=[1e-3, 1e-4]))
     assert [chain["accuracy"] for chain in read_downstream(tmp_path)] == [[1.0, 0.5]]
 
 
@@ -201,7 +205,7 @@ def test_chains_of_another_machine_keep_its_name(tmp_path, monkeypatch):
         left.append([1.0, 1.0])
         monkeypatch.setattr(downstream, "made_with", lambda: {"hardware": machine})  # noqa: B023
         with contextlib.suppress(ValueError):
-            run(tmp_path, measured, ARGUMENTS)
+            run_all(tmp_path, measured)
     assert {chain["run"]: chain["hardware"] for chain in read_downstream(tmp_path)} == {
         first[-1]: "two",
         second[-1]: "one",
@@ -220,3 +224,14 @@ def test_bad_input_is_refused(zoo, arguments, reason, monkeypatch, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("where, code", [("open_chain", 2), ("replay_accuracies", 1)])
+def test_the_exit_code_tells_errors_before_work_from_those_in_it(zoo, tmp_path, where, code, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("\x1b[2Jno")
+
+    monkeypatch.setattr(downstream, where, fail)
+    shutil.copytree(zoo, tmp_path / "zoo")
+    assert main([str(tmp_path / "zoo")]) == code
+    assert capsys.readouterr().err.splitlines()[-1].endswith(r"gdzoo: \x1b[2Jno")

@@ -9,13 +9,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from gdzoo.errors import one_line
+
 FIRST_IMAGES = 100  # how many images decide whether a data set is gray
 _IMAGE = datasets.Image()
-
-
-def one_line(error: Exception) -> str:
-    """The text of another library's error, on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 def find_channels(cells: Iterable[dict]) -> int | None:
@@ -70,6 +67,6 @@ def decode_batch(
             images.append(decode_image(cell, channels, resolution, refuse_colours))
             labels.append(label)
         except Exception as error:  # of any class, see decode_image
-            failures.append((label, f"{type(error).__name__}: {one_line(error)}"))
+            failures.append((label, one_line(error)))
     pixels = np.array(images, np.uint8).reshape(-1, channels, resolution, resolution)
     return torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64), failures

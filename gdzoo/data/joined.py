@@ -36,6 +36,8 @@ class JoinedData(ImageData):
         for part in self.parts:
             part.channels = self.channels
         self.names = _unique_names(self.parts)
+        self.columns = [part.columns for part in self.parts]
+        self.left_out = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.left_out]
         sizes = [len(part.names) for part in self.parts]
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
         self.test_split = self.synthetic_label = None

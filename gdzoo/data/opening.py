@@ -19,7 +19,7 @@ from PIL import Image
 
 from gdzoo.data import folders
 from gdzoo.data.benchmarks import DIGITS, Benchmark, shortened
-from gdzoo.data.decode import one_line
+from gdzoo.errors import one_line
 
 # `datasets` takes these names for file formats, and then reads such files from the working directory.
 # fmt: off
@@ -232,7 +232,7 @@ def _unreadable(
     benchmark: Benchmark, folder: Path | None, listing: folders.Listing | None, error: Exception
 ) -> DataError:
     name, config_name = benchmark.dataset_name, benchmark.dataset_config_name
-    reason = f"({type(error).__name__}: {one_line(error)})"
+    reason = f"({one_line(error)})"
     if folder and isinstance(error, FileNotFoundError) and (left_out := folders.left_out(listing, None, {})):
         return DataError(f"data set {name} in {folder} has no files that can be read: {left_out[0]}")
     if folder or isinstance(error, ValueError):

@@ -16,13 +16,15 @@ from torch import Tensor
 
 import gdzoo
 from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.caches import use_writable_caches
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
 from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extractor, reference_features
 from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
 from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
 from gdzoo.evaluation.tables import evaluation_table
-from gdzoo.models.pipelines import draw_any, load_any_pipeline, one_line
+from gdzoo.models.pipelines import draw_any, load_any_pipeline
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
@@ -177,12 +179,13 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are errors
     datasets.disable_progress_bars()
+    use_writable_caches()
     # PartialState alone would ignore ACCELERATE_USE_CPU. The other processes wait for the main one's metrics.
     Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))])
     try:
         job = prepare(args)
     except ValueError as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 2
     try:
         result = run(job)
@@ -191,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{evaluation_table(result)}\n")  # first: it must not be lost if writing fails
         write_json(args.output, result)
     except (ValueError, OSError) as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 1
     print(f"Written to {args.output}")
     return 0

@@ -20,9 +20,9 @@ from transformers import (
 from gdzoo.data.batches import TaskImages
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import one_line
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
-from gdzoo.models.pipelines import one_line
 
 SEED = 42  # one evaluator for all seeds of a benchmark: metrics of different evaluators cannot be compared
 HOLD_OUT = 5  # without a test split, one image in five is held out

@@ -19,10 +19,11 @@ from transformers import AutoImageProcessor, AutoModel
 
 import gdzoo
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import one_line
 from gdzoo.evaluation.evaluator import Evaluator
-from gdzoo.models.pipelines import one_line
 
 INCEPTION = "inception"
+UNCACHED = (OSError, SafetensorError, KeyError, ValueError)  # of a cache that is damaged or cannot be made
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ class Reference:
 def reference_features(data: ImageData, classes: list[int], extractor: Extractor) -> Reference:
     """Features of the test split, or of the training images where there is no test split; cached on disk."""
     split = data.test_split or "train"
-    file = _cache_file(data, classes, split, extractor)
-    with contextlib.suppress(OSError, SafetensorError, KeyError):  # missing or damaged: compute it
-        cached = load_file(file)
+    name = _cache_name(data, classes, split, extractor)
+    with contextlib.suppress(*UNCACHED):  # missing or damaged: compute it
+        cached = load_file(_cache_folder() / name)
         return Reference(cached["features"], cached["labels"], split, data.names, extractor)
     total = sum(data.counts[split][label] for label in classes)
     features, labels = [], []
@@ -157,13 +158,18 @@ def reference_features(data: ImageData, classes: list[int], extractor: Extractor
             labels.append(image_labels)
             progress.update(len(images))
     reference = Reference(torch.cat(features), torch.cat(labels), split, data.names, extractor)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not results
-        _write_whole({"features": reference.features, "labels": reference.labels}, file)
+    with contextlib.suppress(*UNCACHED):  # a cache that cannot be written costs time, not results
+        _write_whole({"features": reference.features, "labels": reference.labels}, _cache_folder() / name)
     return reference
 
 
-def _cache_file(data: ImageData, classes: list[int], split: str, extractor: Extractor) -> Path:
-    """In Hugging Face's cache of assets; its name is a hash of all that the features depend on."""
+def _cache_folder() -> Path:
+    """In Hugging Face's cache of assets. Raises OSError or ValueError: it cannot be made, as in a read-only home."""
+    return cached_assets_path("gdzoo", "features")
+
+
+def _cache_name(data: ImageData, classes: list[int], split: str, extractor: Extractor) -> str:
+    """The name of a file in the cache: a hash of all that the features depend on."""
     benchmark = data.benchmark
     key = {
         "gdzoo": gdzoo.__version__,
@@ -175,7 +181,7 @@ def _cache_file(data: ImageData, classes: list[int], split: str, extractor: Extr
         "features": extractor.fingerprint,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return cached_assets_path("gdzoo", "features") / f"{benchmark.name}-{digest}.safetensors"
+    return f"{benchmark.name}-{digest}.safetensors"
 
 
 def _write_whole(tensors: dict[str, Tensor], file: Path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from gdzoo.errors import clean
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
 from gdzoo.hub.pushing import NOT_ALL_PUSHED, PushQueue, follow, log
 from gdzoo.hub.repos import Target
@@ -54,7 +55,7 @@ def print_not_pushed(pushes: PushQueue) -> int:
     """Print a line for each repository that is not on the Hub. Returns the exit code."""
     not_pushed = pushes.failed | pushes.waiting
     for folder, reason in not_pushed.items():
-        print(f"{pushes.target.repo_id(folder)}: {reason}")
+        print(clean(f"{pushes.target.repo_id(folder)}: {reason}"))
     return NOT_ALL_PUSHED if not_pushed else 0
 
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import httpx2
-from huggingface_hub import HfApi, get_session, set_client_factory
+from huggingface_hub import HfApi, get_session, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import parse_ratelimit_headers
+
+from gdzoo.errors import checked_token, one_line
 
 TIMEOUT = 30.0  # seconds without any data from the Hub
 LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the Hub asks for more
@@ -35,7 +37,17 @@ def connect(token: str | None = None) -> HfApi:
 
     Args:
         token: by default HF_TOKEN or the token stored by `hf auth login`.
+
+    Raises:
+        PermanentHubError: what is there is no token.
     """
+    try:
+        if token is not None:
+            token = checked_token(token, "--hub_token")
+        elif stored := get_token():  # from now on no message bears it
+            checked_token(stored, "HF_TOKEN, or the token stored by `hf auth login`,")
+    except ValueError as error:
+        raise PermanentHubError(str(error)) from error
     hooks = get_session().event_hooks["request"]  # huggingface_hub's own: HF_HUB_OFFLINE is checked there
     if _set_time_limit not in hooks:
         hooks = {"request": [*hooks, _set_time_limit]}
@@ -76,10 +88,6 @@ def _temporary(error: Exception) -> TemporaryHubError:
     if limit and limit.remaining == 0:
         return TemporaryHubError(one_line(error), limit.reset_in_seconds + 1.0)  # the Hub rounds it down
     return TemporaryHubError(one_line(error), float(retry_after) if retry_after.isdecimal() else 0.0)
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def with_retries(call: Callable, *args, **kwargs):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from gdzoo.errors import clean
 from gdzoo.hub.client import LONGEST_PAUSE, PermanentHubError, TemporaryHubError
 from gdzoo.hub.repos import Target, push_repo
 
@@ -20,7 +21,7 @@ NOT_ALL_PUSHED = 3  # exit code
 
 
 def log(text: str):
-    print(f"gdzoo: {text}", file=sys.stderr, flush=True)
+    print(clean(f"gdzoo: {text}"), file=sys.stderr, flush=True)
 
 
 class PushQueue:

@@ -14,7 +14,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from gdzoo.hub.client import PermanentHubError, one_line, translated_errors
+from gdzoo.errors import clean, one_line
+from gdzoo.hub.client import PermanentHubError, translated_errors
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import CARD, RESULTS
 
@@ -207,7 +208,7 @@ def add_to_collection(api: HfApi, repo_id: str, benchmark: str, private: bool):
         )
         api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
     except Exception as error:  # the push is complete without it
-        print(f"gdzoo: {repo_id} could not be added to a collection ({one_line(error)})", file=sys.stderr)
+        print(clean(f"gdzoo: {repo_id} could not be added to a collection ({one_line(error)})"), file=sys.stderr)
 
 
 # Download
@@ -225,4 +226,6 @@ def download(api: HfApi, info: RepoInfo, folder: Path):
             with safe_open(file, framework="numpy"):
                 pass
         except SafetensorError as error:
-            raise PermanentHubError(f"{info.id}: {file.relative_to(folder)} is not safetensors ({error})") from error
+            raise PermanentHubError(
+                f"{info.id}: {file.relative_to(folder)} is not safetensors ({one_line(error)})"
+            ) from error

@@ -8,7 +8,8 @@ import yaml
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.utils import validate_repo_id
 
-from gdzoo.hub.client import PermanentHubError, one_line, translated_errors
+from gdzoo.errors import one_line
+from gdzoo.hub.client import PermanentHubError, translated_errors
 from gdzoo.hub.repos import RepoInfo, Target, commit, file_names, local_files, missing, open_repo, other_files
 from gdzoo.zoo.names import CARD
 

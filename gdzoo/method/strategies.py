@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from gdzoo.errors import one_line
 from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.objective import Batch, noised
 from gdzoo.method.pool import ReplayPool
@@ -137,8 +138,7 @@ def strategy_class(name: str) -> type[Strategy]:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module may raise anything
         hint = "; for a module in this folder set PYTHONPATH=." if isinstance(error, ModuleNotFoundError) else ""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{name!r} cannot be imported ({reason}){hint}") from error
+        raise ValueError(f"{name!r} cannot be imported ({one_line(error)}){hint}") from error
     if not (inspect.isclass(found) and issubclass(found, Strategy)):
         raise ValueError(f"{name!r} is no strategy: derive the class from gdzoo.method.strategies.Strategy")
     if "__dataclass_fields__" not in vars(found):
@@ -158,11 +158,11 @@ def create_strategy(name: str, settings) -> Strategy:
         names = [field.name for field in dataclasses.fields(method) if field.name in values]
         strategy = method(**{name: values[name] for name in names})
     except TypeError as error:
-        raise ValueError(f"{name!r}: its fields must be settings or have defaults ({error})") from error
+        raise ValueError(f"{name!r}: its fields must be settings or have defaults ({one_line(error)})") from error
     try:
         inspect.signature(strategy).bind("real", "past", "random")
     except TypeError as error:
-        raise ValueError(f"{name!r}: its __call__ must take (real, past, random) ({error})") from error
+        raise ValueError(f"{name!r}: its __call__ must take (real, past, random) ({one_line(error)})") from error
     if method.__call__ is Strategy.__call__:
         raise ValueError(f"{name!r} has no __call__(real, past, random), which returns a Batch or None")
     return strategy

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
+from gdzoo.errors import one_line
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import check_steps, ddim_sample, to_uint8
 
@@ -59,7 +60,7 @@ def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int)
     try:
         scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", **clipping)
     except NotImplementedError as error:  # an unsupported schedule of betas
-        raise ValueError(f"{repo_or_folder}: {error}") from error
+        raise ValueError(f"{repo_or_folder}: {one_line(error)}") from error
     try:
         check_steps(scheduler.config.num_train_timesteps, steps)
     except ValueError as error:
@@ -136,8 +137,3 @@ def _draw_whole_batches(
                 output_type="np",
             ).images  # [b, H, W, C] in [0, 1]
             yield start, to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1)
-
-
-def one_line(error: Exception) -> str:
-    """Type and message of a library's error, for a message of one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gdzoo.errors import clean
 from gdzoo.report.collection import COSTS, SUMMARIES, Collection, Comparison, estimates, read_zoo
 from gdzoo.report.plots import draw_all
 from gdzoo.report.tables import by_task, chain_table, matrix_table, title, write_csv
@@ -197,10 +198,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         collection = make_report(Path(args.zoo), Path(args.output))
     except (ValueError, OSError) as error:
-        print(f"gdzoo: {error}", file=sys.stderr)
+        print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 2
     for name, reason in collection.left_out:
-        print(f"left out {name}: {reason}", file=sys.stderr)
+        print(clean(f"left out {name}: {reason}"), file=sys.stderr)
     print(f"Written to {Path(args.output, 'report.md')}")
     return 0
 

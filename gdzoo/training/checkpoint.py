@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gdzoo.errors import clean
 from gdzoo.training.sharding import shard_like, whole
 from gdzoo.zoo.folders import atomic_folder, read_json, sweep_folder, write_json
 from gdzoo.zoo.names import CHECKPOINT_PREFIX, LATEST, is_checkpoint
@@ -126,7 +127,7 @@ class Checkpoints:
             try:
                 return self._load(folders.pop())
             except CheckpointError as error:
-                tqdm.write(f"{error}: {'using the one before' if folders else 'starting the task again'}")
+                tqdm.write(clean(f"{error}: {'using the one before' if folders else 'starting the task again'}"))
         return Progress()
 
     def refuse_other_run(self):

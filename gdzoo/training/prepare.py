@@ -11,6 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.errors import one_line
 from gdzoo.evaluation.pretrained import load_pretrained, open_data, with_pretrained
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
 from gdzoo.training.checkpoint import CheckpointError, other_run, read_state
@@ -55,7 +56,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
         )
     except ValueError as error:  # accelerate keeps the first precision of a process, e.g. of a notebook
-        raise ConfigError(f"--mixed_precision {config.mixed_precision}: {error}") from error
+        raise ConfigError(f"--mixed_precision {config.mixed_precision}: {one_line(error)}") from error
     if accelerator.distributed_type == DistributedType.FSDP:
         check_fsdp(accelerator)
     return accelerator

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.errors import clean
 from gdzoo.evaluation.evaluator import load_evaluator, other_training
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, connect, with_retries
 from gdzoo.hub.repos import (
@@ -40,8 +41,8 @@ def consult_hub(run: Run):
     """
     config = run.config
     if run.accelerator.is_main_process and (config.push_to_hub or config.resume_from_hub):
-        api = connect(config.hub_token)
         try:
+            api = connect(config.hub_token)
             if config.resume_from_hub:
                 fetch_chains(run, api)
             if config.evaluator == "train" and not config.overwrite_hub:
@@ -53,7 +54,9 @@ def consult_hub(run: Run):
         except TemporaryHubError as error:
             if config.resume_from_hub:
                 raise ConfigError(f"--resume_from_checkpoint: the Hub cannot be reached ({error})") from error
-            print(f"gdzoo: the Hub cannot be reached ({error}); training continues, pushes wait", file=sys.stderr)
+            print(
+                clean(f"gdzoo: the Hub cannot be reached ({error}); training continues, pushes wait"), file=sys.stderr
+            )
     run.accelerator.wait_for_everyone()
 
 

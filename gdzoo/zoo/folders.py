@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from gdzoo.errors import one_line
 from gdzoo.zoo.names import RESULTS
 
 # Prefixes of folders that are being written, that are being replaced by a new one, and that are being deleted.
@@ -20,7 +21,7 @@ def read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object")
     return content
