@@ -24,10 +24,10 @@ def refusal(function, *arguments) -> str:
 @pytest.mark.parametrize(
     "name, dataset, channels, resolution, tasks, image_column, label_column",
     [
-        ("split-digits", "scikit-learn/digits", 1, 8, 5, "image", "label"),
-        ("split-mnist", "ylecun/mnist", 1, 32, 5, "image", "label"),
-        ("split-fashion-mnist", "zalando-datasets/fashion_mnist", 1, 32, 5, "image", "label"),
-        ("split-cifar", "uoft-cs/cifar10", 3, 32, 5, "img", "label"),
+        ("split-digits", "scikit-learn/digits", 1, 8, 5, None, None),
+        ("split-mnist", "ylecun/mnist", 1, 32, 5, None, None),
+        ("split-fashion-mnist", "zalando-datasets/fashion_mnist", 1, 32, 5, None, None),
+        ("split-cifar", "uoft-cs/cifar10", 3, 32, 5, "img", None),
         ("split-cifar100", "uoft-cs/cifar100", 3, 32, 10, "img", "fine_label"),
     ],
 )

@@ -152,7 +152,7 @@ def uninterrupted(once) -> dict:
     cwd = once("pool", make)
     # 12 steps of 8 targets, and one pool of three blocks and two passes.
     cost = read_json(cwd / "zoo/gdzoo/split-digits-task2/results.json")["cost"]
-    assert cost["teacher_passes"] == 12 * 8 + 3 * BLOCK * 2
+    assert cost["teacher_passes"] == 12 * 8 + SIZE * 2
     return outcome(cwd)
 
 
