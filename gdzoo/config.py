@@ -273,10 +273,9 @@ class TrainConfig:
     def _check_data_sets(self):
         if self.task_datasets:
             for flag in ("dataset_name", "dataset_config_name", "tasks", "class_order"):
-                if getattr(self, flag):
-                    raise ConfigError(
-                        f"--{flag} does not go with --task_datasets, each of which is one task: leave it out"
-                    )
+                value = getattr(self, flag)
+                if value and (flag, value) != ("class_order", "dataset"):  # which the recipe gives
+                    raise ConfigError(f"--{flag} does not go with --task_datasets: each of them is one task")
             for name in self.task_datasets:
                 if not HUB_ID.fullmatch(name) and not Path(name).is_dir():
                     raise ConfigError(

@@ -152,6 +152,7 @@ def run(job: Job) -> dict | None:
         steps=args.eval_steps,
         seed=args.seed,
         batch_size=args.eval_batch_size,
+        samples_per_task=args.eval_samples // len(job.tasks),
         extractor=job.extractor,
         transform=lambda images: fitted(images, job.data, args.pipeline),
     )

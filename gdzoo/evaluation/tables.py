@@ -21,8 +21,10 @@ def evaluation_table(result: dict) -> str:
     for row, task in zip(result["per_task"], result["tasks"], strict=False):  # later tasks have no row
         fid, kid = (f"{'-' if row[name] is None else f'{row[name]:.4f}':>10}" for name in ("fid", "kid"))
         lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {', '.join(task['names'])}")
+    each, needed = evaluation["samples_per_task"], evaluation["fid_samples_needed"]
+    lines.append(f"FID and KID of a task: of {each} samples that the evaluator assigns to it, the same for all models")
     if any(row["fid"] is None for row in result["per_task"]):
-        lines.append(f"-: fewer than the {evaluation['fid_samples_needed']} samples and real images that FID needs")
+        lines.append(f"-: the model draws fewer, or there are fewer than the {needed} samples and real images of FID")
     caution = reliability(evaluation)
     return "\n".join([*lines, *([f"\n{caution}"] if caution else [])])
 

@@ -47,6 +47,7 @@ def evaluate_task(
         steps=config.eval_steps,
         seed=SAMPLE_SEED,
         batch_size=config.eval_batch_size,
+        samples_per_task=config.eval_samples // len(chain.tasks),
         keep=GRID**2,
     )
 

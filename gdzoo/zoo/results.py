@@ -31,16 +31,18 @@ ENTRY = {  # a model in its own results.json and in the history of later ones
 EVALUATION = (
     {"features": str, "fingerprint?": str, "feature_dim": int, "reference_split": str, "reference_images": int}
     | {"eval_samples": int, "eval_steps": int, "seed?": int}
+    # Without them the quality of a task was measured on as many samples as there were, and compares with no other.
+    | {"samples_per_task?": int}
     | {"fid_reliable?": bool, "fid_samples_needed?": int}
 )
 MADE_WITH = {"schema_version?": int, "gdzoo": str, "versions": {str: str}, "hardware": str}
 MODEL = (
     MADE_WITH
-    | {"run": str, "benchmark": str, "strategy": str, "seed": int, "base_model": (str, None)}
+    | {"run": str, "benchmark": str, "strategy": str, "seed": int, "recipe?": str, "base_model": (str, None)}
     | {"tasks": [{"task": int, "classes": [int], "names": [str], "images": (int, None)}]}
     | ENTRY
     | {"histogram?": ({"names": [str], "samples": [int], "reference": [int]}, None)}
-    | {"evaluation": (EVALUATION, None), "history": [ENTRY]}
+    | {"evaluation": (EVALUATION, None), "samples_drawn?": int, "history": [ENTRY]}
     | {"strategy_info?": {"title": str, "colour": str, "description": str, "order": int}}
     | {"metric_info?": {str: {"title": str, "direction": str, "explanation": str}}}
 )
@@ -144,12 +146,12 @@ def other_results(folder: Path, results: dict) -> list[dict]:
 
     Folders that cannot be read are skipped: they must not prevent the publication of a trained model.
     """
-    same = ("benchmark", "seed", "task", "tasks", "evaluation")
+    same = ("benchmark", "seed", "recipe", "task", "tasks", "evaluation")
     found = []
     for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
         with contextlib.suppress(ValueError):
             other = read_results(file.parent)
-            if other["strategy"] != results["strategy"] and all(other[name] == results[name] for name in same):
+            if other["strategy"] != results["strategy"] and all(other.get(name) == results.get(name) for name in same):
                 found.append(other)
     return found
 

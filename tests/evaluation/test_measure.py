@@ -26,7 +26,7 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation import measure
 from gdzoo.evaluation.evaluator import Evaluator, create_classifier
 from gdzoo.evaluation.features import Extractor, Reference, evaluator_extractor
-from gdzoo.evaluation.measure import evaluate, evaluate_pipeline
+from gdzoo.evaluation.measure import evaluate, evaluate_pipeline, evaluate_tasks
 from gdzoo.evaluation.metrics import METRICS as METRIC_FUNCTIONS
 from gdzoo.evaluation.metrics import Compared
 from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting
@@ -59,8 +59,10 @@ def toy():
     as_tensor = [torch.from_numpy(each) for each in (real, labels, samples, found)]
     extractor = Extractor("toy", "0123456789", None)
     reference = Reference(as_tensor[0].float(), as_tensor[1], "test", list("abcdef"), extractor)
-    result = evaluate(as_tensor[2].float(), as_tensor[3], reference, TASKS)
-    return SimpleNamespace(real=real, labels=labels, samples=samples, found=found, reference=reference, result=result)
+    result = evaluate(as_tensor[2].float(), as_tensor[3], reference, TASKS, samples_per_task=40)
+    drawn = as_tensor[2].float(), as_tensor[3]
+    named = dict(real=real, labels=labels, samples=samples, found=found)
+    return SimpleNamespace(**named, all=drawn, reference=reference, result=result)
 
 
 def scipys_fid(x: np.ndarray, y: np.ndarray) -> float:
@@ -82,12 +84,13 @@ def test_each_task_is_compared_with_its_own_real_images(toy):
     for row, classes in zip(toy.result["per_task"][:2], TASKS[:2], strict=True):
         real = toy.real[np.isin(toy.labels, classes)]
         routed = toy.samples[np.isin(toy.found, classes)]
-        assert row["fid"] == pytest.approx(scipys_fid(real, routed), rel=1e-5)
-        assert (row["samples"], row["reference_images"]) == (len(routed), 100)
+        assert row["fid"] == pytest.approx(scipys_fid(real, routed[:40]), rel=1e-5)  # 100 or 40 were found
+        assert (row["samples"], row["reference_images"]) == (40, 100)
         assert row["share"] == len(routed) / 143
-    # Task 1 has 100 of both, so that every subset is the whole set.
-    first = toy.result["per_task"][0]
-    assert first["kid"] == pytest.approx(sklearns_kid(toy.real[:100], toy.samples[:100]), rel=1e-4)
+    assert toy.result["evaluation"]["samples_per_task"] == 40
+    # With 100 samples and real images every subset is the whole set.
+    more = evaluate_tasks(*toy.all, toy.reference, TASKS[:1], samples_per_task=100)
+    assert more[0]["kid"] == pytest.approx(sklearns_kid(toy.real[:100], toy.samples[:100]), rel=1e-4)
     assert toy.result["metrics"]["fid"] == pytest.approx(scipys_fid(toy.real, toy.samples), rel=1e-5)
 
 
@@ -96,6 +99,53 @@ def test_fid_and_kid_of_too_few_samples_are_none(toy):
     assert (last["fid"], last["kid"], last["samples"]) == (None, None, 3)
     assert sum(row["share"] for row in toy.result["per_task"]) == pytest.approx(1)
     json.dumps(toy.result, allow_nan=False)
+
+
+class Rare:
+    """A pipeline and its evaluator: images of class 0, and some of class 2; the pixel is the class."""
+
+    def __init__(self, monkeypatch, share: float):
+        self.share, self.drawn = share, 0
+        monkeypatch.setattr(measure, "draw_any", self.draw)
+
+    def draw(self, pipeline, count, steps, seed, batch_size, node):
+        rare = np.random.default_rng(seed).random(count) < self.share
+        self.drawn += count
+        for start in range(0, count, batch_size):
+            chunk = torch.from_numpy(2 * rare[start : start + batch_size].astype(np.uint8))
+            yield start, chunk[:, None, None, None].clone()
+
+    def __call__(self, images):
+        classes = images.flatten().long()
+        noise = torch.randn(len(images), 4, generator=torch.Generator().manual_seed(len(images)))
+        return noise + classes[:, None], classes
+
+
+@pytest.mark.parametrize(
+    "share, samples, most, measured",
+    [
+        (0.4, 100, 400, True),  # 160 of 400: nothing more is drawn
+        (0.2, 100, 700, True),  # 80 of 400, then 100 at a time
+        (0.12, 100, 800, False),  # 48 of 400: short after 800, too
+        (0.02, 20, 400, False),  # 8 of 400: out of reach, nothing more is drawn
+    ],
+)
+def test_every_cell_of_the_matrix_takes_as_many_samples(toy, monkeypatch, share, samples, most, measured):
+    model = Rare(monkeypatch, share)
+    how = dict(count=400, steps=2, seed=3, batch_size=150)
+    found, kept = evaluate_pipeline(None, TASKS[:2], model, toy.reference, samples_per_task=100, keep=5, **how)
+    assert len(kept) == 5 and model.drawn == found["samples_drawn"] <= most
+    if share == 0.2:
+        assert model.drawn > 400
+    often, rare = found["per_task"]
+    assert often["samples"] == 100 and often["fid"] > 0
+    assert (rare["samples"] == 100) == measured == (rare["fid"] is not None) == (rare["kid"] is not None)
+    assert rare["samples"] <= samples
+    # All samples together are the first 400, whatever was drawn beside them.
+    plain, _ = evaluate_pipeline(None, TASKS[:2], model, toy.reference, samples_per_task=0, **how)
+    assert found["metrics"] == plain["metrics"] and found["histogram"] == plain["histogram"]
+    assert [row["share"] for row in found["per_task"]] == [row["share"] for row in plain["per_task"]]
+    assert found["evaluation"]["eval_samples"] == 400 and found["evaluation"]["samples_per_task"] == 100
 
 
 @pytest.mark.parametrize("count, reliable", [(4, False), (5, True)])
@@ -134,6 +184,7 @@ def test_tables_warn_when_fid_is_not_reliable(toy):
     result["evaluation"] = result["evaluation"] | {"eval_steps": 2}
     table = evaluation_table(result)
     assert "143 samples of 2 steps" in table and "fewer than the 5 samples" in table and "not reliable" not in table
+    assert "of 40 samples that the evaluator assigns to it" in table
     result["evaluation"] |= {"fid_reliable": False}
     assert "4 features need 5 of each; use KID" in evaluation_table(result)
     assert "use KID" in task_line(result | {"strategy": "joint", "seed": 1})
