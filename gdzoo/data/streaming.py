@@ -30,8 +30,10 @@ class ImageData:
         num_workers: threads that decode ahead; the images and their order are the same with any number.
         names: the name of each label, label 0 first.
         channels: 1 for gray, 3 for RGB.
-        test_split: None where the data set has none.
+        test_split: None where the data set has none, or where that of training was given.
         counts: number of rows of each label, by split.
+        columns: those of the images and of the labels; None for the labels of a data set that is one class.
+        left_out: a line for each kind of file in a local folder, or column of classes, that is not read.
         synthetic_label: the label of a pretrained model's samples, if they are a class (gdzoo.evaluation.pretrained).
     """
 
@@ -43,28 +45,35 @@ class ImageData:
     test_split: str | None = field(init=False, default=None)
     counts: dict[str, Counter] = field(init=False, default_factory=dict)
     synthetic_label: int | None = field(init=False, default=None)
+    columns: tuple[str, str | None] = field(init=False)
+    left_out: list[str] = field(init=False, default_factory=list)
     _source: Source = field(init=False, repr=False)
     _values: list = field(init=False, repr=False)  # the value of each label in the label column
     _undecodable: Counter = field(init=False, repr=False, default_factory=Counter)  # see `skipped`
 
     def __post_init__(self):
         self._source = open_source(self.benchmark, self.dataset_root)
-        self._source.check_columns()
+        self.columns = self._source.image_column, self._source.label_column
+        self.left_out = self._source.unused()
         values = self._source.count_values("train")
         self.names, self._values = self._source.labels(values)
         self.counts["train"] = self._by_label(values)
-        if self.benchmark.test_split in self._source.splits:
-            tested = self._by_label(self._source.count_values(self.benchmark.test_split))
+        for split in self._source.test_splits():
+            tested = self._by_label(self._source.count_values(split))
             if tested.total():  # the labels of some test splits are kept secret: all are -1
-                self.test_split = self.benchmark.test_split
-                self.counts[self.test_split] = tested
+                self.test_split = split
+                self.counts[split] = tested
+                break
+        else:
+            if self.benchmark.test_split not in (None, "train"):
+                raise DataError(f"--test_split {self.benchmark.test_split} of {self._source.name} has no labels")
         self.channels = self.benchmark.channels or self._channels_of_first_images()
 
     def _by_label(self, values: Counter) -> Counter:
         return Counter({label: values[value] for label, value in enumerate(self._values)})
 
     def _channels_of_first_images(self) -> int:
-        column = self.benchmark.image_column
+        column = self._source.image_column
         with contextlib.closing(iter(self._source.rows("train", [column]))) as rows:
             channels = find_channels(row[column] for row in itertools.islice(rows, FIRST_IMAGES))
         if channels is None:
@@ -118,7 +127,7 @@ class ImageData:
         Raises:
             DataError: more than 1% of the rows, and more than one, cannot be decoded.
         """
-        columns = [self.benchmark.image_column, self.benchmark.label_column]
+        columns = self.columns
         stream = self._source.rows(split, columns, [self._values[label] for label in labels])
         label_of = {value: label for label, value in enumerate(self._values)}
         decode = functools.partial(
@@ -129,7 +138,7 @@ class ImageData:
         )
         undecodable, total = Counter(), sum(self.counts[split][label] for label in labels)
         rows = _rows_of_process(stream, shuffle, *node)
-        pairs = ((row[columns[0]], label_of[row[columns[1]]]) for row in rows)
+        pairs = ((row[columns[0]], label_of[row.get(columns[1])]) for row in rows)
         decoded = _map_ahead(decode, _in_chunks(pairs), self.num_workers)
         with contextlib.closing(rows), contextlib.closing(decoded):
             for images, image_labels, failures in decoded:

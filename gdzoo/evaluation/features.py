@@ -169,7 +169,7 @@ def _cache_file(data: ImageData, classes: list[int], split: str, extractor: Extr
         "gdzoo": gdzoo.__version__,
         "dataset": [benchmark.dataset_name, benchmark.dataset_config_name, split],
         "content": data.content_hash,
-        "columns": [benchmark.image_column, benchmark.label_column],
+        "columns": list(data.columns),
         "classes": [[label, data.names[label], data.counts[split][label]] for label in sorted(classes)],
         "image": [data.channels, benchmark.resolution],
         "features": extractor.fingerprint,

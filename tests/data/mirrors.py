@@ -50,6 +50,13 @@ def write_split(root: Path, split: str, rows: list[dict], shards: int = 1, label
         table.to_parquet(folder / f"{split}-{shard:05}-of-{shards:05}.parquet")
 
 
+def write_images(folder: Path, files: dict[str, int]):
+    """Image files of one color; the suffix decides the format."""
+    for name, value in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), value).save(folder / name)
+
+
 def numbers(batches) -> list[int]:
     """Which images these are: the color of each."""
     return [int(image[0, 0, 0]) for images, _ in batches for image in images]
