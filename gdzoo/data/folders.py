@@ -93,8 +93,8 @@ def linked_files(listing: Listing, config_name: str | None) -> dict[str, list[st
     captions = {file for file in listing.files if file.endswith(CAPTIONS) and os.path.splitext(file)[0] in images}
     if not listing.linked and not captions and not glob.has_magic(listing.root):
         return None
-    with tempfile.TemporaryDirectory() as copy:
-        copy = os.path.realpath(copy)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = os.path.join(os.path.realpath(temporary), re.sub(r"[][*?]", "_", os.path.basename(listing.root)))
         for file in set(listing.files) - captions:
             os.makedirs(os.path.dirname(os.path.join(copy, file)), exist_ok=True)
             os.symlink(os.path.join(listing.root, file), os.path.join(copy, file))
@@ -132,7 +132,8 @@ def left_out(listing: Listing, builder: datasets.DatasetBuilder | None, streams:
     """A line for each kind of file in the folder that is not read, at most MOST_LINES and one that counts the others.
 
     Args:
-        builder: None where no file of the folder can be read.
+        builder: None where no file of the folder can be read. Of one with a configuration, images in no split are those
+            of other configurations.
         streams: of each split.
     """
     data_files = builder.config.data_files if builder else {}
@@ -140,6 +141,7 @@ def left_out(listing: Listing, builder: datasets.DatasetBuilder | None, streams:
     read = _images_of_metadata(streams) if with_metadata(data_files) else listed
     data_format = builder.info.builder_name if builder else "imagefolder"
     splits = ", ".join(map(str, data_files))
+    configured = builder is not None and not builder.config.name.startswith("default")
     kinds: dict[tuple[str, str], Counter] = defaultdict(Counter)
     # A file that is read, or missed, in one place may lie behind a link in another.
     real_path = functools.cache(os.path.realpath) if listing.linked else str
@@ -149,6 +151,8 @@ def left_out(listing: Listing, builder: datasets.DatasetBuilder | None, streams:
         if path in read or real_path(path) in seen or _is_junk(file):
             continue
         seen.add(real_path(path))
+        if configured and is_image(file) and path not in listed:
+            continue
         if data_format == "imagefolder":
             reason = _why_not_read(file, listed=path in listed, splits=splits)
         elif is_image(file) or PurePosixPath(file).suffix.lower() in OTHER_IMAGES:
@@ -201,12 +205,8 @@ def _why_not_read(file: str, listed: bool, splits: str) -> str:
 
 
 def _line(suffix: str, reason: str, folders: Counter) -> str:
-    count, plural = folders.total(), folders.total() > 1
-    files = ("files" if plural else "file") + ("" if suffix else " without a suffix")
-    where = shortened([folder for folder in folders if folder], most=3)
-    return (
-        " ".join(
-            part for part in (str(count), suffix, files, where and f"in {where}", "are" if plural else "is") if part
-        )
-        + f" not read: {reason}"
-    )
+    count = folders.total()
+    inner = shortened([folder for folder in folders if folder], most=3)
+    words = [str(count), suffix, "file" if count == 1 else "files", "" if suffix else "without a suffix"]
+    words += [f"in {inner}" if inner else "", "is" if count == 1 else "are", f"not read: {reason}"]
+    return " ".join(filter(None, words))

@@ -1,5 +1,6 @@
 """Local folders: what is read of them, through links too, and what is said to be left out."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -173,6 +174,21 @@ def test_the_same_links_are_the_same_data(folder, tmp_path):
 )
 def test_folders_that_are_no_classes(folders, flat):
     assert is_flat([f"{folder}/1.png" for folder in folders], "/data/mine") == flat
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_configurations_of_a_card(folder, tmp_path, link):
+    card = "---\nconfigs:\n"
+    for name, split in (("first", "train"), ("second", "test")):
+        card += f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {split}/**\n"
+    (folder / "README.md").write_text(card + "---\n")
+    if link:
+        shutil.move(folder / "train", tmp_path / "elsewhere")
+        (folder / "train").symlink_to(tmp_path / "elsewhere")
+    data = ImageData(dataclasses.replace(MINE, dataset_config_name="first"), str(tmp_path))
+    assert (numbers(data.read([0, 1])), data.test_split, data.left_out) == ([1, 2, 3], None, [])
+    message = refusal(MINE, tmp_path)
+    assert "['first', 'second']" in message and "load_dataset('mine', 'first')" in message
 
 
 def test_a_damaged_metadata_file_is_refused(folder, tmp_path):
