@@ -160,11 +160,25 @@ def left_out(listing: Listing, builder: datasets.DatasetBuilder | None, streams:
         else:
             continue
         kinds[PurePosixPath(file).suffix.lower(), reason][os.path.dirname(file)] += 1
-    lines = listing.problems + [
-        _line(suffix, reason, folders)
-        for (suffix, reason), folders in sorted(kinds.items(), key=lambda kind: -kind[1].total())
-    ]
+    lines = (
+        listing.problems
+        + _capital_splits(listing, data_files)
+        + [
+            _line(suffix, reason, folders)
+            for (suffix, reason), folders in sorted(kinds.items(), key=lambda kind: -kind[1].total())
+        ]
+    )
     return lines[:MOST_LINES] + ([f"and {len(lines) - MOST_LINES} more kinds of files"] if lines[MOST_LINES:] else [])
+
+
+def _capital_splits(listing: Listing, data_files: dict[str, list[str]]) -> list[str]:
+    """A line for each folder such as Test, whose images `datasets` reads as training images."""
+    first = {os.path.relpath(file, listing.root).split(os.sep)[0] for file in data_files.get("train", [])}
+    return [
+        f"{name} is not taken for a split, and its images for training images: rename to {name.lower()}"
+        for name in sorted(first)
+        if _is_split(name.lower()) and not _is_split(name) and os.path.isdir(os.path.join(listing.root, name))
+    ]
 
 
 def _images_of_metadata(streams: dict[str, datasets.IterableDataset]) -> set[str]:
@@ -199,6 +213,8 @@ def _why_not_read(file: str, listed: bool, splits: str) -> str:
         return f"in none of the splits ({splits})"
     if suffix.lower() in OTHER_IMAGES:
         return "convert to JPEG or PNG"
+    if suffix in (".csv", ".jsonl", ".parquet"):
+        return f"labels are read from metadata{suffix}, with the columns file_name and label"
     if suffix.lower() in ARCHIVES:
         return "unpack into a folder"
     return "no images" if suffix else "if they are images, rename to .jpg or .png"

@@ -34,13 +34,14 @@ def facts(root: Path) -> tuple:
 def test_other_formats_are_counted(folder, tmp_path):
     touch(folder, *(f"train/dog/{i}.HEIC" for i in range(30)), *(f"train/dog/{i}.heic" for i in range(30, 33)))
     os.rename(folder / "train/cat/2.JPG", folder / "train/cat/2.Jpg")
-    touch(folder, "train/cat/2.txt", "test/cat/4.txt", "clips.mp4", "train/dog/IMG_1", "more.tar")
+    touch(folder, "train/cat/2.txt", "test/cat/4.txt", "clips.mp4", "train/dog/IMG_1", "more.tar", "labels.csv")
     names, counts, _, read, left_out = facts(tmp_path)
     assert (names, counts["train"], read) == (["cat", "dog"], {0: 1, 1: 1}, [1, 3])
     assert left_out == [
         "33 .heic files in train/dog are not read: convert to JPEG or PNG",
         "2 .txt files in test/cat, train/cat are not read: no images",
         "1 .mp4 file is not read: no images",
+        "1 .csv file is not read: labels are read from metadata.csv, with the columns file_name and label",
         "1 .tar file is not read: unpack into a folder",
         "1 .jpg file in train/cat is not read: rename to .jpg",
         "1 file without a suffix in train/dog is not read: if they are images, rename to .jpg or .png",
@@ -73,6 +74,16 @@ def test_test_images_without_classes(folder, tmp_path):
     names, counts, test_split, read, left_out = facts(tmp_path)
     assert (names, test_split, read) == (["cat", "dog"], "validation", [1, 2, 3])
     assert left_out == ["2 .png files in test are not read: in no class folder"]
+
+
+def test_splits_with_a_capital_are_told(tmp_path):
+    write_images(tmp_path / "org/mine", {"Train/cat/1.png": 1, "Train/dog/2.png": 2, "Testing/cat/3.png": 3})
+    names, _, test_split, read, left_out = facts(tmp_path)
+    assert (names, test_split, read) == (["cat", "dog"], None, [3, 1, 2])
+    assert left_out == [
+        "Testing is not taken for a split, and its images for training images: rename to testing",
+        "Train is not taken for a split, and its images for training images: rename to train",
+    ]
 
 
 def test_lines_are_bounded(folder, tmp_path):
