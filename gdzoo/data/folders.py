@@ -6,10 +6,12 @@ import os
 import re
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import datasets
+from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from gdzoo.data.benchmarks import shortened
@@ -27,6 +29,7 @@ JUNK = {
     "license", "metadata.csv", "metadata.jsonl", "metadata.parquet", "notice", "readme", "state.json", "thumbs.db",
 }
 # fmt: on
+_SPLIT_WORDS = {word for words in SPLIT_KEYWORDS.values() for word in words}
 CAPTIONS = (".json", ".txt", ".xml")
 
 
@@ -52,27 +55,23 @@ def list_files(folder: Path) -> Listing:
 
     def visit(inner: str, above: tuple[str, ...]):
         try:
-            entries = os.listdir(os.path.join(listing.root, inner))
+            with os.scandir(os.path.join(listing.root, inner)) as entries:
+                # Links last: a folder in the data set that has a second name is known by its own.
+                visible = sorted((entry.is_symlink(), entry.name) for entry in entries if entry.name[0] != ".")
         except OSError:
             skipped["unreadable folder(s)"][above[-1]] = inner
             return
-        # Links last: a folder in the data set that has a second name is known by its own.
-        for entry in sorted(
-            entries, key=lambda entry: (os.path.islink(os.path.join(listing.root, inner, entry)), entry)
-        ):
-            relative = f"{inner}/{entry}" if inner else entry
-            path = os.path.join(listing.root, relative)
-            place, real = os.path.join(above[-1], entry), os.path.realpath(path)
-            if entry.startswith("."):
-                continue
-            if os.path.isfile(path):
+        for is_link, name in visible:
+            relative, place = os.path.join(inner, name), os.path.join(above[-1], name)
+            real = os.path.realpath(place) if is_link else place
+            if os.path.isfile(place):
                 listing.files.append(relative)
-            elif not os.path.isdir(path):
+            elif not os.path.isdir(place):
                 skipped["broken link(s)"].setdefault(place, relative)
             elif real in above:
                 skipped["link(s) to a folder above"].setdefault(place, relative)
             else:
-                listing.linked |= os.path.islink(path)
+                listing.linked |= is_link
                 visit(relative, (*above, real))
 
     visit("", (listing.root,))
@@ -94,8 +93,8 @@ def linked_files(listing: Listing, config_name: str | None) -> dict[str, list[st
     captions = {file for file in listing.files if file.endswith(CAPTIONS) and os.path.splitext(file)[0] in images}
     if not listing.linked and not captions and not glob.has_magic(listing.root):
         return None
-    with tempfile.TemporaryDirectory() as copy:
-        copy = os.path.realpath(copy)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = os.path.join(os.path.realpath(temporary), re.sub(r"[][*?]", "_", os.path.basename(listing.root)))
         for file in set(listing.files) - captions:
             os.makedirs(os.path.dirname(os.path.join(copy, file)), exist_ok=True)
             os.symlink(os.path.join(listing.root, file), os.path.join(copy, file))
@@ -106,12 +105,22 @@ def linked_files(listing: Listing, config_name: str | None) -> dict[str, list[st
     }
 
 
-def is_flat(files: list[str], root: str) -> bool:
-    """Whether all training images lie in one folder that is no class: the data set's own, or that of the split."""
+def is_flat(files: Iterable[str], root: str) -> bool:
+    """Whether all files lie in one folder that is no class: the data set's own, or that of a split."""
     folders = {os.path.dirname(file) for file in files}
-    folder = folders.pop()
-    own = folder == root or re.fullmatch(r"hf://datasets/[^@]+@[^/]+", folder)
-    return not folders and bool(own or {"train", "training"} & set(re.split("[-._ 0-9]", os.path.basename(folder))))
+    return len(folders) == 1 and all(
+        folder == root or re.fullmatch(r"hf://datasets/[^@]+@[^/]+", folder) or _is_split(folder) for folder in folders
+    )
+
+
+def _is_split(folder: str) -> bool:
+    """Whether `datasets` takes the folder for a split."""
+    return not _SPLIT_WORDS.isdisjoint(re.split(f"[{NON_WORDS_CHARS}]", os.path.basename(folder)))
+
+
+def with_metadata(files: dict[str, list[str]]) -> bool:
+    """Whether an image folder's columns come from metadata files. `files` are those of each split."""
+    return any(os.path.basename(file).startswith("metadata.") for each in files.values() for file in each)
 
 
 def is_image(file: str) -> bool:
@@ -123,14 +132,16 @@ def left_out(listing: Listing, builder: datasets.DatasetBuilder | None, streams:
     """A line for each kind of file in the folder that is not read, at most MOST_LINES and one that counts the others.
 
     Args:
-        builder: None where no file of the folder can be read.
+        builder: None where no file of the folder can be read. Of one with a configuration, images in no split are those
+            of other configurations.
         streams: of each split.
     """
     data_files = builder.config.data_files if builder else {}
     listed = {file for files in data_files.values() for file in files}
-    with_metadata = any(os.path.basename(file).startswith("metadata.") for file in listed)
-    read = _images_of_metadata(streams) if with_metadata else listed
+    read = _images_of_metadata(streams) if with_metadata(data_files) else listed
     data_format = builder.info.builder_name if builder else "imagefolder"
+    splits = ", ".join(map(str, data_files))
+    configured = builder is not None and not builder.config.name.startswith("default")
     kinds: dict[tuple[str, str], Counter] = defaultdict(Counter)
     # A file that is read, or missed, in one place may lie behind a link in another.
     real_path = functools.cache(os.path.realpath) if listing.linked else str
@@ -140,18 +151,34 @@ def left_out(listing: Listing, builder: datasets.DatasetBuilder | None, streams:
         if path in read or real_path(path) in seen or _is_junk(file):
             continue
         seen.add(real_path(path))
+        if configured and is_image(file) and path not in listed:
+            continue
         if data_format == "imagefolder":
-            reason = _why_not_read(file, listed=path in listed, splits=", ".join(map(str, data_files)))
+            reason = _why_not_read(file, listed=path in listed, splits=splits)
         elif is_image(file) or PurePosixPath(file).suffix.lower() in OTHER_IMAGES:
             reason = f"the data set is read from its {data_format} files"
         else:
             continue
         kinds[PurePosixPath(file).suffix.lower(), reason][os.path.dirname(file)] += 1
-    lines = listing.problems + [
-        _line(suffix, reason, folders)
-        for (suffix, reason), folders in sorted(kinds.items(), key=lambda kind: -kind[1].total())
-    ]
+    lines = (
+        listing.problems
+        + _capital_splits(listing, data_files)
+        + [
+            _line(suffix, reason, folders)
+            for (suffix, reason), folders in sorted(kinds.items(), key=lambda kind: -kind[1].total())
+        ]
+    )
     return lines[:MOST_LINES] + ([f"and {len(lines) - MOST_LINES} more kinds of files"] if lines[MOST_LINES:] else [])
+
+
+def _capital_splits(listing: Listing, data_files: dict[str, list[str]]) -> list[str]:
+    """A line for each folder such as Test, whose images `datasets` reads as training images."""
+    first = {os.path.relpath(file, listing.root).split(os.sep)[0] for file in data_files.get("train", [])}
+    return [
+        f"{name} is not taken for a split, and its images for training images: rename to {name.lower()}"
+        for name in sorted(first)
+        if _is_split(name.lower()) and not _is_split(name) and os.path.isdir(os.path.join(listing.root, name))
+    ]
 
 
 def _images_of_metadata(streams: dict[str, datasets.IterableDataset]) -> set[str]:
@@ -180,22 +207,22 @@ def _why_not_read(file: str, listed: bool, splits: str) -> str:
         return "rename the folder, which begins with __"
     if is_image(file) and suffix not in (suffix.lower(), suffix.upper()):
         return f"rename to {suffix.lower()}"
+    if is_image(file) and _is_split(os.path.dirname(file)) and splits:
+        return "in no class folder"
     if is_image(file):
         return f"in none of the splits ({splits})"
     if suffix.lower() in OTHER_IMAGES:
         return "convert to JPEG or PNG"
+    if suffix in (".csv", ".jsonl", ".parquet"):
+        return f"labels are read from metadata{suffix}, with the columns file_name and label"
     if suffix.lower() in ARCHIVES:
         return "unpack into a folder"
     return "no images" if suffix else "if they are images, rename to .jpg or .png"
 
 
 def _line(suffix: str, reason: str, folders: Counter) -> str:
-    count, plural = folders.total(), folders.total() > 1
-    files = ("files" if plural else "file") + ("" if suffix else " without a suffix")
-    where = shortened([folder for folder in folders if folder], most=3)
-    return (
-        " ".join(
-            part for part in (str(count), suffix, files, where and f"in {where}", "are" if plural else "is") if part
-        )
-        + f" not read: {reason}"
-    )
+    count = folders.total()
+    inner = shortened([folder for folder in folders if folder], most=3)
+    words = [str(count), suffix, "file" if count == 1 else "files", "" if suffix else "without a suffix"]
+    words += [f"in {inner}" if inner else "", "is" if count == 1 else "are", f"not read: {reason}"]
+    return " ".join(filter(None, words))

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import datasets
 import fsspec
-import numpy as np
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from PIL import Image
 
 from gdzoo.data import folders
 from gdzoo.data.benchmarks import DIGITS, Benchmark, shortened
+from gdzoo.data.loading import digits_stream, has_metadata, load_streams
 from gdzoo.errors import one_line
 
 # `datasets` takes these names for file formats, and then reads such files from the working directory.
@@ -65,16 +64,14 @@ class Source:
     @functools.cached_property
     def image_column(self) -> str:
         """The given one, else "image", else the only column of images. Raises DataError."""
-        given = self.benchmark.image_column
-        if given:
+        if given := self.benchmark.image_column:
             self._check_column("--image_column", given)
-        if given and not _can_be_image(self.features[given]):
+            if _can_be_image(self.features[given]):
+                return given
             raise DataError(
                 f"--image_column {given} of {self.name} holds no images: name the column that does (paths of files are"
                 " read only from an image folder's metadata.csv, with the columns file_name and label)"
             )
-        if given:
-            return given
         candidates = [column for column, feature in self.features.items() if _can_be_image(feature)]
         declared = [column for column in candidates if isinstance(self.features[column], datasets.Image)]
         for found in (["image"] if "image" in candidates else [], declared, candidates):
@@ -91,20 +88,22 @@ class Source:
     @functools.cached_property
     def label_column(self) -> str | None:
         """The given one, else "label" where it can be one, else None: all rows are one class. Raises DataError."""
-        given = self.benchmark.label_column
-        if given:
+        if given := self.benchmark.label_column:
             self._check_column("--label_column", given)
-            if not _can_be_label(self.features[given]):
-                raise DataError(f"--label_column {given} of {self.name} holds no integers or strings: {_NAME_CLASSES}")
-        found = given or "label"
-        return found if _can_be_label(self.features.get(found)) else None
+            if _can_be_label(self.features[given]):
+                return given
+            raise DataError(f"--label_column {given} of {self.name} holds no integers or strings: {_NAME_CLASSES}")
+        return "label" if _can_be_label(self.features.get("label")) else None
 
     def unused(self) -> list[str]:
         """A line for what is not read: each kind of file in a local folder, and classes in a column of another name."""
-        named = [column for column, feature in self.features.items() if isinstance(feature, datasets.ClassLabel)]
-        if self.label_column or not named:
+        if self.label_column:
             return self.left_out
-        return [*self.left_out, f"the classes in the column {shortened(named)} are not read: give --label_column"]
+        named = [column for column, feature in self.features.items() if isinstance(feature, datasets.ClassLabel)]
+        lines = [f"the classes in the column {shortened(named)} are not read: give --label_column"] if named else []
+        if "label" in self.features:
+            lines.append("the column label is not read: it holds no integers or strings")
+        return [*self.left_out, *lines]
 
     def _check_column(self, flag: str, column: str):
         if column not in self.features:
@@ -155,6 +154,8 @@ class Source:
         try:
             if column is None:
                 return Counter({None: self._count_rows(split)})
+            if column not in self._columns_of(split):  # a test split whose labels are kept secret
+                return counts
             for table in self.rows(split, [column]).with_format("arrow").iter(batch_size=10_000):
                 for pair in table[column].value_counts().to_pylist():
                     counts[pair["values"]] += pair["counts"]
@@ -164,6 +165,13 @@ class Source:
                 f" ({one_line(error)})"
             ) from error
         return counts
+
+    def _columns_of(self, split: str) -> list[str]:
+        """The columns of a split; those of parquet may have fewer than the features say, which are of all splits."""
+        if split == "train" or split not in self.parquet_files:
+            return list(self.splits[split].features)
+        with fsspec.open(self.parquet_files[split][0]) as file:
+            return pq.read_schema(file).names
 
     def _count_rows(self, split: str) -> int:
         total = 0
@@ -197,7 +205,7 @@ def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
     """Open the data set in `dataset_root` if it is there, else on the Hub. Raises DataError."""
     name, config_name = benchmark.dataset_name, benchmark.dataset_config_name
     if name == DIGITS:
-        return Source(benchmark, {"train": _digits()})
+        return Source(benchmark, {"train": digits_stream()})
     folder = _local_folder(name, dataset_root)
     listing = folder and folders.list_files(folder)
     try:
@@ -205,7 +213,8 @@ def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
             # Without a network this fails at once; `datasets` alone would retry for half a minute.
             with contextlib.suppress(HfHubHTTPError):  # `datasets` explains the Hub's answers better
                 HfApi().dataset_info(name, timeout=10)
-        builder, splits = _load_streams(str(folder or name), config_name, listing)
+        builder, splits = load_streams(str(folder or name), config_name, listing)
+        left_out = folders.left_out(listing, builder, splits) if folder else []
     except Exception as error:  # the errors of these libraries have no common base class
         raise _unreadable(benchmark, folder, listing, error) from error
     if "train" not in splits:
@@ -213,7 +222,7 @@ def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
     data_format = builder.info.builder_name
     files = {str(split): files for split, files in builder.config.data_files.items()}
     archives = [file for each in files.values() for file in each if file.endswith(".zip")]
-    if archives and data_format == "imagefolder" and not _has_metadata(splits["train"].features):
+    if archives and data_format == "imagefolder" and not has_metadata(splits["train"].features):
         # `datasets` gives the archive's own folder as the class of all images in it.
         raise DataError(
             f"data set {name} has images in {os.path.basename(archives[0])}: unpack it into a folder, DIR/{name},"
@@ -224,7 +233,6 @@ def open_source(benchmark: Benchmark, dataset_root: str | None) -> Source:
             f"data set {name} is in the format {data_format}: all of it is read once, to count its labels; to avoid"
             f" that, use a version of it in parquet, or a copy in DIR/{name} with --dataset_root DIR"
         )
-    left_out = folders.left_out(listing, builder, splits) if folder else []
     return Source(benchmark, splits, files if data_format == "parquet" else {}, builder.hash, left_out)
 
 
@@ -263,39 +271,10 @@ def _local_folder(name: str, dataset_root: str | None) -> Path | None:
     return None
 
 
-def _load_streams(
-    path: str, config_name: str | None, listing: folders.Listing | None
-) -> tuple[datasets.DatasetBuilder, dict]:
-    data_files = folders.linked_files(listing, config_name) if listing else None
-    builder = datasets.load_dataset_builder(path, config_name, data_files=data_files)
-    if builder.info.builder_name == "imagefolder" and builder.config.drop_labels is None:
-        # `datasets` drops an image folder's labels where all images lie in folders of one name, and takes train/ and
-        # test/ for two classes where the images lie directly in them.
-        images = [file for file in builder.config.data_files.get("train", []) if folders.is_image(file)]
-        builder.config.drop_labels = bool(images) and folders.is_flat(images, listing.root if listing else "")
-    splits = builder.as_streaming_dataset()
-    return builder, {split: _with_features(stream) for split, stream in splits.items()}
-
-
-def _has_metadata(features: datasets.Features) -> bool:
-    """Whether an image folder's columns come from metadata files: folders give an image and a ClassLabel alone."""
-    return any(
-        column != "image" and not isinstance(feature, datasets.ClassLabel) for column, feature in features.items()
-    )
-
-
 @functools.cache
 def _say_once(text: str):
     if os.environ.get("RANK", "0") == "0":
         print(f"gdzoo: {text}", file=sys.stderr, flush=True)
-
-
-def _with_features(stream: datasets.IterableDataset) -> datasets.IterableDataset:
-    """The stream with features: some formats, such as CSV, have none before their first rows are read."""
-    if stream.features is not None:
-        return stream
-    first = next(iter(stream.iter(batch_size=5)), {})
-    return stream.cast(datasets.Dataset.from_dict(first).features)
 
 
 def _can_be_image(feature) -> bool:
@@ -309,17 +288,3 @@ def _can_be_label(feature) -> bool:
         ("int", "uint", "bool", "string", "large_s")
     )
     return plain or isinstance(feature, datasets.ClassLabel)
-
-
-@functools.cache
-def _digits() -> datasets.IterableDataset:
-    """scikit-learn's 1,797 handwritten digits [8, 8], as a `datasets` stream like any other."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = [Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)) for pixels in digits.images]
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names])}
-    )
-    columns = {"image": images, "label": digits.target.tolist()}
-    return datasets.Dataset.from_dict(columns, features=features).to_iterable_dataset(num_shards=4)

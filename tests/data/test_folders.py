@@ -1,5 +1,6 @@
 """Local folders: what is read of them, through links too, and what is said to be left out."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from gdzoo.data.folders import MOST_LINES, OTHER_IMAGES
+from gdzoo.data.folders import MOST_LINES, OTHER_IMAGES, is_flat
 from gdzoo.data.streaming import ImageData
 from tests.data.mirrors import MINE, flat, numbers, refusal, write_images, write_split
 
@@ -33,13 +34,14 @@ def facts(root: Path) -> tuple:
 def test_other_formats_are_counted(folder, tmp_path):
     touch(folder, *(f"train/dog/{i}.HEIC" for i in range(30)), *(f"train/dog/{i}.heic" for i in range(30, 33)))
     os.rename(folder / "train/cat/2.JPG", folder / "train/cat/2.Jpg")
-    touch(folder, "train/cat/2.txt", "test/cat/4.txt", "clips.mp4", "train/dog/IMG_1", "more.tar")
+    touch(folder, "train/cat/2.txt", "test/cat/4.txt", "clips.mp4", "train/dog/IMG_1", "more.tar", "labels.csv")
     names, counts, _, read, left_out = facts(tmp_path)
     assert (names, counts["train"], read) == (["cat", "dog"], {0: 1, 1: 1}, [1, 3])
     assert left_out == [
         "33 .heic files in train/dog are not read: convert to JPEG or PNG",
         "2 .txt files in test/cat, train/cat are not read: no images",
         "1 .mp4 file is not read: no images",
+        "1 .csv file is not read: labels are read from metadata.csv, with the columns file_name and label",
         "1 .tar file is not read: unpack into a folder",
         "1 .jpg file in train/cat is not read: rename to .jpg",
         "1 file without a suffix in train/dog is not read: if they are images, rename to .jpg or .png",
@@ -63,6 +65,24 @@ def test_images_in_no_split_and_in_special_folders(folder, tmp_path):
     assert facts(tmp_path)[-1] == [
         "2 .png files in extra/emu, extra/fox are not read: in none of the splits (train, test)",
         "1 .png file in train/__none__ is not read: rename the folder, which begins with __",
+    ]
+
+
+def test_test_images_without_classes(folder, tmp_path):
+    shutil.rmtree(folder / "test")
+    write_images(folder, {"test/7.png": 7, "test/8.png": 8, "val/dog/9.png": 9})
+    names, counts, test_split, read, left_out = facts(tmp_path)
+    assert (names, test_split, read) == (["cat", "dog"], "validation", [1, 2, 3])
+    assert left_out == ["2 .png files in test are not read: in no class folder"]
+
+
+def test_splits_with_a_capital_are_told(tmp_path):
+    write_images(tmp_path / "org/mine", {"Train/cat/1.png": 1, "Train/dog/2.png": 2, "Testing/cat/3.png": 3})
+    names, _, test_split, read, left_out = facts(tmp_path)
+    assert (names, test_split, read) == (["cat", "dog"], None, [3, 1, 2])
+    assert left_out == [
+        "Testing is not taken for a split, and its images for training images: rename to testing",
+        "Train is not taken for a split, and its images for training images: rename to train",
     ]
 
 
@@ -144,6 +164,47 @@ def test_the_same_links_are_the_same_data(folder, tmp_path):
     assert ImageData(MINE, str(tmp_path)).content_hash == known
     write_images(tmp_path / "dog", {"7.png": 7})
     assert ImageData(MINE, str(tmp_path)).content_hash != known
+
+
+@pytest.mark.parametrize(
+    "folders, flat",
+    [
+        (["/data/mine"], True),
+        (["/data/mine/train"], True),
+        (["/data/mine/my_training-2"], True),
+        (["hf://datasets/org/mine@0f1e"], True),
+        (["hf://datasets/org/mine@0f1e/train"], True),
+        (["hf://datasets/org/mine@0f1e/train/dog"], False),
+        (["/data/mine/dog"], False),
+        (["/data/mine/test"], True),
+        (["/data/mine/trains"], False),
+        (["/data/mine/train_a", "/data/mine/train_b"], False),
+        (["/data/mine", "/data/mine/dog"], False),
+    ],
+    ids=str,
+)
+def test_folders_that_are_no_classes(folders, flat):
+    assert is_flat([f"{folder}/1.png" for folder in folders], "/data/mine") == flat
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_configurations_of_a_card(folder, tmp_path, link):
+    card = "---\nconfigs:\n"
+    for name, split in (("first", "train"), ("second", "test")):
+        card += f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {split}/**\n"
+    (folder / "README.md").write_text(card + "---\n")
+    if link:
+        shutil.move(folder / "train", tmp_path / "elsewhere")
+        (folder / "train").symlink_to(tmp_path / "elsewhere")
+    data = ImageData(dataclasses.replace(MINE, dataset_config_name="first"), str(tmp_path))
+    assert (numbers(data.read([0, 1])), data.test_split, data.left_out) == ([1, 2, 3], None, [])
+    message = refusal(MINE, tmp_path)
+    assert "['first', 'second']" in message and "load_dataset('mine', 'first')" in message
+
+
+def test_a_damaged_metadata_file_is_refused(folder, tmp_path):
+    (folder / "train/metadata.csv").write_text("file_name,label\n../../secret.png,cat\n")
+    assert "cannot be read: check its files (ValueError: Invalid metadata file_name" in refusal(MINE, tmp_path)
 
 
 def test_no_format_is_in_both_lists():

@@ -153,7 +153,9 @@ def test_columns_of_another_kind(mirror):
 def test_fractions_are_no_labels(tmp_path):
     write_split(tmp_path, "train", [{"image": flat(0), "label": 0.5}], label=datasets.Value("float32"))
     assert "--label_column label" in refusal(MINE, tmp_path, label_column="label")
-    assert ImageData(MINE, str(tmp_path)).names == ["mine"]
+    data = ImageData(MINE, str(tmp_path))
+    assert data.names == ["mine"]
+    assert data.left_out == ["the column label is not read: it holds no integers or strings"]
 
 
 def test_no_label_at_all(tmp_path):
@@ -188,10 +190,9 @@ def test_a_table_of_pixels_is_refused_in_a_short_line(tmp_path):
     (tmp_path / "org" / "mine").mkdir(parents=True)
     names = ["label", *(f"pixel{i}" for i in range(784))]
     (tmp_path / "org" / "mine" / "train.csv").write_text(",".join(names) + "\n" + ",".join("1" * 785) + "\n")
-    for settings in ({}, {"image_column": "pixel"}):
-        message = refusal(MINE, tmp_path, **settings)
-        assert "pixel10, ... (785 columns)" in message and "pixel11" not in message
-    assert "save the images as files, such as DIR/NAME/train/CLASS/1.png" in refusal(MINE, tmp_path)
+    messages = refusal(MINE, tmp_path), refusal(MINE, tmp_path, image_column="pixel")
+    assert all("pixel10, ... (785 columns)" in message and "pixel11" not in message for message in messages)
+    assert "save the images as files, such as DIR/NAME/train/CLASS/1.png" in messages[0]
 
 
 def test_unreachable_data_set_is_named_at_once(monkeypatch):
@@ -354,6 +355,21 @@ def test_secret_labels_fall_to_the_next_split(tmp_path):
     assert "--test_split test of data set org/mine has no labels" in refusal(MINE, tmp_path, test_split="test")
     message = refusal(MINE, tmp_path, test_split="exam")
     assert "--test_split exam: choose one of the splits of data set org/mine: train, validation, test" in message
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_test_split_without_the_column_of_labels(tmp_path, suffix):
+    folder = tmp_path / "org/mine/data"
+    folder.mkdir(parents=True)
+    for split, features in (("train", IMAGE_AND_LABEL), ("test", datasets.Features({"image": datasets.Image()}))):
+        rows = [{column: {"image": flat(0), "label": 1}[column] for column in features}] * 2
+        table = datasets.Dataset.from_list(rows, features=features)
+        getattr(table, f"to_{suffix}")(folder / f"{split}-00000-of-00001.{suffix}")
+    data = opening.open_source(MINE, str(tmp_path))
+    assert data._columns_of("test") == ["image"]
+    if suffix == "parquet":
+        data = ImageData(MINE, str(tmp_path))
+        assert (data.test_split, set(data.counts)) == (None, {"train"})
 
 
 def test_archives_are_refused_with_the_way_out(tmp_path):
