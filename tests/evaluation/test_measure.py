@@ -342,4 +342,4 @@ def test_several_processes_give_the_samples_and_metrics_of_one(pipelines, proces
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
         assert found["histogram"] == expected["histogram"] and found["evaluation"] == expected["evaluation"]
         assert found["samples_drawn"] == expected["samples_drawn"] > 32  # some of a rare task were drawn in addition
-        assert found["per_task"][0] == pytest.approx(expected["per_task"][0], rel=1e-3)
+        assert [row["samples"] for row in found["per_task"]] == [row["samples"] for row in expected["per_task"]]
