@@ -235,7 +235,7 @@ class TrainConfig:
                 checked[name] = str(Path(checked[name]).expanduser())
         config = dataclasses.replace(self, **checked)
         config.benchmark = config._benchmark_name()
-        config.recipe = config.recipe or config._default_recipe()
+        config.recipe = config.recipe or config.default_recipe
         for name, value in config._recipe_values().items():
             if getattr(config, name) is None:
                 setattr(config, name, value)
@@ -292,7 +292,8 @@ class TrainConfig:
                 " --dataset_root DIR --dataset_name NAME, or --task_datasets DIR/NAME"
             )
 
-    def _default_recipe(self) -> str:
+    @property
+    def default_recipe(self) -> str:
         """The benchmarks keep the paper's, so that numbers can be compared."""
         own = self.benchmark not in BENCHMARKS or self.pretrained_model_name_or_path
         return "best" if own else "paper"
@@ -440,7 +441,7 @@ class TrainConfig:
     def command(self) -> str:
         """The command line that trains one chain of a resolved config again; what is implied is left out."""
         implied = {spec.name: spec.default for spec in dataclasses.fields(self)} | self._recipe_values()
-        implied |= {"recipe": self._default_recipe(), "replay_batch_size": self.train_batch_size}
+        implied |= {"recipe": self.default_recipe, "replay_batch_size": self.train_batch_size}
         for name in ("strategy", "resolution", "model"):
             if name == "strategy" or self.benchmark not in BENCHMARKS:
                 del implied[name]

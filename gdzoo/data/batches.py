@@ -94,13 +94,14 @@ class TaskImages:
 
 
 def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> Tensor:
-    """A buffer of real images, uint8 [at most size, C, H, W]: equally many of each label, chosen by the seed."""
-    kept = []
-    for position, label in enumerate(labels):
-        share = size // len(labels) + (position < size % len(labels))
-        with contextlib.closing(data.read([label], shuffle=(seed, label))) as read:
-            images = []
-            while sum(map(len, images)) < share and (chunk := next(read, None)):
-                images.append(chunk[0])
-        kept.append(torch.cat(images)[:share] if images else None)
-    return torch.cat([images for images in kept if images is not None])
+    """A buffer of real images, uint8 [at most size, C, H, W]: equally many of each label, chosen by the seed.
+
+    Raises:
+        DataError: none of them can be decoded.
+    """
+    shares = {label: size // len(labels) + (position < size % len(labels)) for position, label in enumerate(labels)}
+    with contextlib.closing(data.read(labels, shuffle=(seed, 0), most=shares)) as read:
+        kept = [images for images, _ in read]
+    if not kept:
+        raise DataError(f"data set {data.benchmark.dataset_name}: no image of a task can be decoded: check its files")
+    return torch.cat(kept)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -37,7 +37,11 @@ class JoinedData(ImageData):
             part.channels = self.channels
         self.names = _unique_names(self.parts)
         self.columns = [part.columns for part in self.parts]
-        self.left_out = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.left_out]
+        for lines in ("left_out", "remarks"):
+            of_parts = [
+                f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in getattr(part, lines)
+            ]
+            setattr(self, lines, of_parts)
         sizes = [len(part.names) for part in self.parts]
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
         self.test_split = self.synthetic_label = None
@@ -78,14 +82,20 @@ class JoinedData(ImageData):
         return all(part.same_rows_every_epoch(world_size) for part in self.parts)
 
     def read(
-        self, labels: Sequence[int], split: str = "train", shuffle: tuple[int, int] | None = None, node=(0, 1)
+        self,
+        labels: Sequence[int],
+        split: str = "train",
+        shuffle: tuple[int, int] | None = None,
+        node: tuple[int, int] = (0, 1),
+        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         with contextlib.ExitStack() as stack:
             streams, sizes = {}, {}
             for first, part in zip(self._first, self.parts, strict=True):
                 own = [label - first for label in labels if first <= label < first + len(part.names)]
                 if own:
-                    read = part.read(own, self._split(part, split), shuffle, node)
+                    of_each = most and {label: most[first + label] for label in own}
+                    read = part.read(own, self._split(part, split), shuffle, node, of_each)
                     streams[first] = stack.enter_context(contextlib.closing(read))
                     sizes[first] = sum(part.counts[self._split(part, split)][label] for label in own)
             done = dict.fromkeys(streams, 0.0)  # the part of each data set that was read

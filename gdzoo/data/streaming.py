@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -34,6 +34,7 @@ class ImageData:
         counts: number of rows of each label, by split.
         columns: those of the images and of the labels; None for the labels of a data set that is one class.
         left_out: a line for each kind of file in a local folder, or column of classes, that is not read.
+        remarks: lines on what is odd about the images.
         synthetic_label: the label of a pretrained model's samples, if they are a class (gdzoo.evaluation.pretrained).
     """
 
@@ -47,6 +48,7 @@ class ImageData:
     synthetic_label: int | None = field(init=False, default=None)
     columns: tuple[str, str | None] = field(init=False)
     left_out: list[str] = field(init=False, default_factory=list)
+    remarks: list[str] = field(init=False, default_factory=list)
     _source: Source = field(init=False, repr=False)
     _values: list = field(init=False, repr=False)  # the value of each label in the label column
     _undecodable: Counter = field(init=False, repr=False, default_factory=Counter)  # see `skipped`
@@ -114,7 +116,12 @@ class ImageData:
         return self._source.splits["train"].num_shards % world_size == 0
 
     def read(
-        self, labels: Sequence[int], split: str = "train", shuffle: tuple[int, int] | None = None, node=(0, 1)
+        self,
+        labels: Sequence[int],
+        split: str = "train",
+        shuffle: tuple[int, int] | None = None,
+        node: tuple[int, int] = (0, 1),
+        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the images of `labels`: uint8 [b, C, H, W] and int64 labels [b], b at most 256.
 
@@ -123,6 +130,7 @@ class ImageData:
         Args:
             shuffle: (seed, epoch), or None for the data set's own order.
             node: (rank, world_size): this process's part of the rows.
+            most: of each of `labels` only so many rows, the first; the pass ends when it has them all.
 
         Raises:
             DataError: more than 1% of the rows, and more than one, cannot be decoded.
@@ -139,6 +147,8 @@ class ImageData:
         undecodable, total = Counter(), sum(self.counts[split][label] for label in labels)
         rows = _rows_of_process(stream, shuffle, *node)
         pairs = ((row[columns[0]], label_of[row.get(columns[1])]) for row in rows)
+        if most:
+            pairs = _first_of_each(pairs, {label: min(most[label], self.counts[split][label]) for label in labels})
         decoded = _map_ahead(decode, _in_chunks(pairs), self.num_workers)
         with contextlib.closing(rows), contextlib.closing(decoded):
             for images, image_labels, failures in decoded:
@@ -187,6 +197,16 @@ def _shuffled(stream: datasets.IterableDataset, rng: np.random.Generator) -> Ite
             yield buffer.pop()
     rng.shuffle(buffer)
     yield from buffer
+
+
+def _first_of_each(pairs: Iterator[tuple[dict, int]], most: dict[int, int]) -> Iterator[tuple[dict, int]]:
+    """The first rows of each label, not decoded yet, until there are `most` of every one."""
+    missing = sum(most.values())
+    while missing and (pair := next(pairs, None)):
+        if most[pair[1]]:
+            most[pair[1]] -= 1
+            missing -= 1
+            yield pair
 
 
 def _in_chunks(items: Iterator) -> Iterator[list]:

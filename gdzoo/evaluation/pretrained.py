@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,7 @@ class DataWithSamples(ImageData):
     """
 
     def __init__(self, pretrained: Pretrained, config: TrainConfig, data: ImageData):
-        for name in ("benchmark", "channels", "columns", "test_split", "counts", "left_out"):
+        for name in ("benchmark", "channels", "columns", "test_split", "counts", "left_out", "remarks"):
             setattr(self, name, getattr(data, name))
         self._data = data
         self.pretrained, self.steps, self.batch_size = pretrained, config.eval_steps, config.eval_batch_size
@@ -190,15 +190,22 @@ class DataWithSamples(ImageData):
         return self._samples[split]
 
     def read(
-        self, labels: Sequence[int], split: str = "train", shuffle: tuple[int, int] | None = None, node=(0, 1)
+        self,
+        labels: Sequence[int],
+        split: str = "train",
+        shuffle: tuple[int, int] | None = None,
+        node: tuple[int, int] = (0, 1),
+        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         own = [label for label in labels if label != self.synthetic_label]
         images = self.samples(split)[node[0] :: node[1]] if self.synthetic_label in labels else torch.empty(0)
         if shuffle:
             images = images[np.random.default_rng(shuffle).permutation(len(images))]
+        if most and self.synthetic_label in labels:
+            images = images[: most[self.synthetic_label]]
         total, read, given = sum(self.counts[split][label] for label in own) / node[1], 0, 0
         if own:
-            with contextlib.closing(self._data.read(own, split, shuffle, node)) as chunks:
+            with contextlib.closing(self._data.read(own, split, shuffle, node, most)) as chunks:
                 for chunk in chunks:
                     yield chunk
                     read += len(chunk[0])

@@ -33,7 +33,7 @@ from gdzoo.training.output import clear_output, hold_output
 from gdzoo.training.publish import publish_pipeline
 from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
-from gdzoo.training.terminal import progress_bar, task_line
+from gdzoo.training.terminal import progress_bar, run_summary, task_line
 from gdzoo.zoo.environment import reset_peak_memory
 from gdzoo.zoo.folders import remove_folder
 from gdzoo.zoo.names import GRID
@@ -58,6 +58,8 @@ def train_all(run: Run, evaluator: Evaluator | None, pusher: Pusher | None) -> l
         The results.json of every task of every chain.
     """
     config, accelerator = run.config, run.accelerator
+    if accelerator.is_main_process:
+        tqdm.write(run_summary(run))
     if config.report_to:
         settings = {name: str(value) for name, value in config.to_dict().items()}
         accelerator.init_trackers("gdzoo", config=settings)

@@ -1,5 +1,7 @@
 """Grids of samples and of real images, as one picture."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -10,6 +12,7 @@ from gdzoo.zoo.names import GAP
 
 SMALLEST_CELL = 32  # pixels; smaller images are enlarged
 REAL_COLUMNS = 10
+MOST_ROWS = 50
 
 
 def image_grid(images: Tensor, columns: int, gap: int = GAP) -> Image.Image:
@@ -24,14 +27,19 @@ def image_grid(images: Tensor, columns: int, gap: int = GAP) -> Image.Image:
 
 
 def real_grid(data: ImageData) -> tuple[Image.Image, int]:
-    """The first real images of each class, one row per class in label order, and the width of a cell in pixels."""
-    rows = []
-    for label in range(len(data.names)):
-        read = data.read([label])
-        row = torch.full((REAL_COLUMNS, data.channels, *[data.benchmark.resolution] * 2), 255, dtype=torch.uint8)
-        images, _ = next(read, (row, None))  # the row of a class without images stays white
-        read.close()  # trap: an unfinished parquet stream can abort the interpreter at exit
-        row[: len(images)] = images[:REAL_COLUMNS]
-        rows.append(row)
-    grid = image_grid(torch.cat(rows), REAL_COLUMNS, gap=0)
+    """The first real images of each class, one row per class in label order, and the width of a cell in pixels.
+
+    Of more than MOST_ROWS classes the first are shown.
+    """
+    labels = range(min(len(data.names), MOST_ROWS))
+    resolution = data.benchmark.resolution
+    rows = torch.full((len(labels), REAL_COLUMNS, data.channels, resolution, resolution), 255, dtype=torch.uint8)
+    filled = [0] * len(labels)  # a class with fewer images leaves white cells
+    # Trap: an unfinished parquet stream can abort the interpreter at exit.
+    with contextlib.closing(data.read(labels, most=dict.fromkeys(labels, REAL_COLUMNS))) as read:
+        for images, image_labels in read:
+            for image, label in zip(images, image_labels.tolist(), strict=True):
+                rows[label, filled[label]] = image
+                filled[label] += 1
+    grid = image_grid(rows.flatten(0, 1), REAL_COLUMNS, gap=0)
     return grid, grid.width // REAL_COLUMNS
