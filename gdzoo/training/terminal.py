@@ -15,7 +15,7 @@ from gdzoo.method.strategies import strategy_class
 from gdzoo.training.run import Run
 from gdzoo.zoo.names import chain_title
 
-MOST_TASKS, MOST_CLASSES = 10, 8  # that are shown
+MOST_TASKS, MOST_CLASSES = 10, 6  # that are shown
 LONGEST_LINE = 240  # characters
 
 
