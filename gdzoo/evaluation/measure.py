@@ -196,7 +196,8 @@ def evaluate_tasks(
     """Row k of the quality matrix q[k][j]: samples of each task j <= k against the real images of task j.
 
     A sample belongs to the task of its predicted class. FID grows as samples get fewer, so all cells of a matrix take
-    the same number: the first `samples_per_task` of each task. `samples` is how many there were, at most that number.
+    the same number: the first `samples_per_task` of each task (`samples_needed`). `samples` is how many there were of
+    these.
     `fid` and `kid` are None if there were fewer, or fewer than they need (fid_samples_needed, KID_SAMPLES_NEEDED).
     """
     rows = []
@@ -212,6 +213,7 @@ def evaluate_tasks(
                 "fid": frechet_distance(*map(feature_statistics, (real, samples))) if enough_for_fid else None,
                 "kid": kernel_distance(real, samples)[0] if enough_for_kid else None,
                 "samples": len(samples),
+                "samples_needed": samples_per_task,
                 "reference_images": len(real),
             }
         )

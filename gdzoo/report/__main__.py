@@ -91,15 +91,22 @@ MATRIX_NOTE = (
     "Row k, column j: the samples of the model after task k that the evaluator assigns to a class of task j, compared"
     " with the real images of task j. *Average final* is the mean of the last row; *average incremental* the mean over"
     " rows of the mean of the row; *forgetting* the mean over earlier tasks of last row minus diagonal (sources in"
-    " gdzoo/evaluation/summaries.py). FID is biased upwards for few samples, and each task has fewer as tasks are"
-    " added, so that forgetting by FID is too high; KID has no such bias. A task with too few samples has no number,"
-    " and then a summary that needs it has none, either."
+    " gdzoo/evaluation/summaries.py). FID grows as samples get fewer, so every cell takes the same number of samples of"
+    " its task, {samples}; KID has no such bias. A task with fewer samples has no number, and then a summary that needs"
+    " it has none, either."
+)
+UNEQUAL_NOTE = (
+    "**Not comparable**: some models were measured by an older version, on as many samples of a task as there were."
+    " They have no numbers here; train or measure them again."
 )
 
 
 def matrix_section(comparison: Comparison) -> list[str]:
     """The quality matrix q[k][j], and its summaries."""
-    parts = [MATRIX_NOTE, chain_table(comparison, {name: name for name in SUMMARIES})]
+    condition = comparison.condition
+    parts = [MATRIX_NOTE.format(samples=(condition.eval_samples or 0) // condition.tasks)]
+    parts += [UNEQUAL_NOTE] if comparison.measured_unequally() else []
+    parts += [chain_table(comparison, {name: name for name in SUMMARIES})]
     for metric, label in (("fid", "FID"), ("kid", "KID"), ("share", "Share of the samples")):
         tables = [matrix_table(comparison, strategy, metric) for strategy in comparison.strategies]
         parts += [f"<details><summary>{label} on each task</summary>", *tables, "</details>"]
@@ -159,7 +166,8 @@ def caption(comparison: Comparison) -> str:
         )
     versions = " / ".join(sorted({_versions(model) for model in models} - {""}))
     hardware = " / ".join(sorted({model["hardware"] for model in models}))
-    parts = (measured, condition.data, f"{seeds} seed{'s' if seeds > 1 else ''}", versions, hardware)
+    recipe = "" if condition.recipe == "paper" else f"recipe {condition.recipe}"
+    parts = (measured, condition.data, recipe, f"{seeds} seed{'s' if seeds > 1 else ''}", versions, hardware)
     return "; ".join(filter(None, parts))
 
 

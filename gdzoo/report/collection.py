@@ -36,7 +36,8 @@ SUMMARIES = {
 PASSES = "U-Net passes"  # of the student and the teacher
 # Settings in train_config.json that determine the images and their division into tasks.
 DATA_SETTINGS = ("pretrained_model_name_or_path", "pretrained_tasks", "dataset_name", "dataset_config_name")
-DATA_SETTINGS += ("image_column", "label_column", "tasks", "class_order", "resolution")
+DATA_SETTINGS += ("task_datasets", "image_column", "label_column", "test_split", "image_bits")
+DATA_SETTINGS += ("tasks", "class_order", "resolution")
 
 
 class Condition(NamedTuple):
@@ -48,7 +49,8 @@ class Condition(NamedTuple):
     namespace: str
     benchmark: str
     tasks: int  # of the benchmark
-    data: str  # the DATA_SETTINGS that are not None, e.g. "--class_order dataset --resolution 8"
+    data: str  # the DATA_SETTINGS that have a value, e.g. "--class_order dataset --resolution 8"
+    recipe: str
     features: str | None
     fingerprint: str | None  # of the evaluator's weights, since names can be reused; None in older results
     feature_dim: int | None
@@ -133,6 +135,11 @@ class Comparison:
         values = self.chains[[*columns]].rename_axis(columns="column").stack(future_stack=True)
         return estimates(values, "strategy", "column")
 
+    def measured_unequally(self) -> bool:
+        """Whether the quality on single tasks of any model was measured by a version that took all samples."""
+        rows = (row for model in self.models.values() for row in model.get("per_task") or [])
+        return any("samples_needed" not in row for row in rows)
+
     def differing_settings(self) -> list[str]:
         """Settings in train_config.json that are not the same for all models, without seed and strategy."""
         configs = [model.get("config", {}) for model in self.models.values()]
@@ -150,8 +157,14 @@ def _row(model: dict, tasks: range) -> dict:
         | {name: evaluation.get(name) for name in ("fid_reliable", "reference_images")}
         | {name: model["cost"].get(name) for name in COSTS}
         | {"hardware": model["hardware"], **model["versions"]}
-        | {f"{name}_task{j}": on_task[j][name] if j in on_task else None for j in tasks for name in ON_TASK}
+        | {f"{name}_task{j}": _of_task(on_task.get(j), name) for j in tasks for name in ON_TASK}
     )
+
+
+def _of_task(row: dict | None, name: str) -> float | None:
+    """A quality on one task; None where it is of another number of samples than others, as in older versions."""
+    comparable = row and (name == "share" or "samples_needed" in row)
+    return row[name] if comparable else None
 
 
 def _chain_row(tasks: pd.DataFrame) -> dict:
@@ -190,9 +203,11 @@ def read_zoo(root: Path) -> Collection:
 
 def _condition(results: dict) -> Condition:
     namespace, evaluation, config = results["folder"].parent.name, results["evaluation"] or {}, results["config"]
-    data = " ".join(f"--{name} {config[name]}" for name in DATA_SETTINGS if config.get(name) is not None)
-    facts = (evaluation.get(name) for name in Condition._fields[4:-1])
-    return Condition(namespace, results["benchmark"], len(results["tasks"]), data, *facts, evaluation.get("seed"))
+    data = " ".join(f"--{name} {config[name]}" for name in DATA_SETTINGS if config.get(name) not in (None, []))
+    recipe = config.get("recipe") or "paper"  # the only one of older versions
+    known = (namespace, results["benchmark"], len(results["tasks"]), data, recipe)
+    facts = (evaluation.get(name) for name in Condition._fields[len(known) : -1])
+    return Condition(*known, *facts, evaluation.get("seed"))
 
 
 def _fill_from_history(comparisons):

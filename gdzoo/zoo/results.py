@@ -25,13 +25,16 @@ COST = (
 ENTRY = {  # a model in its own results.json and in the history of later ones
     "task": int,
     "metrics": {str: NUMBER},
-    "per_task?": ([{"task": int, "fid": (NUMBER, None), "kid": (NUMBER, None), "share": NUMBER}], None),
+    # Without samples_needed, fid and kid are of as many samples as there were, and compare with no others.
+    "per_task?": (
+        [{"task": int, "fid": (NUMBER, None), "kid": (NUMBER, None), "share": NUMBER, "samples_needed?": int}],
+        None,
+    ),
     "cost": COST,
 }
 EVALUATION = (
     {"features": str, "fingerprint?": str, "feature_dim": int, "reference_split": str, "reference_images": int}
     | {"eval_samples": int, "eval_steps": int, "seed?": int}
-    # Without them the quality of a task was measured on as many samples as there were, and compares with no other.
     | {"samples_per_task?": int}
     | {"fid_reliable?": bool, "fid_samples_needed?": int}
 )
