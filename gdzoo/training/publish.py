@@ -71,7 +71,7 @@ def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, rep
         "drawn": None if data.synthetic_label is None else data.names[data.synthetic_label],
         **report,
         "seed": EVALUATOR_SEED,
-        "real": {"columns": grid.width // cell, "cell": cell},
+        "real": {"columns": grid.width // cell, "rows": grid.height // cell, "cell": cell},
     } | made_with()
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)

@@ -1,5 +1,6 @@
 """Model cards: pure functions of plain dicts. The templates are in model_cards/."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,10 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+MOST_NAMES, MOST_TASKS = 20, 40  # that a card lists
+LONGEST_VALUE = 200  # characters of a setting
+
+
 def _cell(value) -> str:
     """A value as the cell of a Markdown table; floats with four significant digits."""
     if value is None:
@@ -28,6 +33,11 @@ def _cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _shortened(names: list[str]) -> str:
+    rest = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _duration(seconds: float) -> str:
@@ -39,7 +49,8 @@ def _duration(seconds: float) -> str:
 _TEMPLATES.filters |= {
     "cell": _cell,
     "duration": _duration,
-    "names": lambda names: ", ".join(map(_cell, names)),
+    "names": lambda names: _shortened([_cell(name) for name in names]),
+    "cut": lambda text: text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ...",
     "strategy_title": lambda name: strategy_info(name).title,
 }
 
@@ -51,7 +62,7 @@ def pipeline_card(
 
     Args:
         results: its results.json.
-        settings: the settings that determine the result, by name; those that are None are not shown.
+        settings: the settings that determine the result, by name; those without a value are not shown.
         benchmark: its "name", "dataset_name", "license" (None if unknown) and "resolution" in pixels.
         command: the command line that trains the same chain again.
         others: the results.json of other strategies' models after the same task.
@@ -65,9 +76,10 @@ def pipeline_card(
         comparison=[each for each in (results, *others) if each["metrics"]],
         metrics={name: metric_info(name) for name in results["metrics"]},
         strategy=strategy_info(results["strategy"]),
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings={name: value for name, value in settings.items() if value not in (None, [])},
         pretrained=pretrained,
         command=command,
+        most_tasks=MOST_TASKS,
     )
 
 
@@ -77,14 +89,14 @@ def evaluator_card(repo_id: str, results: dict, benchmark: dict) -> str:
         library_name="transformers",
         pipeline_tag="image-classification",
         license="apache-2.0",
-        datasets=[benchmark["dataset_name"]],
+        datasets=_dataset_ids(benchmark),
         tags=["gdzoo", benchmark["name"], "continual-learning", "evaluation"],
         model_name=repo_id.split("/")[1],
         eval_results=[
             EvalResult(
                 task_type="image-classification",
                 task_name="Image classification",
-                dataset_type=benchmark["dataset_name"],
+                dataset_type=(_dataset_ids(benchmark) or [benchmark["name"]])[0],
                 dataset_name=benchmark["name"],
                 dataset_split=results["test_split"],
                 metric_type="accuracy",
@@ -105,7 +117,7 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         license=None if pretrained else "apache-2.0",  # a model derived from other people's weights keeps their licence
-        datasets=[benchmark["dataset_name"]],
+        datasets=_dataset_ids(benchmark),
         tags=["gdzoo", benchmark["name"], "diffusion", "continual-learning", "class-incremental-learning", slug],
         widget=[{"text": f"samples after task {results['task']}", "output": {"url": "samples.png"}}],
         base_model=results["base_model"],
@@ -120,7 +132,7 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
             EvalResult(
                 task_type="unconditional-image-generation",
                 task_name="Unconditional image generation",
-                dataset_type=benchmark["dataset_name"],
+                dataset_type=(_dataset_ids(benchmark) or [benchmark["name"]])[0],
                 dataset_name=f"{benchmark['name']}, tasks 1 to {results['task']}",
                 dataset_split=evaluation["reference_split"],
                 metric_type=name,
@@ -130,6 +142,12 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
             for name, value in results["metrics"].items()
         ]
     return metadata
+
+
+def _dataset_ids(benchmark: dict) -> list[str] | None:
+    """Its data sets, but for folders whose names cannot be ids on the Hub, which would refuse the card."""
+    names = benchmark["dataset_name"].split(", ")
+    return [name for name in names if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII)] or None
 
 
 def _yaml(metadata: ModelCardData) -> str:

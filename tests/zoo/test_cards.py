@@ -235,3 +235,40 @@ def test_evaluator_card():
 def test_templates_lie_where_the_wheel_and_the_repository_have_them():
     names = {path.name for path in (Path(cards.__file__).parents[2] / "model_cards").iterdir()}
     assert names == {"pipeline.md", "evaluator.md"}
+
+
+def test_the_card_of_many_classes_and_tasks_can_be_read():
+    tasks = [
+        {"task": n, "classes": [*range(15)], "names": [f"class {n} {m}" for m in range(15)], "images": 9}
+        for n in range(1, 201)
+    ]
+    rows = [{"task": n, "fid": None, "kid": 0.5, "share": 0.5, "samples": 32} for n in range(1, 121)]
+    history = [{"task": n, "metrics": METRICS, "cost": results()["cost"]} for n in range(1, 121)]
+    tasks[119] |= {"classes": [*range(1500)], "names": [f"name {m}" for m in range(1500)]}
+    found = results(120, tasks=tasks, per_task=rows, history=history)
+    config = TrainConfig(tasks=";".join(f"{2 * n},{2 * n + 1}" for n in range(500))).resolve()
+    text = card(found, config, others=[results(120, "joint", history=history)])
+    assert len(text) < 40_000
+    assert max(len(line) for line in text.splitlines() if line.startswith("|")) < 1000
+    assert "name 18, name 19 and 1,480 more" in text and "| ... | 80 more tasks | | earlier tasks |" in text
+    assert "| ... | 40 more tasks | | not trained yet |" in text and "of the last ten" in text
+    assert f"--tasks '{config.tasks}'" in text  # the command stays whole
+
+
+def test_only_ids_of_the_hub_are_data_sets_in_the_front_matter():
+    for names, expected in (
+        ("My dogs", None),
+        ("My dogs, me/birds", ["me/birds"]),
+        ("me/cats, flowers", ["me/cats", "flowers"]),
+    ):
+        benchmark = BENCHMARK | {"dataset_name": names, "name": "split-mine"}
+        text = pipeline_card("gdzoo/split-mine-task2", results(), CONFIG.results_dict(), benchmark, "train")
+        assert front_matter(text).get("datasets") == expected
+        assert front_matter(text)["model-index"][0]["results"][0]["dataset"]["type"] == (expected or ["split-mine"])[0]
+        assert f"`{names}`" in text
+
+
+def test_the_evaluator_of_many_classes_says_which_its_picture_shows():
+    many = EVALUATOR | {"names": [f"name {m}" for m in range(1500)], "real": {"rows": 50, "columns": 10, "cell": 32}}
+    text = evaluator_card("gdzoo/split-digits-evaluator", many, BENCHMARK)
+    assert "of the first 50 classes, one row per class: name 0, " in text and "name 19 and 30 more.*" in text
