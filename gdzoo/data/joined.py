@@ -38,6 +38,9 @@ class JoinedData(ImageData):
         self.names = _unique_names(self.parts)
         self.columns = [part.columns for part in self.parts]
         self.left_out = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.left_out]
+        self.remarks = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.remarks]
+        bits = {part.image_bits for part in self.parts}
+        self.image_bits = bits.pop() if len(bits) == 1 else None  # each keeps its own
         sizes = [len(part.names) for part in self.parts]
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
         self.test_split = self.synthetic_label = None
