@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+SEPARATOR = "[,;]"  # of classes, and of tasks
 DIGITS = "scikit-learn/digits"  # bundled with scikit-learn, so that the default benchmark needs no network
 
 
@@ -100,12 +101,22 @@ BENCHMARKS = {
 
 def _label(token: str, names: Sequence[str]) -> int:
     token = token.strip()
-    if token in names:
-        return names.index(token)
+    for name in (token, _unquoted(token)):
+        if name in names:
+            return names.index(name)
     # Not where the names are numbers: a position could be mistaken for a name.
     if token.isdecimal() and int(token) < len(names) and not all(map(str.isdecimal, names)):
         return int(token)
-    raise ValueError(f"{token!r} is none of the {len(names)} labels ({shortened(names)})")
+    cut = [name for name in names if token and token in name and re.search(SEPARATOR, name)]
+    raise ValueError(
+        f"{token!r} is none of the {len(names)} labels ({shortened(names)})"
+        + (f": write {cut[0]!r} in full, with its spaces" if cut else "")
+    )
+
+
+def _unquoted(token: str) -> str:
+    quoted = len(token) > 1 and token[0] == token[-1] and token[0] in "'\""
+    return token[1:-1] if quoted else token
 
 
 def shortened(names: Sequence[str], most: int = 12) -> str:
@@ -116,21 +127,41 @@ def shortened(names: Sequence[str], most: int = 12) -> str:
 def parse_labels(text: str, names: Sequence[str]) -> list[int]:
     """Labels of "0,3-5" or "cat,dog": names of classes, their numbers, and ranges of numbers.
 
+    Names may stand in quotes, and may have commas and semicolons in them: the longest name that fits is taken.
+
     Raises:
         ValueError
     """
-    labels = []
-    for token in text.split(","):
-        bounds = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", token)
-        if bounds and token.strip() not in names:
-            first, last = map(int, bounds.groups())
-            if last < first:
-                raise ValueError(f"the range {token.strip()!r} goes down: write {last}-{first}")
-            _label(str(last), names)  # before a long range is built
-            labels += [_label(str(number), names) for number in range(first, last + 1)]
-        else:
-            labels.append(_label(token, names))
-    return labels
+    return [label for task in _parse_tasks(text, names, ",") for label in task]
+
+
+def _parse_tasks(text: str, names: Sequence[str], separators: str = SEPARATOR) -> list[list[int]]:
+    """The labels between semicolons, if these separate. Raises ValueError."""
+    parts = re.split(f"({separators})", text)  # separators at odd places
+    known = set(names)
+    longest = 1 + 2 * max((len(re.findall(separators, name)) for name in names), default=0)
+    tasks, start = [[]], 0
+    while start < len(parts):
+        for end in range(min(start + longest, len(parts)), start, -2):
+            token = "".join(parts[start:end]).strip()
+            if token in known or _unquoted(token) in known:
+                break
+        tasks[-1] += _parse_token(token, names)
+        if parts[end : end + 1] == [";"]:
+            tasks.append([])
+        start = end + 1
+    return tasks
+
+
+def _parse_token(token: str, names: Sequence[str]) -> list[int]:
+    bounds = re.fullmatch(r"(\d+)\s*-\s*(\d+)", token)
+    if not bounds or token in names:
+        return [_label(token, names)]
+    first, last = map(int, bounds.groups())
+    if last < first:
+        raise ValueError(f"the range {token!r} goes down: write {last}-{first}")
+    _label(str(last), names)  # before a long range is built
+    return [_label(str(number), names) for number in range(first, last + 1)]
 
 
 def order_classes(class_order: str, names: Sequence[str], seed: int) -> list[int]:
@@ -182,7 +213,7 @@ def split_classes(tasks: int | str | None, class_order: str, names: Sequence[str
         order = order_classes(class_order, names, seed)
         return [order[start : start + size] for start in range(0, len(order), size)]
     try:
-        split = [parse_labels(task, names) for task in tasks.split(";")]
+        split = _parse_tasks(tasks, names)
     except ValueError as error:
         raise ValueError(f"--tasks {tasks!r}: {error}; write it like '0,1;2,3;4-9'") from error
     _refuse_repeats([label for task in split for label in task], names, "--tasks")

@@ -37,11 +37,10 @@ class JoinedData(ImageData):
             part.channels = self.channels
         self.names = _unique_names(self.parts)
         self.columns = [part.columns for part in self.parts]
-        for lines in ("left_out", "remarks"):
-            of_parts = [
-                f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in getattr(part, lines)
-            ]
-            setattr(self, lines, of_parts)
+        self.left_out = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.left_out]
+        self.remarks = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.remarks]
+        bits = {part.image_bits for part in self.parts}
+        self.image_bits = bits.pop() if len(bits) == 1 else None  # each keeps its own
         sizes = [len(part.names) for part in self.parts]
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
         self.test_split = self.synthetic_label = None

@@ -74,7 +74,8 @@ class Source:
             )
         candidates = [column for column, feature in self.features.items() if _can_be_image(feature)]
         declared = [column for column in candidates if isinstance(self.features[column], datasets.Image)]
-        for found in (["image"] if "image" in candidates else [], declared, candidates):
+        encoded = [column for column in candidates if not _is_pixels(self.features[column])]
+        for found in (["image"] if "image" in candidates else [], declared, encoded, candidates):
             if len(found) == 1:
                 return found[0]
         if candidates:
@@ -139,7 +140,7 @@ class Source:
             )
         else:
             stream = self.splits[split].select_columns(columns)
-        if image in columns:
+        if image in columns and not _is_pixels(features[image]):
             stream = stream.cast_column(image, datasets.Image(decode=False))
         if values is not None and not files:
             stream = stream.filter(set(values).__contains__, input_columns=label)
@@ -278,9 +279,20 @@ def _say_once(text: str):
 
 
 def _can_be_image(feature) -> bool:
-    """Whether `datasets` can read it as images: parquet of other libraries has bytes, or {"bytes", "path"}."""
+    """Whether it can be read as images: parquet of other libraries has bytes, {"bytes", "path"}, or pixels."""
     encoded = feature.get("bytes") if isinstance(feature, dict) else feature
-    return isinstance(feature, datasets.Image) or encoded == datasets.Value("binary")
+    return isinstance(feature, datasets.Image) or encoded == datasets.Value("binary") or _is_pixels(feature)
+
+
+def _is_pixels(feature) -> bool:
+    """Whether it holds numbers in nested lists: H x W, or with channels."""
+    if isinstance(feature, datasets.Array2D | datasets.Array3D):
+        return True
+    depth = 0
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature, depth = feature.feature, depth + 1
+    numbers = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float", "bool"))
+    return numbers and depth in (2, 3)
 
 
 def _can_be_label(feature) -> bool:

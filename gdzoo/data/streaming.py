@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from gdzoo.data.benchmarks import Benchmark, split_classes
-from gdzoo.data.decode import FIRST_IMAGES, decode_batch, find_channels
+from gdzoo.data.decode import FIRST_IMAGES, FirstImages, RangeError, decode_batch, examine_first_images
 from gdzoo.data.opening import DataError, Source, open_source
+from gdzoo.errors import clean
 
 SHUFFLE_BUFFER = 10_000  # rows, still encoded
 OPEN_SHARDS = 4  # files that fill it in turn, in case they are sorted by class
@@ -34,7 +35,8 @@ class ImageData:
         counts: number of rows of each label, by split.
         columns: those of the images and of the labels; None for the labels of a data set that is one class.
         left_out: a line for each kind of file in a local folder, or column of classes, that is not read.
-        remarks: lines on what is odd about the images.
+        image_bits: of a pixel, for all images that have more than 8; None if 8 hold them all.
+        remarks: a line if the first images are nearly black or nearly constant.
         synthetic_label: the label of a pretrained model's samples, if they are a class (gdzoo.evaluation.pretrained).
     """
 
@@ -48,6 +50,7 @@ class ImageData:
     synthetic_label: int | None = field(init=False, default=None)
     columns: tuple[str, str | None] = field(init=False)
     left_out: list[str] = field(init=False, default_factory=list)
+    image_bits: int | None = field(init=False, default=None)
     remarks: list[str] = field(init=False, default_factory=list)
     _source: Source = field(init=False, repr=False)
     _values: list = field(init=False, repr=False)  # the value of each label in the label column
@@ -69,21 +72,26 @@ class ImageData:
         else:
             if self.benchmark.test_split not in (None, "train"):
                 raise DataError(f"--test_split {self.benchmark.test_split} of {self._source.name} has no labels")
-        self.channels = self.benchmark.channels or self._channels_of_first_images()
+        first = self._examine_first_images()
+        self.channels = self.benchmark.channels or first.channels
+        self.image_bits, self.remarks = first.image_bits, first.remarks
 
     def _by_label(self, values: Counter) -> Counter:
         return Counter({label: values[value] for label, value in enumerate(self._values)})
 
-    def _channels_of_first_images(self) -> int:
+    def _examine_first_images(self) -> FirstImages:
         column = self._source.image_column
-        with contextlib.closing(iter(self._source.rows("train", [column]))) as rows:
-            channels = find_channels(row[column] for row in itertools.islice(rows, FIRST_IMAGES))
-        if channels is None:
+        try:
+            with contextlib.closing(iter(self._source.rows("train", [column]))) as rows:
+                cells = (row[column] for row in itertools.islice(rows, FIRST_IMAGES))
+                return examine_first_images(cells, self.benchmark.image_bits)
+        except RangeError as error:
+            raise DataError(f"{self._source.name}: {error}") from error
+        except ValueError as error:
             raise DataError(
                 f"{self._source.name}: none of its first {FIRST_IMAGES} images can be decoded; check its files and"
-                f" --image_column {column}"
-            )
-        return channels
+                f" --image_column {column} ({clean(str(error))})"
+            ) from error
 
     @property
     def content_hash(self) -> str | None:
@@ -133,23 +141,18 @@ class ImageData:
             most: of each of `labels` only so many rows, the first; the pass ends when it has them all.
 
         Raises:
-            DataError: more than 1% of the rows, and more than one, cannot be decoded.
+            DataError: more than 1% of the rows, and more than one, cannot be decoded; or an image has larger values
+                than `image_bits` hold.
         """
         columns = self.columns
         stream = self._source.rows(split, columns, [self._values[label] for label in labels])
         label_of = {value: label for label, value in enumerate(self._values)}
-        decode = functools.partial(
-            decode_batch,
-            channels=self.channels,
-            resolution=self.benchmark.resolution,
-            refuse_colours=self.benchmark.channels is None and self.channels == 1,
-        )
         undecodable, total = Counter(), sum(self.counts[split][label] for label in labels)
         rows = _rows_of_process(stream, shuffle, *node)
         pairs = ((row[columns[0]], label_of[row.get(columns[1])]) for row in rows)
         if most:
             pairs = _first_of_each(pairs, {label: min(most[label], self.counts[split][label]) for label in labels})
-        decoded = _map_ahead(decode, _in_chunks(pairs), self.num_workers)
+        decoded = _map_ahead(functools.partial(self._decode, split), _in_chunks(pairs), self.num_workers)
         with contextlib.closing(rows), contextlib.closing(decoded):
             for images, image_labels, failures in decoded:
                 undecodable.update((split, label) for label, _ in failures)
@@ -161,6 +164,13 @@ class ImageData:
                     )
                 if len(images):
                     yield images, image_labels
+
+    def _decode(self, split: str, pairs: list[tuple]) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
+        gray = self.benchmark.channels is None and self.channels == 1
+        try:
+            return decode_batch(pairs, self.channels, self.benchmark.resolution, gray, self.image_bits)
+        except RangeError as error:
+            raise DataError(f"{self._source.name}, split {split}: {error}") from error
 
 
 def _rows_of_process(

@@ -177,7 +177,7 @@ def _cache_name(data: ImageData, classes: list[int], split: str, extractor: Extr
         "content": data.content_hash,
         "columns": list(data.columns),
         "classes": [[label, data.names[label], data.counts[split][label]] for label in sorted(classes)],
-        "image": [data.channels, benchmark.resolution],
+        "image": [data.channels, benchmark.resolution, *filter(None, [data.image_bits])],
         "features": extractor.fingerprint,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

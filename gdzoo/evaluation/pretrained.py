@@ -141,7 +141,7 @@ class DataWithSamples(ImageData):
     """
 
     def __init__(self, pretrained: Pretrained, config: TrainConfig, data: ImageData):
-        for name in ("benchmark", "channels", "columns", "test_split", "counts", "left_out", "remarks"):
+        for name in ("benchmark", "channels", "columns", "test_split", "counts", "left_out", "image_bits", "remarks"):
             setattr(self, name, getattr(data, name))
         self._data = data
         self.pretrained, self.steps, self.batch_size = pretrained, config.eval_steps, config.eval_batch_size

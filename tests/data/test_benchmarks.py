@@ -77,6 +77,44 @@ def test_labels_are_names_numbers_and_ranges(text, labels):
     assert parse_labels(text, ANIMALS) == labels
 
 
+COMMAS = ["crane, bird", "crane", "crane, machine", "salt; pepper", "0", "a,b;c,d"]
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ("crane, bird", [0]),
+        ("crane,0,crane, machine", [1, 4, 2]),
+        ("'crane','crane, bird',\"0\"", [1, 0, 4]),
+        ("salt; pepper, crane", [3, 1]),
+        ("1,a,b;c,d,crane, bird", [1, 5, 0]),
+        ("2-3", [2, 3]),
+    ],
+)
+def test_names_with_commas_and_semicolons(text, labels):
+    assert parse_labels(text, COMMAS) == labels
+
+
+def test_tasks_of_names_with_commas_and_semicolons():
+    text = "crane, bird; salt; pepper;crane,a,b;c,d;4,crane, machine"
+    assert split_classes(text, "dataset", COMMAS, 42) == [[0], [3], [1, 5], [4, 2]]
+    order = "0,salt; pepper,crane, machine,crane,crane, bird,a,b;c,d"
+    assert split_classes(2, order, COMMAS, 42) == [[4, 3, 2], [1, 0, 5]]
+
+
+def test_half_a_name_says_how_to_write_all_of_it():
+    names = ["crane, bird", "salt; pepper", "hen"]
+    assert "'crane' is none of the 3 labels" in refusal(split_classes, "crane,bird;hen", "dataset", names, 42)
+    message = refusal(split_classes, "salt;hen", "dataset", names, 42)
+    assert message.startswith("--tasks 'salt;hen'") and "write 'salt; pepper' in full, with its spaces" in message
+    assert "write 'crane, bird' in full" in refusal(order_classes, "crane,bird,1,2", names, 42)
+
+
+def test_many_names_with_commas_are_parsed_quickly():
+    names = [f"name {label}, called {label}" for label in range(3000)]
+    assert parse_labels(",".join(names), names) == list(range(3000))
+
+
 def test_a_name_goes_before_a_number():
     assert parse_labels("10,2-4,4", ["2-4", "4", "10"]) == [2, 0, 1]
 
