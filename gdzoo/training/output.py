@@ -48,8 +48,19 @@ def check_published(chain: Chain, data: ImageData):
         if other:
             raise ConfigError(
                 f"--output_dir {chain.config.output_dir} holds another run: {folder.name} was trained with {other};"
-                " choose another --output_dir or say --overwrite_output_dir"
+                f" choose another --output_dir or say --overwrite_output_dir{_more_tasks(chain, other)}"
             )
+
+
+def _more_tasks(chain: Chain, difference: str) -> str:
+    """How to train more tasks after those of a published chain, where the tasks are what differs."""
+    if not difference.startswith(("--tasks ", "--task_datasets ")):
+        return ""
+    names = published_names(chain)
+    return (
+        "; for more tasks after its last, choose another --output_dir and say"
+        f" --pretrained_model_name_or_path {names}"
+    )
 
 
 def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
