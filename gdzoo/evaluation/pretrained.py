@@ -20,7 +20,8 @@ from gdzoo.data.streaming import DECODE_BATCH, DataError, ImageData
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
 from gdzoo.method.sampling import check_steps
-from gdzoo.models.pipelines import draw_images, is_sampled_by_ddim, load_any_pipeline
+from gdzoo.models.pipelines import draw_images, load_any_pipeline
+from gdzoo.models.refusals import not_trainable
 from gdzoo.zoo.folders import published_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 
@@ -58,11 +59,8 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
         pipeline = load_any_pipeline(source, config.eval_steps)
     except ValueError as error:
         raise ConfigError(f"{FLAG}: {error}") from error
-    if not is_sampled_by_ddim(pipeline):
-        raise ConfigError(
-            f"{FLAG} {source}: a {type(pipeline).__name__} with a {type(pipeline.scheduler).__name__} cannot be"
-            " trained, only a UNet2DModel with a DDIM, DDPM or PNDM scheduler"
-        )
+    if reason := not_trainable(pipeline):
+        raise ConfigError(f"{FLAG} {source}: {reason}")
     pipeline.unet.float().eval()
     _check_settings(pipeline, config, source)
     pipeline.to(PartialState().device)

@@ -1,8 +1,10 @@
 """Loading unconditional diffusers pipelines and drawing images from them."""
 
+import functools
 import inspect
 from collections.abc import Iterator
 
+import diffusers
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from torch import Tensor
@@ -10,9 +12,8 @@ from torch import Tensor
 from gdzoo.errors import one_line
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import check_steps, ddim_sample, to_uint8
+from gdzoo.models.refusals import SUPPORTED, has_only_fp16, list_files, no_pipeline, no_weights, not_trainable
 
-# Schedulers that DDIM can replace: their betas and prediction type are all that it needs.
-SAMPLED_BY_DDIM = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 UNCONDITIONAL = {"batch_size", "num_inference_steps", "generator", "output_type"}  # arguments of a pipeline's call
 
 
@@ -29,7 +30,7 @@ def load_pipeline(folder, **kwargs) -> DDIMPipeline:
 
 
 def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
-    """An unconditional pipeline from a folder or the Hub; safetensors only, no remote code.
+    """An unconditional pipeline from a folder or the Hub, in float32; safetensors only, no remote code.
 
     A UNet2DModel with a plain schedule of betas is returned as a DDIMPipeline with trailing timesteps and clipped
     samples, like the zoo's own models.
@@ -40,18 +41,40 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
     Raises:
         ValueError: in one line, if it cannot be loaded, is conditional, or cannot sample in that many steps.
     """
+    try:  # before its weights, which may be many gigabytes
+        kind = DiffusionPipeline.load_config(repo_or_folder).get("_class_name")
+    except Exception as error:  # neither this nor `from_pretrained` has a common error type
+        raise ValueError(f"{repo_or_folder}: {no_pipeline(repo_or_folder, error)}") from error
+    if not _is_unconditional(getattr(diffusers, str(kind), None)):
+        raise ValueError(f"{repo_or_folder}: a {kind} is no unconditional pipeline of diffusers; {SUPPORTED}")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(repo_or_folder, use_safetensors=True)
-    except Exception as error:  # `from_pretrained` has no common error type
-        raise ValueError(
-            f"{repo_or_folder}: no diffusers pipeline with safetensors and without code of its own ({one_line(error)})"
-        ) from error
-    if not inspect.signature(pipeline.__call__).parameters.keys() >= UNCONDITIONAL:
-        raise ValueError(f"{repo_or_folder}: a {type(pipeline).__name__} is no unconditional pipeline")
+        pipeline = _with_any_variant(repo_or_folder)
+    except Exception as error:
+        raise ValueError(f"{repo_or_folder}: {no_weights(repo_or_folder, error)}") from error
     unet = pipeline.components.get("unet")
-    if isinstance(unet, UNet2DModel) and unet.class_embedding is not None:
-        raise ValueError(f"{repo_or_folder}: its U-Net is class-conditional, and gdzoo gives it no class")
+    if isinstance(unet, UNet2DModel):
+        if unet.class_embedding is not None:
+            raise ValueError(f"{repo_or_folder}: {not_trainable(pipeline)}")
+        if isinstance(unet.config.sample_size, (list, tuple)) and len({*unet.config.sample_size}) == 1:
+            unet.register_to_config(sample_size=unet.config.sample_size[0])  # (28, 28) is 28
     return _ddim_pipeline(pipeline, repo_or_folder, steps) if is_sampled_by_ddim(pipeline) else pipeline
+
+
+def _is_unconditional(kind: type | None) -> bool:
+    if not (inspect.isclass(kind) and issubclass(kind, DiffusionPipeline)):
+        return False
+    return inspect.signature(kind.__call__).parameters.keys() >= UNCONDITIONAL
+
+
+def _with_any_variant(repo_or_folder: str) -> DiffusionPipeline:
+    """The pipeline in float32; of one that was saved in half precision alone, that variant."""
+    load = functools.partial(DiffusionPipeline.from_pretrained, repo_or_folder, use_safetensors=True)
+    try:
+        return load()
+    except Exception:
+        if not has_only_fp16(list_files(repo_or_folder)):
+            raise
+    return load(variant="fp16")
 
 
 def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int) -> DDIMPipeline:
@@ -70,14 +93,7 @@ def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int)
 
 def is_sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
     """Whether the zoo's own sampler can draw from it, and it can be a teacher and a student."""
-    unet, scheduler = (pipeline.components.get(name) for name in ("unet", "scheduler"))
-    return (
-        pipeline.components.keys() == {"unet", "scheduler"}
-        and isinstance(unet, UNet2DModel)
-        and type(scheduler).__name__ in SAMPLED_BY_DDIM
-        and unet.config.in_channels == unet.config.out_channels  # otherwise it also predicts a variance
-        and isinstance(unet.config.sample_size, int)
-    )
+    return not not_trainable(pipeline)
 
 
 # ---- drawing ----

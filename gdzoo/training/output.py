@@ -49,7 +49,19 @@ def check_published(chain: Chain, data: ImageData):
             raise ConfigError(
                 f"--output_dir {chain.config.output_dir} holds another run: {folder.name} was trained with {other};"
                 " choose another --output_dir or say --overwrite_output_dir"
+                + _more_tasks(chain, other, len(there["tasks"]))
             )
+
+
+def _more_tasks(chain: Chain, difference: str, tasks_there: int) -> str:
+    """How to train more tasks after those of a published chain, where the tasks are what differs."""
+    if not difference.startswith(("--tasks ", "--task_datasets ")):
+        return ""
+    *_, last = filter(Path.exists, map(chain.folder, range(1, tasks_there + 1)))
+    return (
+        f"; to train further tasks after its own, give the new ones alone, with --pretrained_model_name_or_path {last}"
+        " and another --output_dir"
+    )
 
 
 def other_classes(chain: Chain, data: ImageData, results: dict) -> str:

@@ -222,7 +222,7 @@ def refused_pipelines():
     yield "raises", lambda f: save(stranger, f), "draws no image (RuntimeError: "
     pickled = DDIMPipeline(small_unet(), scheduler)
     yield "pickle", lambda f: pickled.save_pretrained(f, safe_serialization=False), "with safetensors"
-    yield "empty", lambda f: f.mkdir(), "no diffusers pipeline"
+    yield "empty", lambda f: f.mkdir(), "it is no diffusers pipeline"
 
 
 @pytest.mark.parametrize("name, make, reason", [pytest.param(*each, id=each[0]) for each in refused_pipelines()])

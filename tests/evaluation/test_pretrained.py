@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_evaluation_refuses_a_chain_without_its_task_1(taught, tmp_path, capsys)
     arguments = ["--benchmark", "split-digits", "--task", "3", "--output", str(tmp_path / "found.json")]
     renamed = shutil.copytree(model, tmp_path / "zoo/gdzoo/renamed")  # it would stand for its own past
     shutil.rmtree(model.with_name("split-digits-task1"))
-    for folder, reason in ((renamed, f"{renamed} was not trained from {renamed}"), (model, "no diffusers pipeline")):
+    for folder, reason in ((renamed, f"{renamed} was not trained from {renamed}"), (model, "there is no such folder")):
         assert evaluation.main([str(folder), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
@@ -367,10 +368,73 @@ def test_settings_that_do_not_fit_are_refused(stranger, arguments, reason, tmp_p
     assert not (tmp_path / "zoo").exists()
 
 
+def edited(file: Path, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def with_scheduler(folder: Path, name: str):
+    save(DDPMPipeline(small_unet(), DDPMScheduler()), folder)
+    edited(folder / "scheduler/scheduler_config.json", _class_name=name)
+    edited(folder / "model_index.json", scheduler=["diffusers", name])
+
+
+def of_class(folder: Path, name: str):
+    save(DDPMPipeline(small_unet(), DDPMScheduler()), folder)
+    edited(folder / "model_index.json", _class_name=name)
+
+
 def refused_models():
     scheduler = create_scheduler()
     yield "conditional", lambda f: save(DDIMPipeline(small_unet(num_class_embeds=3), scheduler), f), "class-conditional"
-    yield "variance", lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f), "cannot be trained"
+    yield (
+        "variance",
+        lambda f: save(DDPMPipeline(small_unet(out_channels=2), DDPMScheduler()), f),
+        "predicts a variance beside the noise (2 channels of 1)",
+    )
+    yield (
+        "three channels of one",
+        lambda f: save(DDPMPipeline(small_unet(out_channels=3), DDPMScheduler()), f),
+        "takes 1 channels and predicts 3",
+    )
+    yield (
+        "pickles",
+        lambda f: DDPMPipeline(small_unet(), scheduler).save_pretrained(f, safe_serialization=False),
+        "its weights in unet are pickles (.bin), which can run code when they are loaded; if you trust them, convert",
+    )
+    yield (
+        "wide",
+        lambda f: save(DDPMPipeline(small_unet(size=(8, 16)), scheduler), f),
+        "it draws 8x16 pixels, and gdzoo trains square images",
+    )
+    yield (
+        "no size",
+        lambda f: save(DDPMPipeline(small_unet(size=None), scheduler), f),
+        "set sample_size there to the pixels of a side",
+    )
+    yield (
+        "Euler",
+        lambda f: with_scheduler(f, "EulerDiscreteScheduler"),
+        "a model with a EulerDiscreteScheduler cannot be trained, only with a DDIM, DDPM or PNDM scheduler; set",
+    )
+    yield (
+        "part",
+        lambda f: save(DDPMPipeline(small_unet(), scheduler), f.parent) and f.mkdir(),
+        "it is a part of the pi",
+    )
+    yield "bare", lambda f: save(small_unet(), f), "it is a UNet2DModel without a scheduler: make a pipeline of it"
+    yield "zoo", lambda f: save(DDPMPipeline(small_unet(), scheduler), f / "a"), "but holds some: give one of them"
+    yield "checkpoint", lambda f: save(small_unet(), f / "unet"), "it is a checkpoint without a scheduler: make a pip"
+    yield (
+        "text",
+        lambda f: of_class(f, "StableDiffusionPipeline"),
+        "a StableDiffusionPipeline is no unconditional pipeline of diffusers; gdzoo takes",
+    )
+    yield "own code", lambda f: of_class(f, "Mine"), "a Mine is no unconditional pipeline of diffusers"
+    yield (
+        "damaged",
+        lambda f: f.mkdir() or (f / "model_index.json").write_text("{"),
+        "its model_index.json cannot be read",
+    )
     yield (
         "sde",
         lambda f: save(ScoreSdeVePipeline(small_unet(), SdeScheduler()), f),
@@ -383,7 +447,7 @@ def refused_models():
     )
     few = DDPMScheduler(num_train_timesteps=300)
     yield "timesteps", lambda f: save(DDPMPipeline(small_unet(), few), f), "do not divide the 300 training timesteps"
-    yield "nothing there", lambda f: None, "no diffusers pipeline"
+    yield "nothing there", lambda f: None, "there is no such folder, and a model of the Hub is named like"
 
 
 @pytest.mark.parametrize("make, reason", [pytest.param(*each[1:], id=each[0]) for each in refused_models()])
@@ -394,6 +458,58 @@ def test_models_that_cannot_be_trained_are_refused(make, reason, tmp_path, capsy
     error = capsys.readouterr().err
     assert error.startswith("gdzoo: ") and reason in error and error.count("\n") == 1
     assert not (tmp_path / "zoo").exists()
+
+
+def test_the_checkpoint_of_a_pipeline_names_the_pipeline(stranger, tmp_path):
+    shutil.copytree(stranger, tmp_path / "me")
+    checkpoint = tmp_path / "me/checkpoint-500"
+    save(small_unet(), checkpoint / "unet")
+    with pytest.raises(ConfigError, match=re.escape(f"it is a part of the pipeline in {tmp_path / 'me'}: give that")):
+        load_pretrained(config_of(str(checkpoint)))
+
+
+@pytest.mark.parametrize("folder", ["checkpoint", "bare", "pickles"])
+def test_the_command_that_a_refusal_names_works(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = {name: make for name, make, _ in refused_models()}
+    models[folder](tmp_path / "model")
+    with pytest.raises(ConfigError) as refused:
+        load_pretrained(config_of("model"))
+    command = re.search('python -c "(.*)"', str(refused.value))[1]
+    exec(command, {})
+    made = "converted" if folder == "pickles" else "pipeline"
+    assert equal_weights(load_pretrained(config_of(made)).pipeline.unet, small_unet())
+
+
+def equal_weights(one, other) -> bool:
+    one, other = one.state_dict(), other.state_dict()
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_model_of_square_pairs_is_one_of_their_side(tmp_path):
+    folder = save(DDPMPipeline(small_unet(size=(8, 8)), DDPMScheduler()), tmp_path / "pair")
+    unet = load_pretrained(config_of(folder, resolution=8)).pipeline.unet
+    assert unet.config.sample_size == 8 and equal_weights(unet, small_unet())
+
+
+def test_a_model_in_half_precision_alone_is_trained_in_float32(tmp_path, hub):
+    half = small_unet().half()
+    DDPMPipeline(half, DDPMScheduler()).save_pretrained(tmp_path / "half", variant="fp16")
+    hub.add_folder("lab/half", tmp_path / "half", "model")
+    for source in (str(tmp_path / "half"), "lab/half"):
+        unet = load_pretrained(config_of(source)).pipeline.unet
+        assert unet.dtype == torch.float32 and equal_weights(unet, half.float())
+
+
+def test_models_of_the_hub_are_refused_with_the_same_reasons(tmp_path, hub):
+    models = {name: (make, reason) for name, make, reason in refused_models()}
+    for name in ("pickles", "bare", "checkpoint", "text"):
+        models[name][0](tmp_path / name)
+        hub.add_folder(f"lab/{name}", tmp_path / name, "model")
+        with pytest.raises(ConfigError, match=re.escape(f"lab/{name}: ") + ".*" + re.escape(models[name][1][-20:])):
+            load_pretrained(config_of(f"lab/{name}"))
+    with pytest.raises(ConfigError, match="no such folder, and the Hub gives no such model"):
+        load_pretrained(config_of("lab/typo"))
 
 
 def test_pretrained_tasks_needs_a_model():

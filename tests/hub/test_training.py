@@ -13,7 +13,9 @@ from diffusers import DDIMPipeline, DiffusionPipeline
 from PIL import Image
 
 from gdzoo import train
+from gdzoo.config import TrainConfig
 from gdzoo.hub.__main__ import main
+from gdzoo.hub.client import check_rights, connect
 from gdzoo.training import evaluators
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS
@@ -170,6 +172,11 @@ BAD = {
     "namespace": (["--push_to_hub", "--hub_namespace", "a b"], "--hub_namespace a b"),
     "namespace that climbs": (["--hub_namespace", "../a"], "--hub_namespace ../a"),
     "wrong token": (["--push_to_hub", "--hub_token", "hf_wrong"], "needs a valid token"),
+    "broken token": (
+        ["--push_to_hub", "--hub_token", "hf_wri te"],
+        "gdzoo: --hub_token is no token: it has white space",
+    ),
+    "empty token": (["--push_to_hub", "--hub_token", " \n"], "gdzoo: --hub_token is empty"),
     "read token": (["--push_to_hub", "--hub_token", "hf_read"], "is read-only"),
     "fine token": (["--push_to_hub", "--hub_token", "hf_fine"], "lacks repo.write for gdzoo/split-digits-task1"),
     "foreign namespace": (["--push_to_hub", "--hub_namespace", "other"], "gdzoo has no write access there"),
@@ -202,6 +209,20 @@ def test_wrong_settings_end_before_any_work(two_tasks, tmp_path, capsys, argumen
     assert len(lines) == 1 and reason in lines[0], lines
     assert not (tmp_path / "zoo").exists()
     assert heads(two_tasks) == before
+
+
+@pytest.mark.parametrize("token", ["hf_write\n", " hf_write\r\n"])
+def test_white_space_around_a_token_is_no_part_of_it(hub, token):
+    assert TrainConfig(hub_token=token).resolve().hub_token == "hf_write"
+    assert check_rights(connect(token), None) == "gdzoo"
+
+
+@pytest.mark.parametrize("arguments", [["--push_to_hub"], ["--resume_from_checkpoint", "hub"]])
+def test_a_broken_token_of_the_environment_is_named_and_not_printed(hub, arguments, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_wri\x07te")
+    assert train.main([*CHAIN, *arguments]) == 2
+    (line,) = errors(capsys)
+    assert "HF_TOKEN, or the token stored by `hf auth login`, is no token" in line and "hf_wri" not in line
 
 
 def test_no_token_at_all(hub, tmp_path, capsys, monkeypatch):

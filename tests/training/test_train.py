@@ -429,6 +429,17 @@ def test_another_configurations_folder_is_refused_and_can_be_replaced(cwd, capsy
     assert config["max_train_steps"] == 3
 
 
+def test_more_tasks_for_a_finished_chain_name_the_way(cwd, capsys):
+    chain = [*TWO_TASKS, "--strategy", "finetune", "--eval_steps", "1", "--max_train_steps", "1"]
+    assert train.main(chain) == 0
+    assert train.main([*chain, "--tasks", "0,1;2,3;4-9"]) == 2
+    last = Path("zoo/gdzoo", repos("finetune")[1])
+    said = capsys.readouterr().err
+    assert f"give the new ones alone, with --pretrained_model_name_or_path {last} and another --output_dir" in said
+    assert train.main([*chain, "--learning_rate", "0.5"]) == 2
+    assert "--pretrained" not in capsys.readouterr().err
+
+
 def test_overwriting_two_strategies_takes_nothing_of_the_run_before(cwd):
     def both(*settings):
         arguments = ["--tasks", "0,1", "--strategy", "finetune", "lwf", "--evaluator", "none", "--eval_steps", "1"]
