@@ -1,5 +1,7 @@
 """The table that `python -m gdzoo.evaluation` prints."""
 
+from gdzoo.errors import clean
+
 
 def evaluation_table(result: dict) -> str:
     """Metrics of all tasks together, then of each task by itself."""
@@ -20,7 +22,7 @@ def evaluation_table(result: dict) -> str:
     ]
     for row, task in zip(result["per_task"], result["tasks"], strict=False):  # later tasks have no row
         fid, kid = (f"{'-' if row[name] is None else f'{row[name]:.4f}':>10}" for name in ("fid", "kid"))
-        lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {', '.join(task['names'])}")
+        lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {clean(', '.join(task['names']))}")
     if any(row["fid"] is None for row in result["per_task"]):
         lines.append(f"-: fewer than the {evaluation['fid_samples_needed']} samples and real images that FID needs")
     caution = reliability(evaluation)
