@@ -101,7 +101,7 @@ class TrainConfig:
     tasks: str | None = option(
         None,
         DATA,
-        "classes of each task, e.g. '0,1;2,3;4-9' or names, or how many equal tasks (default for one class: 1)",
+        "classes of each task, e.g. '0,1;2,3;4-9' or names (in quotes if they have commas), or how many equal tasks",
     )
     class_order: str | None = option(None, DATA, "dataset, seed (shuffled by it) or a list of all labels")
     resolution: int | None = option(None, DATA, "images are resized to this many pixels square", minimum=1)
@@ -458,7 +458,7 @@ class TrainConfig:
     def run_id(self) -> str:
         """The first 8 hex digits of a hash of the settings that have a value, so that new settings keep old hashes."""
         given = {name: value for name, value in self.results_dict().items() if value not in (None, [])}
-        if given["recipe"] == OLD_RECIPE:
+        if given.get("recipe") == OLD_RECIPE:
             del given["recipe"]
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -100,6 +100,8 @@ def other_training(results: dict, data: ImageData, steps: int) -> str:
     name = data.benchmark.dataset_name
     if results.get("dataset_name", name) != name:
         return f"was trained on the data set {results['dataset_name']}, not {name}"
+    if results.get("image_bits") != data.image_bits:
+        return f"was trained with --image_bits {results.get('image_bits')}, not {data.image_bits}"
     if results.get("names") != data.names:
         return f"was trained on other classes than those of {name} ({shortened(data.names)})"
     return ""

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.joined import JoinedData
 from gdzoo.data.streaming import DECODE_BATCH, DataError, ImageData
+from gdzoo.errors import clean
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
 from gdzoo.method.sampling import check_steps
@@ -64,7 +65,7 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
     pipeline.unet.float().eval()
     _check_settings(pipeline, config, source)
     pipeline.to(PartialState().device)
-    return Pretrained(pipeline, f"{Path(original).resolve().name} @{weights_fingerprint(pipeline.unet)[:8]}")
+    return Pretrained(pipeline, f"{clean(Path(original).resolve().name)} @{weights_fingerprint(pipeline.unet)[:8]}")
 
 
 def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):

@@ -1,5 +1,8 @@
 """The table that `python -m gdzoo.evaluation` prints."""
 
+from gdzoo.data.benchmarks import shortened
+from gdzoo.errors import clean
+
 
 def evaluation_table(result: dict) -> str:
     """Metrics of all tasks together, then of each task by itself."""
@@ -20,7 +23,8 @@ def evaluation_table(result: dict) -> str:
     ]
     for row, task in zip(result["per_task"], result["tasks"], strict=False):  # later tasks have no row
         fid, kid = (f"{'-' if row[name] is None else f'{row[name]:.4f}':>10}" for name in ("fid", "kid"))
-        lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {', '.join(task['names'])}")
+        names = clean(shortened(task["names"]))
+        lines.append(f"{row['task']:4}{fid}{kid}{row['share']:8.1%}  {names}")
     each, needed = evaluation["samples_per_task"], evaluation["fid_samples_needed"]
     lines.append(f"FID and KID of a task: of {each} samples that the evaluator assigns to it, the same for all models")
     if any(row["fid"] is None for row in result["per_task"]):

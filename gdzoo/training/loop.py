@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from gdzoo.config import TrainConfig
 from gdzoo.data.batches import TaskImages, keep_some
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import clean
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Reference
 from gdzoo.hub.pushing import Pusher
@@ -124,7 +125,7 @@ def conclude_task(chain: Chain, result: dict, accelerator: Accelerator, pusher: 
     """Print the result of a published task, delete its checkpoints, and push it."""
     if accelerator.is_main_process:
         remove_folder(chain.checkpoint_folder(result["task"]))
-        tqdm.write(task_line(result))
+        tqdm.write(clean(task_line(result)))  # it names classes
     folder = chain.folder(result["task"])
     if pusher and folder.exists():
         pusher.push(folder)

@@ -9,7 +9,6 @@ from filelock import FileLock, Timeout
 import gdzoo
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.streaming import ImageData
-from gdzoo.errors import one_line
 from gdzoo.training.run import Chain, Run, evaluator_folder
 from gdzoo.zoo.folders import remove_folder, sweep_folder
 from gdzoo.zoo.names import TRAINING_FOLDER
@@ -92,7 +91,7 @@ def hold_output(config: TrainConfig, accelerator: Accelerator) -> AbstractContex
     except Timeout as error:
         raise ConfigError(f"--output_dir {output}: another run is writing there; choose another") from error
     except OSError as error:
-        raise ConfigError(f"--output_dir {output} cannot be written: {one_line(error)}") from error
+        raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
     # Before a task looks for its last checkpoint, which may be among what is put back.
     for folder in (output / config.namespace, training, *training.glob("*/")):
         if not folder.is_symlink():  # it may lead out of the zoo

@@ -35,6 +35,7 @@ def prepare(config: TrainConfig) -> Run:
     if pretrained:
         config = with_pretrained(config, pretrained)
     data = open_data(config, config.dataset_root, config.dataloader_num_workers, pretrained)
+    config = dataclasses.replace(config, image_bits=data.image_bits)
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data), accelerator)
     run = Run(config, accelerator, data, make_chains(config, data), pretrained)

@@ -67,6 +67,7 @@ def publish_evaluator(folder: Path, data: ImageData, model: PreTrainedModel, rep
         "gdzoo": gdzoo.__version__,
         "benchmark": data.benchmark.name,
         "dataset_name": data.benchmark.dataset_name,
+        "image_bits": data.image_bits,
         "names": data.names,
         "drawn": None if data.synthetic_label is None else data.names[data.synthetic_label],
         **report,

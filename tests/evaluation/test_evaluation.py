@@ -221,7 +221,7 @@ def refused_pipelines():
     stranger = ScoreSdeVePipeline(small_unet(), ScoreSdeVeScheduler())  # made for three channels
     yield "raises", lambda f: save(stranger, f), "draws no image (RuntimeError: "
     pickled = DDIMPipeline(small_unet(), scheduler)
-    yield "pickle", lambda f: pickled.save_pretrained(f, safe_serialization=False), "with safetensors"
+    yield "pickle", lambda f: pickled.save_pretrained(f, safe_serialization=False), "convert them to safetensors"
     yield "empty", lambda f: f.mkdir(), "it is no diffusers pipeline"
 
 
