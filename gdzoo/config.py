@@ -10,6 +10,7 @@ import re
 import shlex
 import types
 import typing
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
-from gdzoo.errors import checked_token, one_line
+from gdzoo.errors import checked_token, cut, one_line
 from gdzoo.method.catalogue import STRATEGIES, strategy_info
-from gdzoo.method.recipes import PAPER, best_recipe
+from gdzoo.method.recipes import LARGEST_POOL_BYTES, PAPER, best_recipe
 from gdzoo.method.strategies import create_strategy
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS, smallest_resolution
 from gdzoo.zoo.names import is_checkpoint, repo_name
 
 LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
+LOCAL = re.compile(r"\./[^/]+")  # how a folder is published, without its path: ./flowers
+LONGEST_NAME = 50  # characters of a data set in the name of its benchmark
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
 FOLDERS = ("dataset_root", "output_dir", "pretrained_model_name_or_path")  # settings that are, or may be, paths
 OLD_RECIPE = "paper"  # of results that name none
@@ -233,6 +236,7 @@ class TrainConfig:
         for name in FOLDERS:  # a shell leaves --output_dir=~/zoo as it is
             if checked[name]:
                 checked[name] = str(Path(checked[name]).expanduser())
+        checked["task_datasets"] = [os.path.expanduser(name) for name in checked["task_datasets"]]
         config = dataclasses.replace(self, **checked)
         config.benchmark = config._benchmark_name()
         config.recipe = config.recipe or config.default_recipe
@@ -265,8 +269,9 @@ class TrainConfig:
         if self.benchmark in BENCHMARKS:
             raise ConfigError(f"--benchmark {self.benchmark} has its own data set: leave out --{flag} or rename")
         self._check_data_sets()
-        name = Path(self.dataset_name or public_name(self.task_datasets[0])).name.lower()
-        derived = re.sub("[^a-z0-9]+", "-", name).strip("-")
+        name = Path(self.dataset_name or self.task_datasets[0]).absolute().name
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+        derived = re.sub("[^a-z0-9]+", "-", plain)[:LONGEST_NAME].strip("-") or "own"
         taken = f"split-{derived}" in BENCHMARKS
         return self.benchmark or f"split-{'own-' if taken else ''}{derived}"
 
@@ -277,7 +282,7 @@ class TrainConfig:
                 if value and (flag, value) != ("class_order", "dataset"):  # which the recipe gives
                     raise ConfigError(f"--{flag} does not go with --task_datasets: each of them is one task")
             for name in self.task_datasets:
-                if not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+                if not (HUB_ID.fullmatch(name) or LOCAL.fullmatch(name) or Path(name).is_dir()):
                     raise ConfigError(
                         f"--task_datasets {name}: there is no such folder, and a data set of the Hub is named like"
                         " uoft-cs/cifar10"
@@ -307,7 +312,8 @@ class TrainConfig:
         if self.recipe == "best":
             steps = self.max_train_steps or values["max_train_steps"]
             batch_size = self.replay_batch_size or self.train_batch_size or values["train_batch_size"]
-            values |= best_recipe(steps, batch_size * self.gradient_accumulation_steps)
+            images = LARGEST_POOL_BYTES // (3 * (self.resolution or values.get("resolution") or 1) ** 2)
+            values |= best_recipe(steps, batch_size * self.gradient_accumulation_steps, images)
             pool = values["replay_pool"] if self.replay_pool is None else self.replay_pool
             knows_classes = self.evaluator != "none" and not self.pretrained_model_name_or_path
             values["replay_pool_balanced"] = bool(pool and knows_classes)
@@ -383,7 +389,8 @@ class TrainConfig:
 
     def get_benchmark(self) -> Benchmark:
         """The benchmark of a resolved config, with the settings that were given in place of its own."""
-        dataset_name = self.dataset_name or ", ".join(map(public_name, self.task_datasets))
+        names = [public_name(name).removeprefix("./") for name in self.task_datasets]
+        dataset_name = self.dataset_name or ", ".join(names)
         base = BENCHMARKS.get(self.benchmark) or Benchmark(self.benchmark, dataset_name, None, 0, tasks=None)
         given = {
             name: getattr(self, name)
@@ -435,7 +442,7 @@ class TrainConfig:
         there = {"recipe": OLD_RECIPE, "task_datasets": []} | train_config
         for name, value in self.results_dict().items():
             if there.get(name) != value:
-                return f"--{name} {there.get(name)}, not {value}"
+                return f"--{name} {cut(str(there.get(name)))}, not {cut(str(value))}"
         return ""
 
     def command(self) -> str:
@@ -464,8 +471,8 @@ class TrainConfig:
 
 
 def public_name(dataset: str) -> str:
-    """A data set's id on the Hub, or the name of a folder without its path."""
-    return Path(os.path.abspath(dataset)).name if Path(dataset).is_dir() else dataset
+    """A data set's id on the Hub, or of a folder "./" and its name: its path is private."""
+    return f"./{Path(os.path.abspath(dataset)).name}" if Path(dataset).is_dir() else dataset
 
 
 def plain_type(annotation) -> type:
@@ -490,6 +497,8 @@ def _checked(spec: dataclasses.Field, value):
     for item in items:
         if type(item) is not kind:
             raise ConfigError(f"--{spec.name} {item!r}: it takes {kind.__name__}")
+        if kind is str and not item.strip():
+            raise ConfigError(f"--{spec.name} is empty: leave it out or give a value")
         if kind is float and not math.isfinite(item):
             raise ConfigError(f"--{spec.name} {item}: it takes a finite number")
         if limits["minimum"] is not None and item < limits["minimum"]:

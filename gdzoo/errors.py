@@ -9,7 +9,7 @@ import re
 MASK = "***"
 # A token of the Hub, what follows "Bearer", a password in a URL, and a parameter of a URL that signs or opens it.
 _SECRETS = re.compile(
-    r"hf_[A-Za-z0-9]{10,}|hf_(?:oauth|jwt)_[\w.-]+"
+    r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]+"
     r"|(?<=bearer )[^\s'\"]+"
     r"|(?<=://)[^\s/@]+(?=@)"
     r"|(?<=[?&])[\w-]*(?:token|signature|credential|secret|key)[\w-]*=[^\s&'\"]+",
@@ -35,6 +35,11 @@ def clean(text: str) -> str:
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, MASK)
     return _SECRETS.sub(MASK, text)
+
+
+def cut(text: str, most: int = 200) -> str:
+    """`text` with at most about `most` characters: its begin and its end."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2) :]}"
 
 
 def checked_token(token: str, name: str) -> str:

@@ -114,12 +114,26 @@ def test_each_of_several_data_sets_is_a_task(tmp_path, monkeypatch):
     settings = dict(task_datasets=[folder, "me/birds"], resolution=16, model="tiny")
     config = TrainConfig(**settings).resolve()
     assert (config.benchmark, config.class_order, config.recipe) == ("split-my-dogs", "dataset", "best")
-    assert config.to_dict()["task_datasets"] == ["My dogs", "me/birds"]
-    assert str(tmp_path) not in config.command() and "--task_datasets 'My dogs' me/birds" in config.command()
+    assert config.to_dict()["task_datasets"] == ["./My dogs", "me/birds"]
+    assert str(tmp_path) not in config.command() and "--task_datasets './My dogs' me/birds" in config.command()
+    assert config.get_benchmark().dataset_name == "My dogs, me/birds"
+    again = published_config(json.loads(json.dumps(config.chain("lwf").to_dict())))  # the folder may be elsewhere
+    assert again.task_datasets == ["./My dogs", "me/birds"]
+    assert parse_args(shlex.split(config.command())[3:]).resolve().run_id() == config.run_id()
     assert TrainConfig(**settings, benchmark="pets").resolve().benchmark == "pets"
     assert TrainConfig(**settings | dict(task_datasets=["me/mnist"])).resolve().benchmark == "split-own-mnist"
     monkeypatch.chdir(tmp_path / "private" / "My dogs")
-    assert TrainConfig(**settings | dict(task_datasets=["."])).resolve().to_dict()["task_datasets"] == ["My dogs"]
+    assert TrainConfig(**settings | dict(task_datasets=["."])).resolve().to_dict()["task_datasets"] == ["./My dogs"]
+
+
+@pytest.mark.parametrize(
+    "name, benchmark",
+    [("Ünï", "split-uni"), ("日本", "split-own"), ("x" * 200, f"split-{'x' * 50}"), ("a..b__c", "split-a-b-c")],
+)
+def test_the_name_of_any_folder_becomes_one_of_the_hub(tmp_path, name, benchmark):
+    (tmp_path / name).mkdir()
+    settings = dict(task_datasets=[str(tmp_path / name)], resolution=16, model="tiny")
+    assert TrainConfig(**settings).resolve().benchmark == benchmark
 
 
 # ---- recipes ----
@@ -149,6 +163,9 @@ def test_the_best_recipe_fits_the_task():
         assert 0 <= values["ema_decay"] <= 0.9999
     assert best_recipe(1000, 32)["replay_pool"] == 3072  # the pools of the figures in RESULTS.md
     assert best_recipe(800, 32)["replay_pool"] == 2560
+    assert best_recipe(31_400, 64, most_images=500)["replay_pool"] == 256
+    large = TrainConfig(**CUSTOM | dict(resolution=256)).resolve()  # 0.5 GB of pixels at most, also in each checkpoint
+    assert large.replay_pool * 3 * 256**2 <= 5e8 and large.replay_pool >= 2048
     config = TrainConfig(**CUSTOM, max_train_steps=4, train_batch_size=8, gradient_accumulation_steps=2).resolve()
     assert (config.recipe, config.replay_pool, config.ema_decay) == ("best", 6, 0.0)
 
@@ -355,6 +372,8 @@ def test_wrong_types_from_python(settings):
         (dict(task_datasets=["me/cats"], tasks="2"), "--tasks does not go with --task_datasets"),
         (CUSTOM | dict(task_datasets=["me/cats"]), "--dataset_name does not go with --task_datasets"),
         (dict(task_datasets=["me/cats"], benchmark="split-mnist"), "leave out --task_datasets or rename"),
+        (CUSTOM | dict(dataset_name=""), "--dataset_name is empty"),
+        (dict(task_datasets=[""]), "--task_datasets is empty"),
         (dict(recipe="worst"), "--recipe worst: choose from paper, best"),
         (CUSTOM | dict(dataset_name="/data/photos"), "--dataset_root DIR --dataset_name NAME"),
         (CUSTOM | dict(dataset_name="../photos"), "--dataset_root DIR --dataset_name NAME"),

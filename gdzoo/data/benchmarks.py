@@ -203,6 +203,8 @@ def split_classes(tasks: int | str | None, class_order: str, names: Sequence[str
                 " task, as in '0,1;2,3;4-9', or say --tasks 1 for all at once"
             )
         return [[0]]
+    if tasks != 1 and len(names) == 1 and isinstance(tasks, int):
+        raise ValueError(f"--tasks {tasks}: there is one class, {names[0]}: leave it out, or give --label_column")
     if isinstance(tasks, int):
         if tasks < 1 or len(names) % tasks:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gdzoo.errors import one_line
 
-FIRST_IMAGES = 100  # how many images decide whether a data set is gray, and how many bits its pixels have
+FIRST_IMAGES = 100  # about how many, of all classes, decide whether a data set is gray, and the bits of its pixels
 BITS = (8, 10, 12, 14, 16, 24, 31)  # those that cameras, scanners and file formats use
 CHANNELS = (1, 3, 4)  # of pixels in lists: gray, RGB, RGBA
 NEARLY_BLACK, NEARLY_CONSTANT = 15, 2  # of 255; 12 bits in a 16-bit RGB file are read as at most 15
@@ -91,7 +91,7 @@ def decode_image(
     """
     image = _open(cell)
     if refuse_colours and not _is_gray(image):
-        raise ValueError(f"it has colours, and the first {FIRST_IMAGES} images are gray: save all with the same mode")
+        raise ValueError("it has colours, and the first images of each class are gray: save all with the same mode")
     if isinstance(image, np.ndarray):
         image = Image.fromarray(_in_8_bits(image, image_bits))
     image = _opaque(image, "L" if channels == 1 else "RGB")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gdzoo.data.benchmarks import Benchmark
+from gdzoo.data.benchmarks import Benchmark, shortened
+from gdzoo.data.opening import DataError
 from gdzoo.data.streaming import ImageData
 
 
@@ -21,7 +22,7 @@ class JoinedData(ImageData):
     Args:
         benchmark: with the settings that all of them share; its data set is not opened.
         datasets: ids on the Hub, or folders.
-        dataset_root: where ids are looked for before the Hub.
+        dataset_root: where ids, and folders that are given as ./NAME, are looked for first.
 
     Raises:
         DataError
@@ -39,6 +40,9 @@ class JoinedData(ImageData):
         self.columns = [part.columns for part in self.parts]
         self.left_out = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.left_out]
         self.remarks = [f"{part.benchmark.dataset_name}: {line}" for part in self.parts for line in part.remarks]
+        untested = [part.benchmark.dataset_name for part in self.parts if not part.test_split]
+        if 0 < len(untested) < len(self.parts):
+            self.remarks.append(f"no test split is used: {shortened(untested)} has none")
         bits = {part.image_bits for part in self.parts}
         self.image_bits = bits.pop() if len(bits) == 1 else None  # each keeps its own
         sizes = [len(part.names) for part in self.parts]
@@ -61,6 +65,10 @@ class JoinedData(ImageData):
                 for label in range(len(part.names))
             }
         )
+
+    def check_range(self):
+        for part in self.parts:
+            part.check_range()
 
     @property
     def content_hash(self) -> str:
@@ -109,9 +117,14 @@ class JoinedData(ImageData):
 
 
 def _open(benchmark: Benchmark, dataset: str, dataset_root: str | None, num_workers: int) -> ImageData:
+    published = dataset.startswith("./")  # by gdzoo.config.public_name
+    if published and dataset_root and Path(dataset_root, dataset).is_dir():
+        return ImageData(dataclasses.replace(benchmark, dataset_name=dataset[2:]), dataset_root, num_workers)
     folder = Path(os.path.abspath(dataset))
-    if Path(dataset).is_dir():
+    if folder.is_dir():
         return ImageData(dataclasses.replace(benchmark, dataset_name=folder.name), str(folder.parent), num_workers)
+    if published:
+        raise DataError(f"folder {dataset}: it is not here; give --dataset_root DIR, where DIR/{dataset[2:]} is")
     return ImageData(dataclasses.replace(benchmark, dataset_name=dataset), dataset_root, num_workers)
 
 

@@ -79,7 +79,9 @@ class Source:
             if len(found) == 1:
                 return found[0]
         if candidates:
-            raise DataError(f"--image_column: {self.name} has several columns of images: {shortened(candidates)}")
+            raise DataError(
+                f"--image_column: {self.name} has several columns of images, {shortened(candidates)}: name one"
+            )
         raise DataError(
             f"{self.name} has no column of images, only {self._columns()}: save the images as files, such as"
             " DIR/NAME/train/CLASS/1.png, or as a column of images in parquet; paths of files are read only from an"

@@ -80,10 +80,14 @@ class ImageData:
         return Counter({label: values[value] for label, value in enumerate(self._values)})
 
     def _examine_first_images(self) -> FirstImages:
+        """Of every class some, since files of one class often lie together."""
         column = self._source.image_column
+        counts = {label: count for label, count in self.counts["train"].items() if count}
+        share = -(-FIRST_IMAGES // max(1, len(counts)))
+        shares = {label: min(share, count) for label, count in counts.items()}
         try:
-            with contextlib.closing(iter(self._source.rows("train", [column]))) as rows:
-                cells = (row[column] for row in itertools.islice(rows, FIRST_IMAGES))
+            with contextlib.closing(iter(self._source.rows("train", [*self.columns]))) as rows:
+                cells = (cell for cell, _ in _first_of_each(self._pairs(rows), shares))
                 return examine_first_images(cells, self.benchmark.image_bits)
         except RangeError as error:
             raise DataError(f"{self._source.name}: {error}") from error
@@ -144,12 +148,10 @@ class ImageData:
             DataError: more than 1% of the rows, and more than one, cannot be decoded; or an image has larger values
                 than `image_bits` hold.
         """
-        columns = self.columns
-        stream = self._source.rows(split, columns, [self._values[label] for label in labels])
-        label_of = {value: label for label, value in enumerate(self._values)}
+        stream = self._source.rows(split, [*self.columns], [self._values[label] for label in labels])
         undecodable, total = Counter(), sum(self.counts[split][label] for label in labels)
         rows = _rows_of_process(stream, shuffle, *node)
-        pairs = ((row[columns[0]], label_of[row.get(columns[1])]) for row in rows)
+        pairs = self._pairs(rows)
         if most:
             pairs = _first_of_each(pairs, {label: min(most[label], self.counts[split][label]) for label in labels})
         decoded = _map_ahead(functools.partial(self._decode, split), _in_chunks(pairs), self.num_workers)
@@ -164,6 +166,22 @@ class ImageData:
                     )
                 if len(images):
                     yield images, image_labels
+
+    def _pairs(self, rows: Iterator[dict]) -> Iterator[tuple[dict, int]]:
+        """Images, not decoded yet, and their labels; rows without a label are left out."""
+        label_of = {value: label for label, value in enumerate(self._values)}
+        image, label = self.columns
+        return ((row[image], label_of[row.get(label)]) for row in rows if row.get(label) in label_of)
+
+    def check_range(self):
+        """Read every image once if some have more than 8 bits: a later one may have larger values than the first.
+
+        Raises:
+            DataError
+        """
+        for split in self.counts if self.image_bits else ():
+            for _ in self.read(range(len(self.names)), split):
+                pass
 
     def _decode(self, split: str, pairs: list[tuple]) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
         gray = self.benchmark.channels is None and self.channels == 1

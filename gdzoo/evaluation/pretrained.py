@@ -15,9 +15,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.benchmarks import shortened
 from gdzoo.data.joined import JoinedData
 from gdzoo.data.streaming import DECODE_BATCH, DataError, ImageData
-from gdzoo.errors import clean
+from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
 from gdzoo.method.sampling import check_steps
@@ -64,8 +65,24 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
         raise ConfigError(f"{FLAG} {source}: {reason}")
     pipeline.unet.float().eval()
     _check_settings(pipeline, config, source)
+    _check_drawing(pipeline, source)
     pipeline.to(PartialState().device)
     return Pretrained(pipeline, f"{clean(Path(original).resolve().name)} @{weights_fingerprint(pipeline.unet)[:8]}")
+
+
+def _check_drawing(pipeline: DDIMPipeline, source: str):
+    """Raises ConfigError if the model lacks weights, has some that are not finite, or draws no image."""
+    weights = dict(pipeline.unet.named_parameters())
+    if missing := [name for name, weight in weights.items() if weight.is_meta]:
+        raise ConfigError(f"{FLAG} {source}: its file of weights lacks {len(missing)} of them: {shortened(missing, 3)}")
+    if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise ConfigError(
+            f"{FLAG} {source}: {len(broken)} of its weights are not finite numbers: {shortened(broken, 3)}"
+        )
+    try:
+        next(draw_images(pipeline, count=1, steps=1, seed=0, batch_size=1))
+    except Exception as error:  # of any class, e.g. for a sample_size that its levels cannot halve
+        raise ConfigError(f"{FLAG} {source}: it draws no image ({one_line(error)})") from error
 
 
 def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
@@ -171,6 +188,9 @@ class DataWithSamples(ImageData):
     @property
     def skipped(self) -> Counter:
         return self._data.skipped
+
+    def check_range(self):
+        self._data.check_range()
 
     def same_rows_every_epoch(self, world_size: int) -> bool:
         return self._data.same_rows_every_epoch(world_size)

@@ -17,7 +17,7 @@ class ReplayPool:
 
     The random numbers of a block of images depend on (seed, task, block) alone, so a resumed run continues with the
     next block, and several processes, which draw a slice of each block, get the same pool as one (if their number
-    divides 256).
+    divides 256 and the size of the last block).
 
     Args:
         size: number of images.

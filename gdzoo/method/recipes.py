@@ -13,9 +13,10 @@ PAPER = dict(
 )
 REUSE = 10  # how often an image of the pool is used, on average
 LARGEST_POOL = 10_240  # images; the paper's tasks have 10,000 to 12,000
+LARGEST_POOL_BYTES = 500_000_000  # of uint8 pixels, on the device and in every checkpoint
 
 
-def best_recipe(steps: int, batch_size: int) -> dict:
+def best_recipe(steps: int, batch_size: int, most_images: int = LARGEST_POOL) -> dict:
     """A replay pool, v-prediction, min-SNR weighting and averaged weights, for a task of any length.
 
     The pool takes at most as many passes of the teacher as the paper's two for every replay image: 20 DDIM steps for
@@ -24,8 +25,9 @@ def best_recipe(steps: int, batch_size: int) -> dict:
     Args:
         steps: optimizer steps of a task.
         batch_size: replay images of a step.
+        most_images: how many images of the pool fit in memory.
     """
-    pool = max(1, min(steps * batch_size // REUSE, LARGEST_POOL))
+    pool = max(1, min(steps * batch_size // REUSE, most_images, LARGEST_POOL))
     return dict(
         replay_pool=pool - pool % BLOCK if pool > BLOCK else pool,
         replay_pool_steps=2 * REUSE,

@@ -12,7 +12,15 @@ from torch import Tensor
 from gdzoo.errors import one_line
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import check_steps, ddim_sample, to_uint8
-from gdzoo.models.refusals import SUPPORTED, has_only_fp16, list_files, no_pipeline, no_weights, not_trainable
+from gdzoo.models.refusals import (
+    SUPPORTED,
+    check_reachable,
+    has_only_fp16,
+    list_files,
+    no_pipeline,
+    no_weights,
+    not_trainable,
+)
 
 UNCONDITIONAL = {"batch_size", "num_inference_steps", "generator", "output_type"}  # arguments of a pipeline's call
 
@@ -41,6 +49,7 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
     Raises:
         ValueError: in one line, if it cannot be loaded, is conditional, or cannot sample in that many steps.
     """
+    check_reachable(repo_or_folder)
     try:  # before its weights, which may be many gigabytes
         kind = DiffusionPipeline.load_config(repo_or_folder).get("_class_name")
     except Exception as error:  # neither this nor `from_pretrained` has a common error type

@@ -3,9 +3,10 @@
 import contextlib
 from pathlib import Path, PurePosixPath
 
+import httpx2
 from diffusers import DiffusionPipeline, UNet2DModel
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.errors import one_line
@@ -24,6 +25,27 @@ def list_files(repo_or_folder: str) -> set[str]:
     with contextlib.suppress(Exception):  # the client's errors share no base class
         return set(HfApi().list_repo_files(repo_or_folder))
     return set()
+
+
+def check_reachable(repo_or_folder: str):
+    """Raise ValueError at once if the Hub cannot be reached; diffusers would retry for a minute.
+
+    Not for a folder, or a model in the cache.
+    """
+    if Path(repo_or_folder).is_dir():
+        return
+    with contextlib.suppress(HfHubHTTPError, HFValidationError):  # `no_pipeline` explains the Hub's answers
+        if isinstance(try_to_load_from_cache(repo_or_folder, INDEX), str):
+            return
+        try:
+            HfApi().model_info(repo_or_folder, timeout=10)
+        except OfflineModeIsEnabled:
+            return
+        except (httpx2.TransportError, ConnectionError) as error:
+            raise ValueError(
+                f"{repo_or_folder}: there is no such folder, and the Hub cannot be reached: check the network"
+                f" ({one_line(error)})"
+            ) from error
 
 
 def has_only_fp16(files: set[str]) -> bool:

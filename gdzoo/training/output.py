@@ -8,6 +8,7 @@ from filelock import FileLock, Timeout
 
 import gdzoo
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
 from gdzoo.training.run import Chain, Run, evaluator_folder
 from gdzoo.zoo.folders import remove_folder, sweep_folder
@@ -25,6 +26,9 @@ def check_output(run: Run):
     folder = Path(root, config.namespace).resolve()
     if Path(gdzoo.__file__).resolve().parent in (folder, *folder.parents):
         raise ConfigError(f"--output_dir {root} would put models into the package's own folder: choose another")
+    for source in data_folders(config):
+        if root.resolve().is_relative_to(source.resolve()):
+            raise ConfigError(f"--output_dir {root} lies in the data's folder {source}, where it would be read as data")
     folders = [chain.folder(task) for chain in run.chains for task in chain.task_numbers]
     for folder in (root / TRAINING_FOLDER, evaluator_folder(config), *folders):
         if not folder.resolve().is_relative_to(root.resolve()):
@@ -32,6 +36,15 @@ def check_output(run: Run):
     if not config.overwrite_output_dir:
         for chain in run.chains:
             check_published(chain, run.data)
+
+
+def data_folders(config: TrainConfig) -> list[Path]:
+    """The local folders that images are read from."""
+    folders = [Path(name) for name in config.task_datasets]
+    if config.dataset_root:
+        names = [config.dataset_name or "", *config.task_datasets]
+        folders += [Path(config.dataset_root, name) for name in names if name]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def check_published(chain: Chain, data: ImageData):
@@ -64,14 +77,17 @@ def _more_tasks(chain: Chain, difference: str, tasks_there: int) -> str:
 
 
 def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
-    """The first task of a results.json whose classes differ from this run's; empty if none does.
+    """The first task of a results.json whose classes or images differ from this run's; empty if none does.
 
     The settings may be the same: "--tasks 5" and "0,1;2,3" do not say how the data set names its classes.
     """
     for task, (entry, labels) in enumerate(zip(results["tasks"], chain.tasks, strict=False), start=1):
         ours = [data.names[label] for label in labels]
         if entry["names"] != ours:
-            return f"{entry['names']} as the classes of task {task}, not {ours}"
+            return f"{shortened(entry['names'])} as the classes of task {task}, not {shortened(ours)}"
+        images = sum(data.counts["train"][label] for label in labels)
+        if entry["images"] not in (None, images):  # the names may be those of other images
+            return f"{entry['images']:,} images of task {task} ({shortened(ours)}), not {images:,}"
     return ""
 
 

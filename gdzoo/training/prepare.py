@@ -1,6 +1,7 @@
 """Preparation of a run: everything that can be checked before work, phase by phase."""
 
 import dataclasses
+import math
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.data.streaming import ImageData
 from gdzoo.errors import one_line
 from gdzoo.evaluation.pretrained import load_pretrained, open_data, with_pretrained
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
@@ -27,15 +29,16 @@ def prepare(config: TrainConfig) -> Run:
     Raises:
         ConfigError, DataError: in one line that names the flag or the file.
     """
-    config = config.resolve()
+    given, config = config, config.resolve()
     accelerator = create_accelerator(config)
-    config = with_precision(config, accelerator)
     set_torch_globals(config, accelerator)
     pretrained = load_pretrained(config) if config.pretrained_model_name_or_path else None
-    if pretrained:
-        config = with_pretrained(config, pretrained)
+    if pretrained:  # the recipe depends on the model
+        given = dataclasses.replace(given, pretrained_model_name_or_path=config.pretrained_model_name_or_path)
+        config = with_pretrained(given, pretrained).resolve()
+    config = with_precision(config, accelerator)
     data = open_data(config, config.dataset_root, config.dataloader_num_workers, pretrained)
-    config = dataclasses.replace(config, image_bits=data.image_bits)
+    config = with_data(config, data)
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data), accelerator)
     run = Run(config, accelerator, data, make_chains(config, data), pretrained)
@@ -43,6 +46,25 @@ def prepare(config: TrainConfig) -> Run:
     check_output(run)
     check_checkpoint(config, run.chains, accelerator)
     return run
+
+
+def with_data(config: TrainConfig, data: ImageData) -> TrainConfig:
+    """The config with the range of the images, and without an evaluator where it would have nothing to learn.
+
+    Raises:
+        ConfigError, DataError: an evaluator cannot be trained on these images, or their range is not the same for all.
+    """
+    data.check_range()
+    images = sum(data.counts["train"][label] for label in data.evaluator_labels)
+    needed = images * data.channels * data.benchmark.resolution**2 / 1e9
+    if config.evaluator == "train" and data.test_split is None and needed > config.cache_limit_gb:
+        raise ConfigError(
+            f"--cache_limit_gb {config.cache_limit_gb}: without a test split the evaluator's images must fit in memory:"
+            f" give {math.ceil(10 * needed) / 10}, a test split, or --evaluator"
+        )
+    if config.evaluator == "train" and len(data.names) == 1:
+        config = dataclasses.replace(config, evaluator="none", replay_pool_balanced=False)
+    return dataclasses.replace(config, image_bits=data.image_bits)
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:

@@ -47,10 +47,11 @@ def model_card(folder: Path, results: dict, config: TrainConfig, others: Sequenc
 
 
 def check_publishing(run: Run):
-    """Make every chain's card from its settings, with no results yet: after training no setting may be wrong."""
+    """Make every chain's card from its settings, without results: after training no setting may be wrong."""
     unmeasured = {"metrics": {}, "per_task": None, "histogram": None, "evaluation": None}
     for chain in run.chains:
         results = results_of(run, chain, 1, unmeasured, cost_of(chain, run.accelerator, Progress()), [])
+        validate_results(results | made_with())
         model_card(chain.folder(1), results | catalogue_info(results) | made_with(), chain.config)
         json.dumps(chain.config.to_dict(), allow_nan=False)
 

@@ -87,21 +87,23 @@ def split_tasks(data: ImageData, config: TrainConfig) -> list[list[int]]:
         tasks = data.tasks(config.class_order, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    flag = "--task_datasets" if config.task_datasets else "--tasks"
     needed = ["train"] if config.evaluator == "none" or data.test_split is None else ["train", data.test_split]
     for task, labels in enumerate(tasks, start=1):
         for split in needed:
             empty = [data.names[label] for label in labels if not data.counts[split][label]]
             if empty:
                 raise ConfigError(
-                    f"--tasks: task {task} has {shortened(empty)}, of which the split {split} of"
-                    f" {data.benchmark.dataset_name} has no image; name the classes that have some"
+                    f"{flag}: task {task} has {shortened(empty)}, of which the split {split} of"
+                    f" {data.benchmark.dataset_name} has no image; leave it out"
+                    + ("" if split == "train" else ", or say --test_split train")
                 )
     split = data.test_split or "train"
     count = sum(data.counts[split][label] for label in tasks[0])
     if config.evaluator != "none" and count < FEWEST_SAMPLES:
         raise ConfigError(
-            f"--tasks: task 1 has {count} images in the split {split}, and evaluation needs {FEWEST_SAMPLES};"
-            " give it more classes or say --evaluator none"
+            f"{flag}: task 1 has {count} images in the split {split}, and evaluation needs {FEWEST_SAMPLES};"
+            " give it more images or say --evaluator none"
         )
     return tasks
 

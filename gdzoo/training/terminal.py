@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
-from gdzoo.errors import clean
+from gdzoo.errors import clean, cut
 from gdzoo.evaluation.tables import reliability
 from gdzoo.method.recipes import best_recipe
 from gdzoo.method.strategies import strategy_class
@@ -34,28 +34,33 @@ def run_summary(run: Run) -> str:
     counts = data.counts[data.test_split or "train"]
     images = f"{sum(counts[label] for task in tasks for label in task):,}"
     if config.evaluator == "none":
-        lines.append("nothing is measured: --evaluator none")
+        one = ": an evaluator has nothing to learn from one class; name another by --evaluator"
+        lines.append(f"nothing is measured{one if len(data.names) == 1 else ': --evaluator none'}")
     elif data.test_split:
         lines.append(f"measured on the split {data.test_split}: {images} images")
     else:
-        reason = "as --test_split says" if config.test_split else "since there is no test split"
+        reason = "as --test_split says" if config.test_split else "for want of a test split"
         lines.append(f"measured on the {images} training images, {reason}")
     if any(strategy_class(strategy).uses_buffer for strategy in config.strategy):
         lines.append(f"real images of earlier tasks that are kept: at most {config.buffer_size:,} (--buffer_size)")
+    if data.image_bits:
+        lines.append(
+            f"pixels of more than 8 bits are read as 0 to {2**data.image_bits - 1} (--image_bits {data.image_bits})"
+        )
     lines += [_recipe_summary(config), *data.left_out, *data.remarks]
     title = f"{config.benchmark}, {len(tasks)} task{'s' * (len(tasks) > 1)}{seed}:"
-    return "\n    ".join(clean(line)[:LONGEST_LINE] for line in [title, *lines])
+    return "\n    ".join(cut(clean(line), LONGEST_LINE) for line in [title, *lines])
 
 
 def _task_summary(data: ImageData, number: int, labels: list[int]) -> str:
     counts = data.counts["train"]
-    named = [f"{_cut(data.names[label])} ({counts[label]:,})" for label in labels[:MOST_CLASSES]]
+    named = [f"{_short(data.names[label])} ({counts[label]:,})" for label in labels[:MOST_CLASSES]]
     rest = labels[MOST_CLASSES:]
     more = f" and {len(rest):,} more classes ({sum(counts[label] for label in rest):,})" if rest else ""
     return f"task {number}: {', '.join(named)}{more}"
 
 
-def _cut(name: str) -> str:
+def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:21]}..."
 
 
@@ -65,13 +70,15 @@ def _recipe_summary(config: TrainConfig) -> str:
     if config.recipe == "paper":
         return f"recipe paper, {why} (best: a replay pool, v-prediction, min-SNR and EMA at the same cost)"
     names = best_recipe(1, 1).keys() | {"replay_pool_balanced"}
+    if config.pretrained_model_name_or_path:
+        names -= {"prediction_type"}  # the model's own
     values = {name: value for name, value in config.results_dict().items() if name in names and value is not None}
     return f"recipe best, {why}: {', '.join(f'{name} {value}' for name, value in values.items())}"
 
 
 def task_line(result: dict) -> str:
     """One line about a finished task."""
-    names = shortened([_cut(name) for task in result["tasks"][: result["task"]] for name in task["names"]])
+    names = shortened([_short(name) for task in result["tasks"][: result["task"]] for name in task["names"]])
     shown = ", ".join(f"{name.upper()} {result['metrics'][name]:.3g}" for name in ("fid", "kld") if result["metrics"])
     line = f"{_title(result)} after task {result['task']} ({names}): {shown or 'not evaluated'}"
     warning = reliability(result["evaluation"])

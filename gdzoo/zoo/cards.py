@@ -8,6 +8,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from gdzoo.errors import clean, cut
 from gdzoo.method.catalogue import strategy_info
 from gdzoo.zoo.metric_catalogue import metric_info
 
@@ -23,7 +24,6 @@ _TEMPLATES = jinja2.Environment(
 
 
 MOST_NAMES, MOST_TASKS = 20, 40  # that a card lists
-LONGEST_VALUE = 200  # characters of a setting
 
 
 def _cell(value) -> str:
@@ -32,7 +32,7 @@ def _cell(value) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return " ".join(str(value).replace("|", "\\|").split())
+    return clean(str(value)).replace("|", "\\|")
 
 
 def _shortened(names: list[str]) -> str:
@@ -50,7 +50,7 @@ _TEMPLATES.filters |= {
     "cell": _cell,
     "duration": _duration,
     "names": lambda names: _shortened([_cell(name) for name in names]),
-    "cut": lambda text: text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ...",
+    "cut": cut,
     "strategy_title": lambda name: strategy_info(name).title,
 }
 
@@ -78,7 +78,7 @@ def pipeline_card(
         strategy=strategy_info(results["strategy"]),
         settings={name: value for name, value in settings.items() if value not in (None, [])},
         pretrained=pretrained,
-        command=command,
+        command=clean(command),
         most_tasks=MOST_TASKS,
     )
 
@@ -145,9 +145,9 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
 
 
 def _dataset_ids(benchmark: dict) -> list[str] | None:
-    """Its data sets, but for folders whose names cannot be ids on the Hub, which would refuse the card."""
+    """Its data sets that have an owner: the others are folders, and the Hub would link another's data set."""
     names = benchmark["dataset_name"].split(", ")
-    return [name for name in names if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII)] or None
+    return [name for name in names if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII)] or None
 
 
 def _yaml(metadata: ModelCardData) -> str:

@@ -94,6 +94,16 @@ def test_test_splits_are_used_if_every_data_set_has_one(tmp_path):
     assert numbers(data.read(range(8), data.test_split)) == [0, 1, 2, 0, 1]
 
 
+def test_the_first_of_each_class_and_the_share_of_each_process(three):
+    assert numbers(three.read(range(9), most=dict.fromkeys(range(9), 1))) == [0, 100, 101, 102, 103, 200, 201, 202, 203]
+    parts = [numbers(three.read(range(9), node=(rank, 2))) for rank in range(2)]
+    assert sorted(sum(parts, [])) == sorted(numbers(three.read(range(9)))) and all(parts)
+
+
+def test_it_says_which_data_set_has_no_test_split(three):
+    assert three.remarks[-1] == "no test split is used: flowers has none"
+
+
 def test_one_data_set_in_colours_makes_all_rgb(tmp_path):
     gray, red = write_flat(tmp_path / "gray", [7]), write_flat(tmp_path / "red", [(9, 0, 0)], "RGB")
     data = JoinedData(SHARED, [gray, red])

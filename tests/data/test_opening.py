@@ -249,7 +249,7 @@ def test_the_only_column_of_images_is_found(tmp_path, given, column):
 
 def test_several_columns_of_images_are_not_guessed_among(tmp_path):
     write_table(tmp_path, [{"a": flat(7), "b": flat(9)}], {"a": datasets.Image(), "b": datasets.Image()})
-    assert "--image_column: data set org/mine has several columns of images: a, b" in refusal(MINE, tmp_path)
+    assert "--image_column: data set org/mine has several columns of images, a, b: name one" in refusal(MINE, tmp_path)
 
 
 def write_table(root: Path, rows: list[dict], features: dict, split: str = "train"):

@@ -13,12 +13,13 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline, ScoreSdeVePipeline
 from diffusers import ScoreSdeVeScheduler as SdeScheduler
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gdzoo import downstream, train
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.batches import TaskImages
 from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.opening import DataError
 from gdzoo.evaluation import __main__ as evaluation
 from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data, tasks_trained, with_pretrained
 from gdzoo.models.pipelines import draw_images
@@ -184,7 +185,7 @@ def test_a_run_continues_but_not_from_another_model_of_that_name(stranger, taugh
     folder = save(DDPMPipeline(other, DDPMScheduler(beta_schedule="squaredcos_cap_v2")), tmp_path / "stranger")
     capsys.readouterr()
     assert train.main([*arguments, "--pretrained_model_name_or_path", folder]) == 2
-    assert "holds another run: split-digits-task1 was trained with ['stranger @" in capsys.readouterr().err
+    assert "holds another run: split-digits-task1 was trained with stranger @" in capsys.readouterr().err
 
 
 def test_a_chain_from_a_model_of_the_hub_resumes_and_is_measured_there(stranger, hub, tmp_path, monkeypatch):
@@ -555,7 +556,7 @@ def test_my_folders_and_my_model_are_one_line(stranger, tmp_path):
     assert results["recipe"] == "best" and results["metrics"]["fid"] > 0
     assert DiffusionPipeline.from_pretrained(folder)(num_inference_steps=2).images[0].size == (8, 8)
     published = "".join((folder / name).read_text() for name in ("README.md", "results.json", "train_config.json"))
-    assert str(tmp_path) not in published and "--task_datasets dark light" in published
+    assert str(tmp_path) not in published and "--task_datasets ./dark ./light" in published
     # And evaluation by the folder's name, with the folders under --dataset_root.
     output = ["--output", str(tmp_path / "found.json"), "--dataset_root", str(tmp_path / "private")]
     measured = [str(folder), "--benchmark", "split-dark", "--task", "3", "--eval_samples", "64", "--eval_steps", "5"]
@@ -576,6 +577,60 @@ def test_a_model_of_28_pixels_keeps_them(tmp_path):
     settings = json.loads((folder / "train_config.json").read_text())
     assert (settings["resolution"], settings["prediction_type"]) == (28, "v_prediction")  # both are the model's
     assert DiffusionPipeline.from_pretrained(folder)(num_inference_steps=2).images[0].size == (28, 28)
+
+
+def test_a_zoo_of_other_images_with_the_same_name_is_refused(stranger, tmp_path, capsys):
+    """The folder's name alone is in the settings; results of the old images must not pass for those of the new ones."""
+    photos = write_photos(tmp_path / "photos", 100)
+    arguments = ["--pretrained_model_name_or_path", stranger, *SMALL, "--evaluator", "none", "--strategy", "finetune"]
+    arguments += ["--output_dir", str(tmp_path / "zoo"), "--task_datasets", photos]
+    assert train.main(arguments) == 0
+    Image.new("L", (9, 9)).save(Path(photos, "new.png"))
+    assert train.main(arguments) == 2
+    assert "trained with 16 images of task 2 (photos), not 17" in capsys.readouterr().err
+    assert train.main([*arguments, "--output_dir", str(Path(photos, "zoo"))]) == 2
+    assert "lies in the data's folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_published_is_not_another_one_beside_the_reader(tmp_path, monkeypatch):
+    write_photos(tmp_path / "root" / "birds", 0)
+    write_photos(tmp_path / "here" / "birds", 200)
+    monkeypatch.chdir(tmp_path / "here")
+    config = TrainConfig(task_datasets=["./birds"], resolution=8, model="tiny").resolve()
+    (pixels, _), *_ = open_data(config, str(tmp_path / "root")).read([0])
+    assert pixels.max() < 100
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="folder ./birds: it is not here; give --dataset_root DIR, where DIR/birds is"):
+        open_data(config, None)
+
+
+def test_one_class_alone_is_not_measured(tmp_path, capsys):
+    """A classifier of one class learns nothing: its features would be random."""
+    photos = write_photos(tmp_path / "photos", 100)
+    arguments = ["--task_datasets", photos, "--resolution", "8", "--model", "tiny", *SMALL]
+    assert train.main([*arguments, "--output_dir", str(tmp_path / "zoo"), "--strategy", "finetune"]) == 0
+    assert "nothing is measured: an evaluator has nothing to learn from one class" in capsys.readouterr().out
+    results = json.loads((tmp_path / "zoo/gdzoo/split-photos-finetune-task1/results.json").read_text())
+    assert results["metrics"] == {} and not (tmp_path / "zoo/gdzoo/split-photos-evaluator").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "not finite", "draws no image"])
+def test_a_model_that_draws_nothing_is_said_before_work(tmp_path, fault, capsys):
+    folder = tmp_path / "mine"
+    save(DDPMPipeline(small_unet(size=7 if fault == "draws no image" else 8), DDPMScheduler()), folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    if fault == "missing":
+        del tensors["conv_in.weight"]
+    elif fault == "not finite":
+        tensors["conv_in.weight"][0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    photos = write_photos(tmp_path / "photos", 100)
+    arguments = ["--pretrained_model_name_or_path", str(folder), "--task_datasets", photos, *SMALL]
+    assert train.main([*arguments, "--output_dir", str(tmp_path / "zoo")]) == 2
+    said = {"missing": "lacks 1 of them: conv_in.weight", "not finite": "1 of its weights are not finite"}
+    assert said.get(fault, "it draws no image") in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_a_card_that_cannot_be_made_is_said_before_training(tmp_path, monkeypatch):
