@@ -59,13 +59,13 @@ def train_all(run: Run, evaluator: Evaluator | None, pusher: Pusher | None) -> l
         The results.json of every task of every chain.
     """
     config, accelerator = run.config, run.accelerator
-    if accelerator.is_main_process:
-        tqdm.write(run_summary(run))
     if config.report_to:
         settings = {name: str(value) for name, value in config.to_dict().items()}
         accelerator.init_trackers("gdzoo", config=settings)
     try:
         with hold_output(config, accelerator):
+            if accelerator.is_main_process:
+                tqdm.write(run_summary(run))
             if config.overwrite_output_dir and accelerator.is_main_process:
                 clear_output(run.chains)
             if evaluator is None and config.evaluator != "none":
