@@ -16,7 +16,8 @@ from gdzoo.zoo.names import RESULTS
 from tests.conftest import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets", "tests.kills"])
+# The codec is imported by the first card: a test's process without rights may not be able to read Python's files.
+FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets", "tests.kills", "encodings.unicode_escape"])
 
 
 @dataclass
