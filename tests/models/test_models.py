@@ -3,11 +3,14 @@
 import copy
 import shutil
 
+import httpx2
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
+from huggingface_hub import HfApi
 
+from gdzoo.models.pipelines import load_any_pipeline
 from gdzoo.models.unet import compile_unet
 
 
@@ -59,3 +62,14 @@ def test_the_students_of_many_tasks_are_all_compiled(monkeypatch, any_precision)
         student = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(torch.nn.Linear(4, 4))
         compile_unet(student)(torch.ones(2, 4)).sum().backward()
         assert len(graphs) == task
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch):
+    """diffusers would retry for a minute, and then say that there is no such model."""
+
+    def unreachable(*args, **kwargs):
+        raise httpx2.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    with pytest.raises(ValueError, match="^google/ddpm-cat-256: .* the Hub cannot be reached: check the network"):
+        load_any_pipeline("google/ddpm-cat-256", 5)

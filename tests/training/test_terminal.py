@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from gdzoo.config import TrainConfig
+from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
+from gdzoo.training.prepare import with_data
 from gdzoo.training.run import make_chains
 from gdzoo.training.terminal import LONGEST_LINE, final_table, run_summary, task_line
 from tests.data.mirrors import MINE, flat, write_split
@@ -75,3 +76,11 @@ def test_many_classes_and_tasks_fit_the_screen(many, tasks):
     assert len(task_line(result)) <= 500
     table = final_table([result | {"task": task} for task in range(1, 151)])
     assert max(map(len, table.splitlines())) <= 200 and "task 150" in table
+
+
+def test_an_evaluator_that_does_not_fit_in_memory_is_said_before_work():
+    """Without a test split its images are held out in memory: after the first step it would be too late."""
+    data = ImageData(BENCHMARKS["split-digits"])
+    with pytest.raises(ConfigError, match="--cache_limit_gb 0.0: .* give 0.1, a test split, or --evaluator"):
+        with_data(TrainConfig(cache_limit_gb=0.0).resolve(), data)
+    assert with_data(TrainConfig(cache_limit_gb=0.0, evaluator="none").resolve(), data).image_bits is None

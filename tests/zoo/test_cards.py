@@ -272,3 +272,10 @@ def test_the_evaluator_of_many_classes_says_which_its_picture_shows():
     many = EVALUATOR | {"names": [f"name {m}" for m in range(1500)], "real": {"rows": 50, "columns": 10, "cell": 32}}
     text = evaluator_card("gdzoo/split-digits-evaluator", many, BENCHMARK)
     assert "of the first 50 classes, one row per class: name 0, " in text and "name 19 and 30 more.*" in text
+
+
+def test_names_from_outside_move_no_cursor():
+    found = results()
+    found["tasks"][0] |= {"names": ["esc\x1b[31mred", "two"]}
+    text = card(found)
+    assert "\x1b" not in text and "esc\\x1b[31mred" in text
