@@ -1,6 +1,6 @@
 """Text from outside (errors of other libraries, names of files and classes) for messages of one line.
 
-Whatever gdzoo prints of it passes through `clean`: it bears no token, and nothing that a terminal would obey.
+gdzoo prints such text only through `clean`, which masks tokens and escapes control characters.
 """
 
 import os
@@ -16,7 +16,7 @@ _SECRETS = re.compile(
     re.IGNORECASE,
 )
 # Control characters, marks of direction, and half characters (file names that are no UTF-8), which cannot be printed.
-_OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SECRET_VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|API_KEY|SECRET|PASSWORD)$")  # HF_TOKEN, WANDB_API_KEY, ...
 _SHORTEST = 6  # characters of a secret; a shorter one would mask ordinary words
 _given: set[str] = set()  # the tokens that `checked_token` was given
@@ -30,7 +30,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 def clean(text: str) -> str:
     """`text` on one line, without tokens; control characters and those that turn its direction are escaped."""
-    text = _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), " ".join(text.split()))
+    text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), " ".join(text.split()))
     for secret in _given | {value.strip() for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}:
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, MASK)

@@ -36,8 +36,8 @@ _RUNNING = threading.Lock()
 def one_run() -> Iterator[None]:
     """Held by a run. Raises ConfigError: another one is being trained in this process.
 
-    The global generators of torch and the loaders of diffusers, which make tensors on "meta", are no matter of one
-    thread: two runs would spoil each other's weights without an error.
+    All threads share torch's global generators, and diffusers' loaders make tensors on "meta" for all of them: two runs
+    would change each other's weights without an error.
     """
     if not _RUNNING.acquire(blocking=False):
         raise ConfigError("another run is being trained in this process: wait for its end, or use another process")

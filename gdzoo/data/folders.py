@@ -194,7 +194,7 @@ def _images_of_metadata(streams: dict[str, datasets.IterableDataset]) -> set[str
 
 
 def _is_junk(file: str) -> bool:
-    """Whether nobody misses it as an image: thumbnails, descriptions, licenses."""
+    """Whether it is a file that is never reported: a thumbnail, a description, a license."""
     *folders, name = PurePosixPath(file.lower()).parts
     return name in JUNK or PurePosixPath(name).stem in JUNK or not {"__macosx", "__pycache__"}.isdisjoint(folders)
 

@@ -157,9 +157,12 @@ def evaluate(
         `samples_drawn`: N.
     """
     real, real_labels = reference.of(sum(tasks, []))
-    labels = len(reference.names)
+    classes_known = len(reference.names)
     first, first_classes = features[:count], classes[:count]
-    counts, real_counts = torch.bincount(first_classes, minlength=labels), torch.bincount(real_labels, minlength=labels)
+    counts, real_counts = (
+        torch.bincount(first_classes, minlength=classes_known),
+        torch.bincount(real_labels, minlength=classes_known),
+    )
     compared = Compared(real, first, real_counts, counts)
     needed = fid_samples_needed(features.shape[1])
     return {
