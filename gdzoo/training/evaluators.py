@@ -1,11 +1,17 @@
 """The evaluator of a run: found, trained or refused."""
 
-from gdzoo.config import ConfigError
+from dataclasses import dataclass
+from pathlib import Path
+
+from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator, other_training, train_evaluator
 from gdzoo.evaluation.features import Reference, evaluator_extractor, reference_features
+from gdzoo.hub.pushing import Pusher
+from gdzoo.training.locks import Lock
 from gdzoo.training.publish import publish_evaluator
 from gdzoo.training.run import Run, evaluator_folder
-from gdzoo.zoo.folders import read_json
+from gdzoo.training.terminal import waiting
+from gdzoo.zoo.folders import read_json, sweep_folder
 from gdzoo.zoo.names import RESULTS, repo_of
 
 
@@ -42,16 +48,64 @@ def _load(repo_or_folder, run: Run) -> Evaluator:
         raise ConfigError(str(error)) from error
 
 
+@dataclass
+class Measures:
+    """What a run measures its models with, made when it is first needed.
+
+    Attributes:
+        evaluator: None: there is none, or it is yet to be trained.
+        reference: its features of the real images; on the main process.
+    """
+
+    run: Run
+    evaluator: Evaluator | None
+    pusher: Pusher | None = None
+    reference: Reference | None = None
+
+    def prepare(self):
+        """Train the evaluator or wait for it, and compute the features of the real images; all processes must call.
+
+        Raises:
+            ConfigError: another process has trained it with other settings.
+            DataError
+        """
+        config = self.run.config
+        if self.evaluator is None and config.evaluator != "none":
+            self.evaluator = train_missing_evaluator(self.run)
+        if self.evaluator and self.reference is None and self.run.accelerator.is_main_process:
+            self.reference = real_features(self.run, self.evaluator)
+            if self.pusher and config.evaluator == "train":
+                self.pusher.push(evaluator_folder(config))
+
+
 def train_missing_evaluator(run: Run) -> Evaluator:
-    """Train the benchmark's evaluator on the main process, publish it, and load it on all. Raises DataError."""
-    config = run.config
+    """The benchmark's evaluator: trained and published by the main process, or by another one, which is waited for."""
+    folder = evaluator_folder(run.config)
     if run.accelerator.is_main_process:
-        model, report = train_evaluator(
-            run.data, config.evaluator_steps, run.accelerator.device, config.cache_limit_gb, config.random_flip
-        )
-        publish_evaluator(evaluator_folder(config), run.data, model, report)
+        lock = evaluator_lock(run.config)
+        with waiting("the evaluator, which another process is training"):
+            lock.wait()
+        try:
+            sweep_folder(folder.parent, folder.name)
+            if not folder.exists():
+                _train(run, folder)
+        finally:
+            lock.free()
     run.accelerator.wait_for_everyone()
-    return _load(evaluator_folder(config), run)
+    return find_evaluator(run)
+
+
+def _train(run: Run, folder: Path):
+    config = run.config
+    model, report = train_evaluator(
+        run.data, config.evaluator_steps, run.accelerator.device, config.cache_limit_gb, config.random_flip
+    )
+    publish_evaluator(folder, run.data, model, report)
+
+
+def evaluator_lock(config: TrainConfig) -> Lock:
+    """The lock of the benchmark's own evaluator."""
+    return Lock(config, evaluator_folder(config).name)
 
 
 def real_features(run: Run, evaluator: Evaluator) -> Reference:

@@ -3,12 +3,14 @@
 import math
 import signal
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -18,7 +20,6 @@ from gdzoo.data.batches import TaskImages, keep_some
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean
 from gdzoo.evaluation.evaluator import Evaluator
-from gdzoo.evaluation.features import Reference
 from gdzoo.hub.pushing import Pusher
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
@@ -26,15 +27,17 @@ from gdzoo.method.sampling import Teacher, to_float
 from gdzoo.method.strategies import Past, create_strategy, strategy_class
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.training.chains import find_first_task, first_task_lock, take_chains
 from gdzoo.training.checkpoint import Checkpoints, Progress
-from gdzoo.training.evaluators import real_features, train_missing_evaluator
+from gdzoo.training.evaluators import Measures
 from gdzoo.training.interruption import Interrupted, noted_signals
 from gdzoo.training.learner import Learner
-from gdzoo.training.output import clear_output, hold_output
+from gdzoo.training.output import clear_output, open_output
 from gdzoo.training.publish import publish_pipeline
 from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of
-from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
-from gdzoo.training.terminal import progress_bar, run_summary, task_line
+from gdzoo.training.run import Chain, Run, published_results, task_checkpoints
+from gdzoo.training.terminal import progress_bar, run_summary, task_line, waiting
+from gdzoo.training.workers import Workers
 from gdzoo.zoo.environment import reset_peak_memory
 from gdzoo.zoo.folders import remove_folder
 from gdzoo.zoo.names import GRID
@@ -48,63 +51,102 @@ class TrainingError(RuntimeError):
     """A run that cannot continue; its text is one line that says what is kept."""
 
 
-def train_all(run: Run, evaluator: Evaluator | None, pusher: Pusher | None) -> list[dict]:
-    """Train all chains of a prepared run, one after another.
+def train_all(
+    run: Run, evaluator: Evaluator | None, pusher: Pusher | None, given: TrainConfig | None = None
+) -> list[dict]:
+    """Train the chains of a prepared run, but for those that another process is training.
 
     Args:
         evaluator: the one that exists already, if any.
         pusher: pushes each task's model as soon as it is published; on the main process, with --push_to_hub.
+        given: the settings as the user gave them: on a CPU with cores to spare, processes with these settings train
+            some of the chains. None: this process trains all of them.
 
     Returns:
-        The results.json of every task of every chain.
+        The results.json of every task of every chain that is done.
+    """
+    config = run.config
+
+    def announce(result: dict, folder: Path):
+        tqdm.write(clean(task_line(result)))  # it names classes
+        if pusher and folder.exists():
+            pusher.push(folder)
+
+    try:
+        if run.accelerator.is_main_process:
+            open_output(config)
+            tqdm.write(run_summary(run))
+            if config.overwrite_output_dir:
+                clear_output(run.share)
+            for chain in run.share:
+                for result in published_results(chain):
+                    announce(result, chain.folder(result["task"]))
+        with Workers(given, run, announce) as workers:
+            results = train_share(run, Measures(run, evaluator, pusher), announce, workers.at_work)
+    finally:
+        if pusher:
+            pusher.finish()
+    if left := [chain.title for chain in run.share if not chain.done]:
+        tqdm.write(clean(f"left to another process, which is training: {', '.join(left)}"))
+    return results
+
+
+def train_share(
+    run: Run, measures: Measures, announce: Callable[[dict, Path], None], others_work: Callable[[], bool] | None = None
+) -> list[dict]:
+    """Train one chain after another until those that are left are trained by other processes; the results of all.
+
+    Args:
+        announce: called on the main process with the results and the folder of each task that is published.
+        others_work: whether processes of this run are training; their end is waited for.
     """
     config, accelerator = run.config, run.accelerator
     if config.report_to:
         settings = {name: str(value) for name, value in config.to_dict().items()}
         accelerator.init_trackers("gdzoo", config=settings)
-    try:
-        with hold_output(config, accelerator):
-            if accelerator.is_main_process:
-                tqdm.write(run_summary(run))
-            if config.overwrite_output_dir and accelerator.is_main_process:
-                clear_output(run.chains)
-            if evaluator is None and config.evaluator != "none":
-                evaluator = train_missing_evaluator(run)
-            if pusher and config.evaluator == "train":
-                pusher.push(evaluator_folder(config))
-            reference = real_features(run, evaluator) if evaluator and accelerator.is_main_process else None
-            chains = [train_chain(run, chain, evaluator, reference, pusher) for chain in run.chains]
-    finally:
-        if pusher:
-            pusher.finish()
+    results = []
+    with closing(take_chains(run, others_work)) as chains:
+        for chain in chains:
+            results += train_chain(run, chain, measures, announce)
     if config.report_to:
         accelerator.end_training()
-    return sum(chains, [])
+    return results
 
 
-def train_chain(
-    run: Run, chain: Chain, evaluator: Evaluator | None, reference: Reference | None, pusher: Pusher | None
-) -> list[dict]:
+def train_chain(run: Run, chain: Chain, measures: Measures, announce: Callable[[dict, Path], None]) -> list[dict]:
     """Train one chain on all tasks that are not published yet; the results of all of them."""
     accelerator = run.accelerator
     accelerator.wait_for_everyone()
     results = published_results(chain)
-    for result in results:
-        conclude_task(chain, result, accelerator, pusher)
-    for task in chain.task_numbers[len(results) :]:
-        pipeline, cost = first_task(run, chain) if task == 1 else (None, None)
-        accelerator.wait_for_everyone()
-        if pipeline is None:
-            pipeline, cost = train_task(run, chain, task, evaluator)
-        found = evaluate_task(chain, task, pipeline, evaluator, reference)
+    # Another number of threads would give other bits.
+    torch.set_num_threads((results and results[-1].get("threads")) or run.threads)
+    for task in chain.task_numbers:
+        if task > len(results):
+            with shared_first_task(run, chain, measures) if task == 1 else nullcontext():
+                train_and_publish(run, chain, task, results, measures)
+            results.append(read_results(chain.folder(task)))
+            if accelerator.is_main_process:
+                announce(results[-1], chain.folder(task))
         if accelerator.is_main_process:
-            metrics, samples = found
-            content = results_of(run, chain, task, metrics, cost, results)
-            publish_pipeline(chain.folder(task), pipeline, image_grid(samples, GRID), content, chain.config)
-        accelerator.wait_for_everyone()
-        results.append(read_results(chain.folder(task)))
-        conclude_task(chain, results[-1], accelerator, pusher)
+            remove_folder(chain.checkpoint_folder(task))
     return results
+
+
+def train_and_publish(run: Run, chain: Chain, task: int, earlier: list[dict], measures: Measures):
+    """Train, evaluate and publish one task; `earlier` are the results of the tasks before."""
+    if chain.config.replay_pool_balanced and task > 1:
+        measures.prepare()
+    pipeline, cost = first_task(run, chain) if task == 1 else (None, None)
+    run.accelerator.wait_for_everyone()
+    if pipeline is None:
+        pipeline, cost = train_task(run, chain, task, measures.evaluator)
+    measures.prepare()
+    found = evaluate_task(chain, task, pipeline, measures.evaluator, measures.reference)
+    if run.accelerator.is_main_process:
+        metrics, samples = found
+        content = results_of(run, chain, task, metrics, cost, earlier)
+        publish_pipeline(chain.folder(task), pipeline, image_grid(samples, GRID), content, chain.config)
+    run.accelerator.wait_for_everyone()
 
 
 def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None, None]:
@@ -112,23 +154,28 @@ def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None
 
     Task 1 has no teacher, so all strategies of a seed share its model; a pretrained model takes its place.
     """
-    for other in run.chains:
-        if other.config.seed == chain.config.seed and other.folder(1).exists():
-            pipeline = load_pipeline(other.folder(1)).to(run.accelerator.device)
-            return pipeline, read_results(other.folder(1))["cost"]
+    if folder := find_first_task(run, chain):
+        return load_pipeline(folder).to(run.accelerator.device), read_results(folder)["cost"]
     if run.pretrained:
         return run.pretrained.pipeline, cost_of(chain, run.accelerator, Progress())
     return None, None
 
 
-def conclude_task(chain: Chain, result: dict, accelerator: Accelerator, pusher: Pusher | None):
-    """Print the result of a published task, delete its checkpoints, and push it."""
-    if accelerator.is_main_process:
-        remove_folder(chain.checkpoint_folder(result["task"]))
-        tqdm.write(clean(task_line(result)))  # it names classes
-    folder = chain.folder(result["task"])
-    if pusher and folder.exists():
-        pusher.push(folder)
+@contextmanager
+def shared_first_task(run: Run, chain: Chain, measures: Measures) -> Iterator[None]:
+    """Held by the process that trains task 1 of a seed; another one waits and then uses its model."""
+    accelerator, lock = run.accelerator, first_task_lock(chain)
+    taken = broadcast_object_list([accelerator.is_main_process and lock.take()])[0]
+    if not taken:
+        measures.prepare()  # meanwhile
+        if accelerator.is_main_process:
+            with waiting(f"task 1 of seed {chain.config.seed}, which another process is training"):
+                lock.wait()
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.free()
 
 
 def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> tuple[DDIMPipeline, dict]:

@@ -1,15 +1,16 @@
-"""The output folder: what is there already, and who may write to it."""
+"""The output folder: what is there already, and what of it is removed."""
 
-from contextlib import AbstractContextManager, nullcontext
+import sys
 from pathlib import Path
 
-from accelerate import Accelerator
-from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 import gdzoo
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import clean
+from gdzoo.training.locks import Lock
 from gdzoo.training.run import Chain, Run, evaluator_folder
 from gdzoo.zoo.folders import remove_folder, sweep_folder
 from gdzoo.zoo.names import TRAINING_FOLDER
@@ -51,18 +52,26 @@ def check_published(chain: Chain, data: ImageData):
     """Refuse published tasks of another configuration, or that are damaged. Raises ConfigError."""
     for folder in filter(Path.exists, map(chain.folder, chain.task_numbers)):
         try:
-            there = read_folder(folder)
+            other, tasks_there = published_difference(chain, folder, data)
         except ValueError as error:
             raise ConfigError(
                 f"--output_dir: {folder} is damaged: {error}; move it away or say --overwrite_output_dir"
             ) from error
-        other = chain.config.difference(there["config"]) or other_classes(chain, data, there)
         if other:
             raise ConfigError(
                 f"--output_dir {chain.config.output_dir} holds another run: {folder.name} was trained with {other};"
-                " choose another --output_dir or say --overwrite_output_dir"
-                + _more_tasks(chain, other, len(there["tasks"]))
+                " choose another --output_dir or say --overwrite_output_dir" + _more_tasks(chain, other, tasks_there)
             )
+
+
+def published_difference(chain: Chain, folder: Path, data: ImageData) -> tuple[str, int]:
+    """How the settings or classes of a published task differ from the chain's (empty if they do not), and its tasks.
+
+    Raises:
+        ValueError: the folder is damaged.
+    """
+    there = read_folder(folder)
+    return chain.config.difference(there["config"]) or other_classes(chain, data, there), len(there["tasks"])
 
 
 def _more_tasks(chain: Chain, difference: str, tasks_there: int) -> str:
@@ -91,38 +100,65 @@ def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
     return ""
 
 
-def hold_output(config: TrainConfig, accelerator: Accelerator) -> AbstractContextManager:
-    """Lock the output folder for this run while it is entered, and remove what killed runs left half-written.
+def open_output(config: TrainConfig):
+    """Make the output folder, and say so if its file system has no locks; on the main process.
 
     Raises:
-        ConfigError: another run is writing there, or the folder cannot be written.
+        ConfigError: it cannot be written, or --chains needs locks that it has not.
     """
-    if not accelerator.is_main_process:
-        return nullcontext()
     output = Path(config.output_dir)
-    training = output / TRAINING_FOLDER
+    probe = Lock(config, "probe")
     try:
-        training.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(training / "lock").acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"--output_dir {output}: another run is writing there; choose another") from error
+        probe.wait()
     except OSError as error:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
-    # Before a task looks for its last checkpoint, which may be among what is put back.
-    for folder in (output / config.namespace, training, *training.glob("*/")):
-        if not folder.is_symlink():  # it may lead out of the zoo
-            sweep_folder(folder)
-    return lock
+    probe.free()
+    if not probe.supported:
+        missing = f"--output_dir {output}: its file system has no locks"
+        if config.chains:
+            raise ConfigError(f"{missing}, which --chains needs: choose another for each process, or another disk")
+        tqdm.write(clean(f"gdzoo: {missing}: let no other process train there"), file=sys.stderr)
+
+
+def sweep_chain(chain: Chain):
+    """Remove what killed runs left half-written of a chain, whose lock is held.
+
+    Before a task looks for its last checkpoint, which may be among what is put back.
+    """
+    folder, checkpoints = chain.folder(1), chain.checkpoint_folder(1)
+    for first in (folder, checkpoints):
+        sweep_folder(first.parent, f"{first.name.removesuffix('1')}[0-9]*")
+    for task in chain.task_numbers:
+        sweep_folder(chain.checkpoint_folder(task))
 
 
 def clear_output(chains: list[Chain]):
     """Delete what --overwrite_output_dir replaces, also checkpoints and tasks beyond this run's last.
 
     To be called before the first chain: the old task 1 of a later chain must not be taken for the shared one.
+
+    Raises:
+        ConfigError: another process is training one of the chains; nothing is deleted.
     """
-    for chain in chains:
-        for first in (chain.folder(1), chain.checkpoint_folder(1)):
-            stem = first.name.removesuffix("1")
-            for folder in first.parent.glob(f"{stem}*"):
-                if folder.name.removeprefix(stem).isdecimal():
-                    remove_folder(folder)
+    locks = []
+    try:
+        for chain in chains:
+            locks.append(Lock(chain.config, chain.name))
+            if not locks[-1].take():
+                raise ConfigError(
+                    f"--overwrite_output_dir: another process is training {chain.title} in"
+                    f" {chain.config.output_dir}: wait for its end, or choose another --output_dir"
+                )
+        for chain in chains:
+            _delete(chain)
+    finally:
+        for lock in locks:
+            lock.free()
+
+
+def _delete(chain: Chain):
+    for first in (chain.folder(1), chain.checkpoint_folder(1)):
+        stem = first.name.removesuffix("1")
+        for folder in first.parent.glob(f"{stem}*"):
+            if folder.name.removeprefix(stem).isdecimal():
+                remove_folder(folder)

@@ -12,7 +12,7 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.measure import FEWEST_SAMPLES
 from gdzoo.evaluation.pretrained import Pretrained
 from gdzoo.training.checkpoint import Checkpoints, GlobalRandom
-from gdzoo.zoo.names import TRAINING_FOLDER, chain_title, evaluator_name, repo_name
+from gdzoo.zoo.names import TRAINING_FOLDER, chain_name, chain_title, evaluator_name, repo_name
 from gdzoo.zoo.results import read_results
 
 
@@ -33,6 +33,11 @@ class Chain:
         return self.config.strategy[0]
 
     @property
+    def name(self) -> str:
+        """What the names of its repositories have in common."""
+        return chain_name(self.config.benchmark, self.strategy, self.config.seed)
+
+    @property
     def title(self) -> str:
         return chain_title(self.strategy, self.config.seed)
 
@@ -49,6 +54,11 @@ class Chain:
         name = repo_name(self.config.benchmark, self.strategy, self.config.seed, task)
         return Path(self.config.output_dir, self.config.namespace, name)
 
+    @property
+    def done(self) -> bool:
+        """Whether the model of its last task is published."""
+        return self.folder(len(self.tasks)).exists()
+
     def checkpoint_folder(self, task: int) -> Path:
         """Where the checkpoints of a task are, until it is published."""
         folder = self.folder(task)
@@ -63,7 +73,14 @@ class Run:
     accelerator: Accelerator
     data: ImageData
     chains: list[Chain]  # every seed with every strategy
+    threads: int  # of a new chain; one that is resumed keeps its number
     pretrained: Pretrained | None = None  # task 1 of all chains; None: they start from random weights
+
+    @property
+    def share(self) -> list[Chain]:
+        """The chains of this process: all, or those that --chains gives it."""
+        number, shares = self.config.share
+        return self.chains[number - 1 :: shares]
 
 
 def make_chains(config: TrainConfig, data: ImageData) -> list[Chain]:

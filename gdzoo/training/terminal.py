@@ -24,6 +24,11 @@ def progress_bar(title: str, step: int, total: int, shown: bool) -> tqdm:
     return tqdm(initial=step, total=total, desc=title, unit="step", dynamic_ncols=True, disable=not shown)
 
 
+def waiting(what: str) -> tqdm:
+    """A line that is shown while this process waits for another one; a context manager."""
+    return tqdm(desc=f"waiting for {what}", bar_format="{desc}", leave=False, dynamic_ncols=True)
+
+
 def run_summary(run: Run) -> str:
     """What is trained on and measured, before anything is: tasks and their images, the split, the recipe."""
     config, data, tasks = run.config, run.data, run.chains[0].tasks

@@ -14,6 +14,7 @@ from gdzoo.zoo.names import RESULTS
 
 # Prefixes of folders that are being written, that are being replaced by a new one, and that are being deleted.
 PARTIAL, REPLACED, REMOVED = ".partial-", ".replaced-", ".removed-"
+UNUSED = "[0-9a-f]" * 8  # at the end of each, so that two processes do not choose the same one
 
 
 def read_json(file: Path) -> dict:
@@ -66,17 +67,20 @@ def remove_folder(folder: Path):
         removed.unlink() if removed.is_symlink() else shutil.rmtree(removed)
 
 
-def sweep_folder(folder: Path):
+def sweep_folder(folder: Path, names: str = "*"):
     """Delete the hidden folders that a killed process left in `folder`.
 
     If the process was killed between the two renames of a replacement, the old folder is restored.
+
+    Args:
+        names: only those that stand for folders of these names, a glob pattern; no other process may be writing them.
     """
-    for replaced in folder.glob(f"{REPLACED}*"):
+    for replaced in folder.glob(f"{REPLACED}{names}-{UNUSED}"):
         name = replaced.name.removeprefix(REPLACED).rpartition("-")[0]
         if not (folder / name).exists():
             replaced.rename(folder / name)
     for prefix in (PARTIAL, REPLACED, REMOVED):
-        for left in folder.glob(f"{prefix}*"):
+        for left in folder.glob(f"{prefix}{names}-{UNUSED}"):
             shutil.rmtree(left, ignore_errors=True)
 
 

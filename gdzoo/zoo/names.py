@@ -13,8 +13,13 @@ LATEST, CHECKPOINT_PREFIX = "latest", "checkpoint-"
 
 def repo_name(benchmark: str, strategy: str, seed: int, task: int) -> str:
     """E.g. split-digits-task3, split-digits-replay-task3, split-digits-replay-seed69-task3; tasks count from 1."""
+    return f"{chain_name(benchmark, strategy, seed)}-task{task}"
+
+
+def chain_name(benchmark: str, strategy: str, seed: int) -> str:
+    """What the names of a chain's repositories have in common, e.g. split-digits-replay-seed69."""
     suffix = "" if strategy == MAIN_STRATEGY else f"-{strategy_info(strategy).slug}"
-    return f"{benchmark}{suffix}{'' if seed == DEFAULT_SEED else f'-seed{seed}'}-task{task}"
+    return f"{benchmark}{suffix}{'' if seed == DEFAULT_SEED else f'-seed{seed}'}"
 
 
 def chain_title(strategy: str, seed: int) -> str:

@@ -1,0 +1,113 @@
+"""The chains that a process trains: those of its share that no other process is training."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from gdzoo.config import ConfigError
+from gdzoo.method.catalogue import STRATEGIES
+from gdzoo.training.locks import POLL, Lock
+from gdzoo.training.output import check_published, published_difference, sweep_chain
+from gdzoo.training.run import Chain, Run
+from gdzoo.zoo.folders import read_json, write_json
+from gdzoo.zoo.names import chain_name
+
+
+def take_chains(run: Run, others_work: Callable[[], bool] | None = None) -> Iterator[Chain]:
+    """Each chain of this process's share, its lock held while it is trained; all processes of an Accelerator call it.
+
+    A chain that another process is training is left to it, and tried again before the end: that process may die.
+
+    Args:
+        others_work: whether processes of this run are training; their end is waited for.
+
+    Raises:
+        ConfigError: a chain in the zoo, or one that another process is training, has other settings.
+    """
+    left = list(run.share)
+    while left:
+        index = lock = None
+        if run.accelerator.is_main_process:
+            index, lock = _take_one(run, left, others_work)
+        index = broadcast_object_list([index])[0]
+        if index is None:
+            break
+        chain = left.pop(index)
+        try:
+            yield chain
+        finally:
+            if lock:
+                lock.free()
+
+
+def _take_one(
+    run: Run, chains: list[Chain], others_work: Callable[[], bool] | None
+) -> tuple[int, Lock] | tuple[None, None]:
+    """The index and the lock of a chain; first of one whose first task need not be waited for."""
+    while True:
+        at_work = others_work and others_work()  # before the locks: whoever ends between both leaves its chain to the next round
+        for waits in (False, True):
+            for index, chain in enumerate(chains):
+                if not waits and _first_task_is_taken(run, chain):
+                    continue
+                lock = Lock(chain.config, chain.name)
+                if not lock.take():
+                    _refuse_other_settings(lock, chain)
+                    continue
+                try:
+                    _begin(run, chain, lock)
+                except BaseException:
+                    lock.free()
+                    raise
+                return index, lock
+        if not at_work:
+            return None, None
+        time.sleep(POLL)
+
+
+def _begin(run: Run, chain: Chain, lock: Lock):
+    sweep_chain(chain)
+    check_published(chain, run.data)
+    write_json(lock.file.with_suffix(".json"), chain.config.to_dict())
+
+
+def _refuse_other_settings(lock: Lock, chain: Chain):
+    """Raises ConfigError: the process that holds the lock trains the chain with other settings."""
+    with contextlib.suppress(ValueError):  # not written yet: its own preparation, or what it publishes, tells
+        other = chain.config.difference(read_json(lock.file.with_suffix(".json")))
+        if other:
+            raise ConfigError(
+                f"--output_dir {chain.config.output_dir}: another process is training {chain.title} there with"
+                f" {other}; choose another --output_dir or --hub_namespace"
+            )
+
+
+def check_others(run: Run):
+    """Refuse a zoo in which another process is training a chain of this run with other settings. Raises ConfigError."""
+    for chain in run.share:
+        lock = Lock(chain.config, chain.name)
+        if lock.file.exists() and not lock.is_free():
+            _refuse_other_settings(lock, chain)
+
+
+def first_task_lock(chain: Chain) -> Lock:
+    """The lock of the first task, which all strategies of a seed share."""
+    return Lock(chain.config, f"{chain_name(chain.config.benchmark, 'first', chain.config.seed)}-task1")
+
+
+def find_first_task(run: Run, chain: Chain) -> Path | None:
+    """A published task 1 of the chain's seed with the same settings, of any strategy; None: there is none."""
+    for strategy in dict.fromkeys([*(other.strategy for other in run.chains), *STRATEGIES]):
+        other = dataclasses.replace(chain, config=chain.config.chain(strategy))
+        with contextlib.suppress(ValueError):  # there is none, or it is damaged
+            if not published_difference(other, other.folder(1), run.data)[0]:
+                return other.folder(1)
+    return None
+
+
+def _first_task_is_taken(run: Run, chain: Chain) -> bool:
+    return find_first_task(run, chain) is None and not first_task_lock(chain).is_free()

@@ -1,0 +1,118 @@
+"""Chains side by side: processes that train some chains of a run, in one terminal output with the process that starts them.
+
+A small U-Net cannot use all cores of a CPU, so that two chains in two processes of one thread each take less time than
+one after the other with two threads. The processes share the work by the locks of the zoo, as those that a user starts.
+
+A worker reads its settings from its standard input, which ends when the process that started it does; it writes the
+folder of each task that it has published to its standard output, and bars and errors to its standard error.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from gdzoo import machine
+from gdzoo.config import TrainConfig
+from gdzoo.errors import clean
+from gdzoo.training.run import Run
+from gdzoo.zoo.results import read_results
+
+MEMORY = 2 * 2**30  # bytes that a worker may need; the digits take 1.4 GiB
+PATIENCE = 60  # seconds to finish a step and save a checkpoint, before a worker is killed
+
+
+class Workers:
+    """The workers of a run, while it is entered; none where there is nothing to gain.
+
+    Args:
+        given: the settings as the user gave them; None: no workers.
+        announce: called in a thread, with the results and the folder of each task that a worker has published.
+    """
+
+    def __init__(self, given: TrainConfig | None, run: Run, announce: Callable[[dict, Path], None]):
+        self.given, self.announce = given, announce
+        self.count = worker_count(run) if given else 0
+        self.processes: list[subprocess.Popen] = []
+        self.threads: list[threading.Thread] = []
+
+    def __enter__(self) -> "Workers":
+        for position in range(1, self.count + 1):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gdzoo.training.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},  # of its bars
+                text=True,
+                newline="",  # a bar ends with \r
+                errors="replace",
+                start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
+            )
+            self.processes.append(process)
+            self._thread(self._follow_tasks, process)
+            self._thread(self._follow_bars, process, position)
+            process.stdin.write(f"{json.dumps(dataclasses.asdict(_worker_settings(self.given)))}\n")
+            process.stdin.flush()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        for process in self.processes:
+            process.terminate()  # no effect on one that has ended
+        for process in self.processes:
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for thread in self.threads:
+            thread.join()
+
+    def at_work(self) -> bool:
+        """Whether any worker is still running."""
+        return any(process.poll() is None for process in self.processes)
+
+    def _thread(self, function: Callable, *arguments):
+        self.threads.append(threading.Thread(target=function, args=arguments, daemon=True))
+        self.threads[-1].start()
+
+    def _follow_tasks(self, process: subprocess.Popen):
+        for line in process.stdout:
+            folder = Path(json.loads(line))
+            self.announce(read_results(folder), folder)
+
+    def _follow_bars(self, process: subprocess.Popen, position: int):
+        """Show the last state of the worker's bar as a bar of this process, and print its lines."""
+        bar = tqdm(bar_format="{desc}", position=position, leave=False, disable=not sys.stderr.isatty())
+        text = ""
+        while character := process.stderr.read(1):
+            if character not in "\r\n":
+                text += character
+                continue
+            if character == "\n" and text.strip():
+                tqdm.write(clean(text), file=sys.stderr)
+            elif text.strip():
+                bar.set_description_str(text, refresh=True)
+            text = ""
+        bar.close()
+
+
+def worker_count(run: Run) -> int:
+    """How many processes can train chains of the run beside this one."""
+    accelerator = run.accelerator
+    if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or run.config.chains:
+        return 0
+    todo = sum(not chain.done for chain in run.share)
+    return max(0, min(machine.cores() // run.threads, todo, machine.free_memory() // MEMORY) - 1)
+
+
+def _worker_settings(given: TrainConfig) -> TrainConfig:
+    """What this process has done already, a worker must not do again: delete, or download from the Hub."""
+    config = dataclasses.replace(given, overwrite_output_dir=False, push_to_hub=False)
+    return dataclasses.replace(config, resume_from_checkpoint=None) if given.resume_from_hub else config
