@@ -10,6 +10,11 @@ import yaml
 from gdzoo.config import ConfigError, TrainConfig, plain_type
 from gdzoo.errors import clean, one_line
 
+# The flags that most people need, which --help shows first; all others follow in the groups of their settings.
+MOST_USED = (
+    *("benchmark", "strategy", "recipe", "seeds", "task_datasets", "resolution", "pretrained_model_name_or_path"),
+    *("output_dir", "resume_from_checkpoint", "chains", "push_to_hub", "hub_namespace"),
+)
 NULL = ("", "~", "null")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -25,16 +30,28 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line, a flag for each field, grouped."""
     parser = _Parser(
         prog="accelerate launch gdzoo/train.py",
+        usage="%(prog)s [--FLAG VALUE ...]",
         description="Train a diffusion model on one task after another, with one or more strategies. Where no default"
         " is shown, the benchmark's recipe decides (gdzoo/data/benchmarks.py).",
+        add_help=False,  # its group would be the first
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; the command line wins")
+    specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+    first = parser.add_argument_group("most used")
+    for name in MOST_USED:
+        _add(first, specs.pop(name))
+    first.add_argument("--config", metavar="FILE.yaml", help="settings from a file; the command line wins")
+    first.add_argument("-h", "--help", action="help", help="show all flags")
     groups = {}
-    for spec in dataclasses.fields(TrainConfig):
-        group = groups.setdefault(spec.metadata["group"], None) or parser.add_argument_group(spec.metadata["group"])
-        groups[spec.metadata["group"]] = group
-        group.add_argument(f"--{spec.name}", default=argparse.SUPPRESS, **_argument(spec))
+    for spec in specs.values():
+        title = spec.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add(groups[title], spec)
     return parser
+
+
+def _add(group, spec: dataclasses.Field):
+    group.add_argument(f"--{spec.name}", default=argparse.SUPPRESS, **_argument(spec))
 
 
 def _argument(spec: dataclasses.Field) -> dict:

@@ -1,4 +1,4 @@
-"""The settings of a training run: one dataclass and its checks."""
+"""The settings of a training run: one dataclass and its checks, which import neither torch nor what imports it."""
 
 import dataclasses
 import hashlib
@@ -14,19 +14,18 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers.optimization import SchedulerType
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.errors import checked_token, cut, one_line
-from gdzoo.method.catalogue import STRATEGIES, strategy_info
+from gdzoo.method.catalogue import STRATEGIES, class_path, strategy_info
 from gdzoo.method.recipes import LARGEST_POOL_BYTES, PAPER, best_recipe
-from gdzoo.method.strategies import create_strategy
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS, smallest_resolution
-from gdzoo.zoo.names import is_checkpoint, repo_name
+from gdzoo.zoo.names import LATEST, is_checkpoint, repo_name
 
-LR_SCHEDULERS = tuple(s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT)  # needs rules
+# diffusers' SchedulerType, which would import torch; without piecewise_constant, which needs rules.
+LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 LOCAL = re.compile(r"\./[^/]+")  # how a folder is published, without its path: ./flowers
 LONGEST_NAME = 50  # characters of a data set in the name of its benchmark
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # uoft-cs/cifar10, mnist
@@ -197,6 +196,9 @@ class TrainConfig:
         result=False,
     )
     report_to: str | None = option(None, OUTPUT, "tracker", choices=TRACKERS, result=False)
+    chains: str | None = option(
+        None, OUTPUT, "I/N: train only the I-th of N shares of the strategies and seeds, e.g. 3/8", result=False
+    )
     push_to_hub: bool = option(False, HUB, "push each task's model as soon as it is published locally", result=False)
     hub_namespace: str | None = option(
         None, HUB, "user or organisation (default: gdzoo; with --push_to_hub the token's account)", result=False
@@ -221,8 +223,18 @@ class TrainConfig:
         where = self.resume_from_checkpoint
         return where if where and not is_checkpoint(where) else None
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many shares of the chains a run trains, counted from 1, of a resolved config."""
+        if self.chains is None:
+            return 1, 1
+        share, shares = map(int, self.chains.split("/"))
+        return share, shares
+
     def resolve(self) -> "TrainConfig":
         """A checked copy, in which every None that the benchmark's recipe decides is filled in.
+
+        Strategies from outside gdzoo are not checked: see `check_strategies`.
 
         Raises:
             ConfigError: before any work, in one line that names the flag.
@@ -247,12 +259,49 @@ class TrainConfig:
         config.replay_batch_size = config.replay_batch_size or config.train_batch_size
         for name in config.strategy:
             try:
-                strategy = create_strategy(name, config)
+                class_path(name)
             except ValueError as error:
                 raise ConfigError(f"--strategy {error}") from error
-            if config.pretrained_model_name_or_path and (strategy.sees_all_classes or strategy.uses_buffer):
-                raise ConfigError(f"--strategy {name} needs the real images of all tasks; a pretrained model has none")
+            config._check_images(name, strategy_info(name).keeps_images)
         return config
+
+    def check_paths(self):
+        """Look whether the folders are there that a resolved config reads, long before they are opened.
+
+        Raises:
+            ConfigError: in one line that names the flag.
+        """
+        named = {"dataset_root": self.dataset_root, "resume_from_checkpoint": self.resume_from_checkpoint}
+        if self.resume_from_hub or self.resume_from_checkpoint == LATEST:
+            del named["resume_from_checkpoint"]
+        for flag, folder in named.items():
+            if folder and not Path(folder).is_dir():
+                raise ConfigError(f"--{flag} {folder}: there is no such folder")
+        for flag in ("evaluator", "pretrained_model_name_or_path"):
+            model = getattr(self, flag)
+            if model and not HUB_ID.fullmatch(model) and not Path(model).is_dir():
+                raise ConfigError(
+                    f"--{flag} {model}: there is no such folder, and a model of the Hub is named like OWNER/NAME"
+                )
+
+    def check_strategies(self):
+        """Import the strategies of a resolved config and check their classes; imports torch.
+
+        Raises:
+            ConfigError: in one line that names the flag.
+        """
+        from gdzoo.method.strategies import create_strategy
+
+        for name in self.strategy:
+            try:
+                strategy = create_strategy(name, self)
+            except ValueError as error:
+                raise ConfigError(f"--strategy {error}") from error
+            self._check_images(name, strategy.sees_all_classes or strategy.uses_buffer)
+
+    def _check_images(self, strategy: str, keeps_images: bool):
+        if self.pretrained_model_name_or_path and keeps_images:
+            raise ConfigError(f"--strategy {strategy} needs the real images of all tasks; a pretrained model has none")
 
     def _benchmark_name(self) -> str:
         """The given name, or one after the data set that no built-in benchmark has.
@@ -348,7 +397,22 @@ class TrainConfig:
             raise ConfigError(f"--benchmark {self.benchmark!r}: use letters, digits and hyphens")
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ConfigError("--overwrite_output_dir would delete what --resume_from_checkpoint needs: leave one out")
+        self._check_chains()
         self._check_hub()
+
+    def _check_chains(self):
+        if self.chains is None:
+            return
+        if not re.fullmatch("[0-9]{1,9}/0*[1-9][0-9]{0,8}", self.chains):
+            raise ConfigError(f"--chains {cut(self.chains)!r}: say which of how many shares, e.g. 3/8")
+        share, shares = self.share
+        if not 1 <= share <= shares:
+            raise ConfigError(f"--chains {self.chains}: choose from 1/{shares} to {shares}/{shares}")
+        if self.overwrite_output_dir:
+            raise ConfigError(
+                "--overwrite_output_dir would delete what other shares of --chains trained: leave it out and delete the"
+                " folder before the first share starts"
+            )
 
     def _check_model(self):
         if self.pretrained_model_name_or_path:

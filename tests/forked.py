@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
 # The codec is imported by the first card: a test's process without rights may not be able to read Python's files.
-FORKS.set_forkserver_preload(["gdzoo.train", "sklearn.datasets", "tests.kills", "encodings.unicode_escape"])
+FORKS.set_forkserver_preload(["gdzoo.training.command", "sklearn.datasets", "tests.kills", "encodings.unicode_escape"])
 
 
 @dataclass

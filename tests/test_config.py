@@ -7,15 +7,19 @@ import sys
 from dataclasses import fields, replace
 
 import pytest
+from diffusers.optimization import SchedulerType
 
 from gdzoo import train
-from gdzoo.arguments import make_parser, parse_args
-from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.arguments import MOST_USED, make_parser, parse_args
+from gdzoo.config import LR_SCHEDULERS, ConfigError, TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.evaluation.published import published_config
+from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.recipes import best_recipe
+from gdzoo.method.strategies import strategy_class
 from tests.conftest import ROOT
 
+GROUPS = ("data", "method", "model", "training", "evaluation", "output", "Hub")
 CUSTOM = dict(dataset_name="org/My.photo_set", tasks="0,1;2", resolution=32)
 
 
@@ -293,15 +297,23 @@ def test_bad_file_is_named(command_line, tmp_path, content, said):
     assert said in message
 
 
-def test_help_groups_every_flag():
-    text = make_parser().format_help()
-    assert text.startswith("usage: accelerate launch gdzoo/train.py")
-    for group in ("data", "method", "model", "training", "evaluation", "output", "Hub"):
-        assert f"\n{group}:\n" in text
+def test_help_shows_every_flag_once_and_the_most_used_ones_first():
+    lines = make_parser().format_help().splitlines()
+    assert lines[0] == "usage: accelerate launch gdzoo/train.py [--FLAG VALUE ...]" and not lines[1]
+    groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups == [f"{name}:" for name in ("most used", *GROUPS)]
+    flags = [line.split()[0].strip(",") for line in lines if line.startswith("  -")]
+    assert flags[: len(MOST_USED) + 2] == [*(f"--{name}" for name in MOST_USED), "--config", "-h"]
+    assert sorted(flags) == sorted([*(f"--{spec.name}" for spec in fields(TrainConfig)), "--config", "-h"])
+    assert all(spec.metadata["help"] for spec in fields(TrainConfig))
     for spec in fields(TrainConfig):
-        assert f"--{spec.name}" in text
-        assert spec.metadata["help"]
-    assert text.index("\ndata:") < text.index("  --tasks") < text.index("\nmethod:") < text.index("  --replay_steps")
+        if spec.name not in MOST_USED:
+            above = [line for line in lines[: lines.index(flag_line(lines, spec.name))] if line in groups]
+            assert above[-1] == f"{spec.metadata['group']}:"
+
+
+def flag_line(lines: list[str], name: str) -> str:
+    return next(line for line in lines if line.startswith("  -") and line.split()[0].strip(",") == f"--{name}")
 
 
 def test_help_is_printed(capsys):
@@ -393,11 +405,16 @@ def test_wrong_types_from_python(settings):
         (dict(strategy=["lwf", "lwf"]), "--strategy names each strategy once"),
         (dict(strategy=["finetune", "gdzoo.method.strategies.Finetune"]), "--strategy names each strategy once"),
         (dict(strategy=["magic"]), "--strategy 'magic': choose from joint"),
-        (dict(strategy=["no_such_package.Magic"]), "--strategy 'no_such_package.Magic' cannot be imported"),
-        (
-            dict(strategy=["gdzoo.method.strategies.Magic"]),
-            "--strategy 'gdzoo.method.strategies.Magic' cannot be imported",
-        ),
+        (dict(strategy=["joint"], pretrained_model_name_or_path="me/model"), "--strategy joint needs the real images"),
+        (dict(chains="0/8"), "--chains 0/8: choose from 1/8 to 8/8"),
+        (dict(chains="9/8"), "--chains 9/8: choose from 1/8 to 8/8"),
+        (dict(chains="3/0"), "--chains '3/0': say which of how many shares, e.g. 3/8"),
+        (dict(chains="3"), "--chains '3': say which"),
+        (dict(chains="-1/8"), "--chains '-1/8': say which"),
+        (dict(chains="a/b"), "--chains 'a/b': say which"),
+        (dict(chains="1/٢"), "--chains '1/٢': say which"),
+        (dict(chains="1/" + "9" * 5000), "say which"),
+        (dict(chains="3/8", overwrite_output_dir=True), "--overwrite_output_dir would delete what other shares"),
         (dict(report_to="mlflow"), "--report_to mlflow: choose from tensorboard"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value),
@@ -439,6 +456,12 @@ class Silent(Strategy):
 class Short(Strategy):
     def __call__(self, real):
         return None
+
+@dataclass(frozen=True)
+class Hoards(Strategy):
+    uses_buffer = True
+    def __call__(self, real, past, random):
+        return None
 """
 
 
@@ -452,6 +475,9 @@ class Short(Strategy):
         ("my_wrong.Plain", r"'my_wrong.Plain' is no dataclass: decorate the class with @dataclass\(frozen=True\)"),
         ("my_wrong.Asks", "'my_wrong.Asks': its fields must be settings or have defaults .* 'temperature'"),
         ("my_wrong.Silent", r"'my_wrong.Silent' has no __call__\(real, past, random\)"),
+        ("my_wrong.Hoards", "my_wrong.Hoards needs the real images of all tasks; a pretrained model has none"),
+        ("my_wrong.Missing", "'my_wrong.Missing' cannot be imported .AttributeError: "),
+        ("gdzoo.method.strategies.Magic", "'gdzoo.method.strategies.Magic' cannot be imported"),
         (".my_wrong.Plain", "'.my_wrong.Plain' cannot be imported"),
         ("./my_wrong.Plain", "'./my_wrong.Plain' cannot be imported"),
         ("elsewhere.Mine", "'elsewhere.Mine' cannot be imported .ModuleNotFoundError: .*; for .* set PYTHONPATH=."),
@@ -463,8 +489,9 @@ def test_a_strategy_that_cannot_work_is_said_before_work(tmp_path, monkeypatch, 
     (tmp_path / "my_wrong.py").write_text(MINE)
     (tmp_path / "my_torn.py").write_text("def\n")
     monkeypatch.syspath_prepend(tmp_path)
+    config = TrainConfig(strategy=[name], tasks="2", pretrained_model_name_or_path="me/model").resolve()
     with pytest.raises(ConfigError, match=f"--strategy {message}") as error:
-        TrainConfig(strategy=[name]).resolve()
+        config.check_strategies()
     assert "\n" not in str(error.value)
 
 
@@ -476,7 +503,25 @@ def test_a_home_that_the_shell_left_is_found():
 def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_methods.py").write_text("from gdzoo.method.strategies import Finetune as Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert TrainConfig(strategy=["my_methods.Mine"]).resolve().strategy == ["my_methods.Mine"]
+    config = TrainConfig(strategy=["my_methods.Mine"]).resolve()
+    config.check_strategies()
+    assert config.strategy == ["my_methods.Mine"]
+
+
+def test_the_catalogue_says_which_strategies_keep_images():
+    for name, info in STRATEGIES.items():
+        found = strategy_class(name)
+        assert info.keeps_images == (found.sees_all_classes or found.uses_buffer), name
+
+
+def test_all_schedules_of_diffusers_but_one_are_known():
+    assert {*LR_SCHEDULERS, "piecewise_constant"} == {schedule.value for schedule in SchedulerType}
+
+
+def test_a_share_of_the_chains():
+    assert TrainConfig().resolve().share == (1, 1)
+    assert TrainConfig(chains="3/8").resolve().share == (3, 8)
+    assert TrainConfig(chains="08/08").resolve().share == (8, 8)  # as a script may count
 
 
 @pytest.mark.parametrize(
@@ -489,6 +534,12 @@ def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):
         ("--no_such_flag 1", "--no_such_flag"),
         ("--replay_steps 3", "--replay_steps 3"),
         ("--max_train_steps", "--max_train_steps"),
+        ("--chains 9/8", "--chains 9/8"),
+        ("--strategy no_such_package.Magic", "--strategy 'no_such_package.Magic' cannot be imported"),
+        ("--dataset_root no/such/folder", "--dataset_root no/such/folder: there is no such folder"),
+        ("--evaluator ./nowhere", "--evaluator ./nowhere: there is no such folder"),
+        ("--pretrained_model_name_or_path no/such/model --tasks 2", "no/such/model: there is no such folder"),
+        ("--resume_from_checkpoint zoo/checkpoint-5", "--resume_from_checkpoint zoo/checkpoint-5: there is no"),
         # The data must be known for these.
         ("--tasks 0,1;1,2", "--tasks names 1 more than once"),
         ("--tasks 0,1;zebra", "'zebra'"),
@@ -496,7 +547,6 @@ def test_strategy_from_a_package_of_ones_own(tmp_path, monkeypatch):
         ("--class_order 0-8", "--class_order leaves out 9"),
         ("--image_column photo", "--image_column photo"),
         ("--label_column kind", "--label_column kind"),
-        ("--benchmark split-cifar --dataset_root no/such/folder", "--dataset_root no/such/folder"),
     ],
 )
 def test_refused_command_lines(command_line, arguments, said):
@@ -555,6 +605,7 @@ IRRELEVANT = dict(
     eval_batch_size=3,
     hub_namespace="me",
     report_to="tensorboard",
+    chains="3/8",
 )
 
 

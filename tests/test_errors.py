@@ -14,6 +14,7 @@ from gdzoo import train
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data import caches
 from gdzoo.errors import checked_token, clean, one_line
+from gdzoo.training import command
 from tests.conftest import SMALL
 
 TOKEN = "hf_" + "x1Y2" * 8
@@ -98,7 +99,7 @@ def test_a_second_run_in_the_same_process_is_refused(tmp_path, monkeypatch):
         assert go_on.wait(60)
         raise OSError(errno.EIO, "no")
 
-    monkeypatch.setattr(train, "prepare_all", wait)
+    monkeypatch.setattr(command, "prepare_all", wait)
     config = TrainConfig(output_dir=str(tmp_path))
 
     def first():
@@ -112,13 +113,13 @@ def test_a_second_run_in_the_same_process_is_refused(tmp_path, monkeypatch):
     try:
         with pytest.raises(ConfigError, match="another run is being trained in this process"):
             train.train(config)
-        assert train.run_config(config) == 2
+        assert command.run_config(config) == 2
     finally:
         go_on.set()
         thread.join()
     assert ended
-    monkeypatch.setattr(train, "prepare_all", lambda _: (1, 2, 3))
-    monkeypatch.setattr(train, "train_all", lambda *found: found)
+    monkeypatch.setattr(command, "prepare_all", lambda _: (1, 2, 3))
+    monkeypatch.setattr(command, "train_all", lambda *found: found)
     assert train.train(config) == (1, 2, 3)  # an error lets the next one in
 
 
@@ -142,9 +143,9 @@ def test_only_an_error_in_the_zoo_advises_to_resume(error, hint, tmp_path, monke
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(train, "prepare_all", lambda _: (None, None, None))
-    monkeypatch.setattr(train, "train_all", fail)
-    assert train.run_config(TrainConfig(output_dir=str(tmp_path / "zoo"))) == 1
+    monkeypatch.setattr(command, "prepare_all", lambda _: (None, None, None))
+    monkeypatch.setattr(command, "train_all", fail)
+    assert command.run_config(TrainConfig(output_dir=str(tmp_path / "zoo"))) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"gdzoo: {type(error).__name__}: ") and said.count("\n") == 1
     assert ("--resume_from_checkpoint latest" in said) == hint

@@ -13,6 +13,7 @@ class StrategyInfo(NamedTuple):
     marker: str  # matplotlib's
     description: str
     class_path: str
+    keeps_images: bool = False  # needs real images of earlier tasks, which a pretrained model does not come with
 
 
 # In the order of tables and legends: the upper bound, the methods, the lower bound.
@@ -24,6 +25,7 @@ STRATEGIES = {
         "s",
         "Trains on the real images of all tasks so far: the upper bound, which keeps all data.",
         "gdzoo.method.strategies.Joint",
+        keeps_images=True,
     ),
     "generative_distillation": StrategyInfo(
         "generative-distillation",
@@ -49,6 +51,7 @@ STRATEGIES = {
         "D",
         "Trains on the new images and on a small buffer of real images of earlier tasks.",
         "gdzoo.method.strategies.ExperienceReplay",
+        keeps_images=True,
     ),
     "gaussian_distillation": StrategyInfo(
         "gaussian",
@@ -88,6 +91,18 @@ def strategy_info(name: str) -> StrategyInfo:
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", class_name).lower()
     slug = re.sub("[^a-z0-9]+", "-", snake).strip("-")
     return StrategyInfo(slug, class_name.replace("_", " "), "#7F7F7F", "*", "A strategy from outside gdzoo.", name)
+
+
+def class_path(name: str) -> str:
+    """The dotted path of a strategy's class, which may not exist.
+
+    Raises:
+        ValueError: `name` is neither in the catalogue nor a dotted path.
+    """
+    path = strategy_info(name).class_path
+    if "." not in path:
+        raise ValueError(f"{name!r}: choose from {', '.join(STRATEGIES)}, or give the dotted path of a class")
+    return path
 
 
 def in_order(names) -> list[str]:

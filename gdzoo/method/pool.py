@@ -7,9 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gdzoo.method.randomness import StepRandom
+from gdzoo.method.recipes import BLOCK
 from gdzoo.method.sampling import Teacher, to_float, to_uint8
-
-BLOCK = 256  # most images drawn at once, by all processes together
 
 
 class ReplayPool:

@@ -1,7 +1,5 @@
 """The two recipes of --recipe, as values of settings that are not given. Their figures: tests/benchmarks/RESULTS.md."""
 
-from gdzoo.method.pool import BLOCK
-
 # Masip et al., section 4: fresh replay images at every step, and the plain objective.
 PAPER = dict(
     replay_pool=0,
@@ -11,6 +9,7 @@ PAPER = dict(
     rescale_betas_zero_snr=False,
     snr_gamma=None,
 )
+BLOCK = 256  # images of the pool that are drawn at once at most, by all processes together
 REUSE = 10  # how often an image of the pool is used, on average
 LARGEST_POOL = 10_240  # images; the paper's tasks have 10,000 to 12,000
 LARGEST_POOL_BYTES = 500_000_000  # of uint8 pixels, on the device and in every checkpoint

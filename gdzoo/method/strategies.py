@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from gdzoo.errors import one_line
-from gdzoo.method.catalogue import STRATEGIES
+from gdzoo.method.catalogue import class_path
 from gdzoo.method.objective import Batch, noised
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import StepRandom
@@ -130,10 +130,7 @@ def strategy_class(name: str) -> type[Strategy]:
     Raises:
         ValueError: in one line that names it.
     """
-    path = STRATEGIES[name].class_path if name in STRATEGIES else name
-    module, dot, attribute = path.rpartition(".")
-    if not dot:
-        raise ValueError(f"{name!r}: choose from {', '.join(STRATEGIES)}, or give the dotted path of a class")
+    module, _, attribute = class_path(name).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module may raise anything

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from gdzoo.config import TrainConfig
+
 GRACE = 1.0  # seconds; a second signal later than that does not wait for the step to end
 
 
@@ -56,3 +58,12 @@ def noted_signals() -> Iterator[list[int]]:
         yield received
     if received:  # after the last step
         signal.raise_signal(received[0])
+
+
+def resume_hint(config: TrainConfig) -> str:
+    """How to continue after a run that had to stop; --overwrite_output_dir would start again."""
+    instead = " instead of --overwrite_output_dir" if config.overwrite_output_dir else ""
+    return (
+        f"every folder in {config.output_dir} is complete; to continue, run the same command with"
+        f" --resume_from_checkpoint latest{instead}"
+    )

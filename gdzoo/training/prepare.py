@@ -30,6 +30,7 @@ def prepare(config: TrainConfig) -> Run:
         ConfigError, DataError: in one line that names the flag or the file.
     """
     given, config = config, config.resolve()
+    config.check_strategies()
     accelerator = create_accelerator(config)
     set_torch_globals(config, accelerator)
     pretrained = load_pretrained(config) if config.pretrained_model_name_or_path else None

@@ -109,15 +109,6 @@ def final_table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def resume_hint(config: TrainConfig) -> str:
-    """How to continue after a run that had to stop; --overwrite_output_dir would start again."""
-    instead = " instead of --overwrite_output_dir" if config.overwrite_output_dir else ""
-    return (
-        f"every folder in {config.output_dir} is complete; to continue, run the same command with"
-        f" --resume_from_checkpoint latest{instead}"
-    )
-
-
 def space_command(config: TrainConfig) -> str:
     """The command that shows the zoo in a browser."""
     install = "" if importlib.util.find_spec("gradio") else 'pip install -c constraints.txt -e ".[space]" && '

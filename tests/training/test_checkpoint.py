@@ -129,7 +129,7 @@ def test_a_run_goes_on_from_one_checkpoint_through_the_tasks_after_it(tmp_path, 
 def test_a_checkpoint_that_is_not_there_is_said_before_work(tmp_path):
     run = launch([*TINY, "--resume_from_checkpoint", "zoo/checkpoint-9"], tmp_path)
     assert run.wait() == 2
-    assert run.last_line.startswith("gdzoo: --resume_from_checkpoint: zoo/checkpoint-9")
+    assert run.last_line.startswith("gdzoo: --resume_from_checkpoint zoo/checkpoint-9: there is no such folder")
     assert not (tmp_path / "zoo").exists()
 
 

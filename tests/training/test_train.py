@@ -26,6 +26,7 @@ from gdzoo.method.strategies import Batch, Strategy, strategy_class
 from gdzoo.training import loop, terminal
 from gdzoo.training import results as training_results
 from gdzoo.training.checkpoint import Progress
+from gdzoo.training.interruption import resume_hint
 from gdzoo.training.learner import Learner
 from gdzoo.training.prepare import prepare
 from gdzoo.zoo import environment
@@ -454,8 +455,8 @@ def test_overwriting_two_strategies_takes_nothing_of_the_run_before(cwd):
 
 
 def test_what_to_type_after_a_stop_does_not_overwrite():
-    assert "--overwrite_output_dir" not in terminal.resume_hint(TrainConfig())
-    told = terminal.resume_hint(TrainConfig(overwrite_output_dir=True))
+    assert "--overwrite_output_dir" not in resume_hint(TrainConfig())
+    told = resume_hint(TrainConfig(overwrite_output_dir=True))
     assert told.endswith("--resume_from_checkpoint latest instead of --overwrite_output_dir")
 
 
