@@ -4,6 +4,7 @@ import os
 import sys
 from types import ModuleType
 
+from gdzoo import machine
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.errors import clean
@@ -29,7 +30,7 @@ def train(config: TrainConfig) -> list[dict]:
 
 def _command() -> ModuleType:
     """What runs the settings. Its imports take seconds: torch, diffusers, datasets and more."""
-    # TODO(merge): machine.prepare_process() here, before torch is imported.
+    machine.prepare_process()
     from gdzoo.training import command
 
     return command

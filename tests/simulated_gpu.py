@@ -118,7 +118,7 @@ def serve():
 
     They are forked, so that the imports are made once, and write to log.txt in their folder.
     """
-    for module in ("gdzoo.training.command", "gdzoo.evaluation.__main__", "sklearn.datasets"):
+    for module in ("gdzoo.training.command", "gdzoo.evaluation.command", "sklearn.datasets"):
         importlib.import_module(module)
     for line in sys.stdin:
         module, arguments, folder = json.loads(line)

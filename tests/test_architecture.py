@@ -10,7 +10,7 @@ import gdzoo
 ROOT = Path(gdzoo.__file__).parent
 # A room may import from itself and from the floors before its own; rooms on one floor do not import each other.
 FLOORS = [
-    {"errors"},
+    {"errors", "machine"},
     {"method"},
     {"models"},
     {"data"},

@@ -1,8 +1,9 @@
-"""U-Nets and noise schedules for unconditional chains."""
+"""U-Nets, their FLOPs, and noise schedules for unconditional chains."""
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS
 
@@ -12,6 +13,15 @@ MOST_COMPILED = 1024  # graphs in a process; each task of each chain needs sever
 def create_unet(model: str, channels: int, resolution: int) -> UNet2DModel:
     """A fresh U-Net for images [B, channels, resolution, resolution]; seed torch before."""
     return UNet2DModel(sample_size=resolution, in_channels=channels, out_channels=channels, **MODELS[model])
+
+
+def flops_of_forward(unet: UNet2DModel, images: int) -> float:
+    """FLOPs of the convolutions and matrix products of one forward pass on so many images. Nothing is computed."""
+    config = unet.config
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        twin = UNet2DModel.from_config(config)
+        twin(torch.empty(images, config.in_channels, config.sample_size, config.sample_size), 0)
+    return counter.get_total_flops()
 
 
 def compile_unet(unet: nn.Module) -> nn.Module:

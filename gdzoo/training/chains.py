@@ -49,7 +49,9 @@ def _take_one(
 ) -> tuple[int, Lock] | tuple[None, None]:
     """The index and the lock of a chain; first of one whose first task need not be waited for."""
     while True:
-        at_work = others_work and others_work()  # before the locks: whoever ends between both leaves its chain to the next round
+        at_work = (
+            others_work and others_work()
+        )  # before the locks: whoever ends between both leaves its chain to the next round
         for waits in (False, True):
             for index, chain in enumerate(chains):
                 if not waits and _first_task_is_taken(run, chain):

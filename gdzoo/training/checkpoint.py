@@ -46,8 +46,8 @@ class Progress:
     teacher_passes: int = 0
 
 
-class GlobalRandom:
-    """The global generators, which a strategy from outside may use; gdzoo's own do not.
+class TorchGlobals:
+    """The number of threads, and the global generators, which a strategy from outside may use; gdzoo's own do not.
 
     Those of the main process are saved, and restored on all processes.
     """
@@ -59,6 +59,7 @@ class GlobalRandom:
         numpy = np.random.get_state(legacy=False)
         numpy["state"]["key"] = numpy["state"]["key"].tolist()
         state = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+        state["threads"] = torch.get_num_threads()
         return state | ({"device": self.device.get_rng_state()} if self.device else {})
 
     def load_state_dict(self, state: dict):
@@ -66,6 +67,7 @@ class GlobalRandom:
         random.setstate((version, tuple(words), gauss))
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
+        torch.set_num_threads(state.get("threads", torch.get_num_threads()))  # older checkpoints do not say
         if self.device and "device" in state:  # one from a CPU has none
             self.device.set_rng_state(state["device"])
 

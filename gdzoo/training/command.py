@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -19,9 +19,9 @@ from gdzoo.data.streaming import DataError
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.hub.pushing import NOT_ALL_PUSHED, Pusher
-from gdzoo.training.evaluators import find_evaluator
+from gdzoo.training.evaluators import Measures, find_evaluator
 from gdzoo.training.interruption import resume_hint
-from gdzoo.training.loop import TrainingError, train_all
+from gdzoo.training.loop import TrainingError, train_all, train_share
 from gdzoo.training.prepare import prepare
 from gdzoo.training.resume import consult_hub, hub_target
 from gdzoo.training.run import Run
@@ -62,7 +62,29 @@ def prepare_all(config: TrainConfig) -> tuple[Run, Evaluator | None, Pusher | No
 
 
 def run_config(config: TrainConfig) -> int:
-    """A whole run, its errors printed in one line each. Raises Interrupted."""
+    """A whole run, its errors printed in one line each; the exit code. Raises Interrupted."""
+    found = _without_traceback(config, lambda *prepared: (prepared, train_all(*prepared, config)))
+    if isinstance(found, int):
+        return found
+    (run, _, pusher), results = found
+    if run.accelerator.is_main_process and results:
+        last = [chain for chain in run.share if chain.done][-1]
+        print(f"\n{final_table(results)}\n\nThe last model is in {last.folder(len(last.tasks))}. Next:\n")
+        print(f"    {space_command(run.config)}")
+    if pusher and pusher.left:
+        print(not_pushed(pusher.left, pusher.command(config.output_dir)))
+        return NOT_ALL_PUSHED if config.require_push else 0
+    return 0
+
+
+def run_worker(config: TrainConfig, announce: Callable[[dict, Path], None]) -> int:
+    """The part of a run that a worker has, see training/workers.py; the exit code. Raises Interrupted."""
+    found = _without_traceback(config, lambda run, evaluator, _: train_share(run, Measures(run, evaluator), announce))
+    return found if isinstance(found, int) else 0
+
+
+def _without_traceback(config: TrainConfig, work: Callable):
+    """What `work` returns of a prepared run; the exit code after an error, which is printed in one line."""
     # Each loads many small files, whose bars would hide the run's own.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -71,12 +93,12 @@ def run_config(config: TrainConfig) -> int:
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(one_run())
-            run, evaluator, pusher = prepare_all(config)
+            prepared = prepare_all(config)
         except (ConfigError, DataError) as error:
             print(clean(f"gdzoo: {error}"), file=sys.stderr)
             return 2
         try:
-            results = train_all(run, evaluator, pusher)
+            return work(*prepared)
         except (TrainingError, DataError, ValueError) as error:
             print(clean(f"gdzoo: {error}"), file=sys.stderr)
             return 2 if isinstance(error, ConfigError) else 1
@@ -84,14 +106,6 @@ def run_config(config: TrainConfig) -> int:
             hint = f"; {resume_hint(config)}" if concerns_zoo(error, config.output_dir) else ""
             print(f"gdzoo: {one_line(error, 1000)}{clean(hint)}", file=sys.stderr)
             return 1
-    if run.accelerator.is_main_process:
-        chain = run.chains[-1]
-        print(f"\n{final_table(results)}\n\nThe last model is in {chain.folder(len(chain.tasks))}. Next:\n")
-        print(f"    {space_command(run.config)}")
-    if pusher and pusher.left:
-        print(not_pushed(pusher.left, pusher.command(config.output_dir)))
-        return NOT_ALL_PUSHED if config.require_push else 0
-    return 0
 
 
 def concerns_zoo(error: OSError | SafetensorError, output_dir: str) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,11 +10,14 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy
 
+from gdzoo import machine
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import one_line
 from gdzoo.evaluation.pretrained import load_pretrained, open_data, with_pretrained
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
+from gdzoo.models.unet import create_unet, flops_of_forward
+from gdzoo.training.chains import check_others
 from gdzoo.training.checkpoint import CheckpointError, other_run, read_state
 from gdzoo.training.output import check_output
 from gdzoo.training.publish import check_publishing
@@ -32,7 +34,8 @@ def prepare(config: TrainConfig) -> Run:
     given, config = config, config.resolve()
     config.check_strategies()
     accelerator = create_accelerator(config)
-    set_torch_globals(config, accelerator)
+    # The precision of matrix products.
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     pretrained = load_pretrained(config) if config.pretrained_model_name_or_path else None
     if pretrained:  # the recipe depends on the model
         given = dataclasses.replace(given, pretrained_model_name_or_path=config.pretrained_model_name_or_path)
@@ -42,10 +45,12 @@ def prepare(config: TrainConfig) -> Run:
     config = with_data(config, data)
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data), accelerator)
-    run = Run(config, accelerator, data, make_chains(config, data), pretrained)
+    threads = default_threads(config, data, pretrained)
+    run = Run(config, accelerator, data, make_chains(config, data), threads, pretrained)
     check_publishing(run)
     check_output(run)
-    check_checkpoint(config, run.chains, accelerator)
+    check_others(run)
+    check_checkpoint(config, run.share, accelerator)
     return run
 
 
@@ -106,12 +111,14 @@ def with_precision(config: TrainConfig, accelerator: Accelerator) -> TrainConfig
     return dataclasses.replace(config, mixed_precision=None if used == "no" else used)
 
 
-def set_torch_globals(config: TrainConfig, accelerator: Accelerator):
-    """The number of threads, and the precision of matrix products."""
-    if accelerator.num_processes == 1:
-        # Trap: `accelerate launch` sets OMP_NUM_THREADS=1, which leaves all cores but one idle.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+def default_threads(config: TrainConfig, data: ImageData, pretrained: Pretrained | None) -> int:
+    """The number of threads that a step of a resolved config can use, whatever its strategy is."""
+    if pretrained:
+        unet = pretrained.pipeline.unet
+    else:
+        with torch.device("meta"):
+            unet = create_unet(config.model, data.channels, data.benchmark.resolution)
+    return machine.threads_for(flops_of_forward(unet, config.train_batch_size + config.replay_batch_size) / 1e9)
 
 
 def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accelerator) -> TrainConfig:

@@ -11,7 +11,7 @@ from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.measure import FEWEST_SAMPLES
 from gdzoo.evaluation.pretrained import Pretrained
-from gdzoo.training.checkpoint import Checkpoints, GlobalRandom
+from gdzoo.training.checkpoint import Checkpoints, TorchGlobals
 from gdzoo.zoo.names import TRAINING_FOLDER, chain_name, chain_title, evaluator_name, repo_name
 from gdzoo.zoo.results import read_results
 
@@ -162,6 +162,6 @@ def task_checkpoints(chain: Chain, task: int, accelerator: Accelerator, parts: d
         "images a step": micro_batches(config, accelerator) * config.train_batch_size,
     }
     used = {name: part for name, part in (parts or {}).items() if part is not None}
-    used["random"] = GlobalRandom(accelerator.device)
+    used["random"] = TorchGlobals(accelerator.device)
     limit, writes = config.checkpoints_total_limit, accelerator.is_main_process
     return Checkpoints(chain.checkpoint_folder(task), origin, used, limit, writes)

@@ -7,6 +7,7 @@ A worker reads its settings from its standard input, which ends when the process
 folder of each task that it has published to its standard output, and bars and errors to its standard error.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -38,7 +39,8 @@ class Workers:
     """
 
     def __init__(self, given: TrainConfig | None, run: Run, announce: Callable[[dict, Path], None]):
-        self.given, self.announce = given, announce
+        self.settings = worker_settings(given, run) if given else None
+        self.announce = announce
         self.count = worker_count(run) if given else 0
         self.processes: list[subprocess.Popen] = []
         self.threads: list[threading.Thread] = []
@@ -59,8 +61,9 @@ class Workers:
             self.processes.append(process)
             self._thread(self._follow_tasks, process)
             self._thread(self._follow_bars, process, position)
-            process.stdin.write(f"{json.dumps(dataclasses.asdict(_worker_settings(self.given)))}\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its chains are left to this process
+                process.stdin.write(f"{json.dumps(dataclasses.asdict(self.settings))}\n")
+                process.stdin.flush()
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -112,7 +115,15 @@ def worker_count(run: Run) -> int:
     return max(0, min(machine.cores() // run.threads, todo, machine.free_memory() // MEMORY) - 1)
 
 
-def _worker_settings(given: TrainConfig) -> TrainConfig:
-    """What this process has done already, a worker must not do again: delete, or download from the Hub."""
-    config = dataclasses.replace(given, overwrite_output_dir=False, push_to_hub=False)
+def worker_settings(given: TrainConfig, run: Run) -> TrainConfig:
+    """What this process does, a worker does not: delete, download from the Hub, or push."""
+    config = dataclasses.replace(
+        given,
+        overwrite_output_dir=False,
+        hub_namespace=run.config.hub_namespace,
+        push_to_hub=False,
+        hub_private_repo=False,
+        overwrite_hub=False,
+        require_push=False,
+    )
     return dataclasses.replace(config, resume_from_checkpoint=None) if given.resume_from_hub else config

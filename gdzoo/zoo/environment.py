@@ -15,9 +15,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "hug
 
 
 def made_with() -> dict:
-    """Versions and hardware, for results.json."""
+    """Versions, hardware and number of torch's threads, for results.json."""
     versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    return {"versions": versions, "hardware": _hardware()}
+    return {"versions": versions, "hardware": _hardware(), "threads": torch.get_num_threads()}
 
 
 def _hardware() -> str:

@@ -38,7 +38,7 @@ EVALUATION = (
     | {"samples_per_task?": int}
     | {"fid_reliable?": bool, "fid_samples_needed?": int}
 )
-MADE_WITH = {"schema_version?": int, "gdzoo": str, "versions": {str: str}, "hardware": str}
+MADE_WITH = {"schema_version?": int, "gdzoo": str, "versions": {str: str}, "hardware": str, "threads?": int}
 MODEL = (
     MADE_WITH
     | {"run": str, "benchmark": str, "strategy": str, "seed": int, "recipe?": str, "base_model": (str, None)}

@@ -16,8 +16,8 @@ from transformers import AutoModelForImageClassification
 from gdzoo import train
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
-from gdzoo.evaluation import __main__ as evaluation
-from gdzoo.evaluation.__main__ import default_output, find_evaluator, fitted, main, parse_args
+from gdzoo.evaluation import command as evaluation
+from gdzoo.evaluation.command import default_output, find_evaluator, fitted, main, parse_args
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler

@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from gdzoo import train
 from gdzoo.arguments import parse_args
 from gdzoo.training import checkpoint
-from gdzoo.training.checkpoint import CheckpointError, Checkpoints, GlobalRandom, Progress
+from gdzoo.training.checkpoint import CheckpointError, Checkpoints, Progress, TorchGlobals
 from gdzoo.training.output import clear_output, hold_output
 from gdzoo.training.prepare import prepare
 from gdzoo.training.run import task_checkpoints
@@ -202,7 +202,7 @@ def test_a_signal_outside_the_steps_ends_at_once(tmp_path):
 
 
 def test_a_checkpoint_from_a_cpu_goes_on_with_another_device():
-    generators = GlobalRandom(torch.device("cpu"))
+    generators = TorchGlobals(torch.device("cpu"))
     state = generators.state_dict()
     expected = torch.rand(3)
     generators.device = torch.cuda  # as on a machine that has one
@@ -219,7 +219,7 @@ class Toy:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.1, fused=True)
         self.lr_scheduler = get_scheduler("cosine", self.optimizer, num_warmup_steps=2, num_training_steps=20)
         self.ema = EMAModel(self.model.parameters(), decay=0.9)
-        self.random = GlobalRandom(torch.device("cpu"))
+        self.random = TorchGlobals(torch.device("cpu"))
         parts = {name: value for name, value in vars(self).items() if hasattr(value, "state_dict")}
         self.checkpoints = Checkpoints(folder, {"run": "1a2b3c4d"} | origin, parts, limit=2)
 

@@ -108,7 +108,7 @@ def test_every_strategy_trains_on_a_gpu_as_on_a_cpu_and_is_measured_there(gpu, t
             ours, theirs = (read_json(root / folder / RESULTS)["metrics"] for root in (there, here))
             assert ours == pytest.approx(theirs, rel=0.01)
     again = ["zoo/gdzoo/split-digits-task2", "--benchmark", "split-digits", "--task", "2", "--output", "again.json"]
-    gpu.start("gdzoo.evaluation.__main__", [*again, "--eval_samples", "20", "--eval_steps", "2"], there)
+    gpu.start("gdzoo.evaluation.command", [*again, "--eval_samples", "20", "--eval_steps", "2"], there)
     code, text = gpu.finish()
     assert code == 0, text[-3000:]
     trained = read_json(there / "zoo/gdzoo/split-digits-task2/results.json")

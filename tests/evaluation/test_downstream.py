@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline
 
-from gdzoo import downstream
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
-from gdzoo.downstream import Recipe, main, open_data_sets, read_tasks, replay_accuracies, run, whole_chains
+from gdzoo.evaluation import downstream
+from gdzoo.evaluation.downstream import Recipe, main, open_data_sets, read_tasks, replay_accuracies, run, whole_chains
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.zoo.folders import write_json
