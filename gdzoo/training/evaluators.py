@@ -10,7 +10,6 @@ from gdzoo.hub.pushing import Pusher
 from gdzoo.training.locks import Lock
 from gdzoo.training.publish import publish_evaluator
 from gdzoo.training.run import Run, evaluator_folder
-from gdzoo.training.terminal import waiting
 from gdzoo.zoo.folders import read_json, sweep_folder
 from gdzoo.zoo.names import RESULTS, repo_of
 
@@ -83,8 +82,7 @@ def train_missing_evaluator(run: Run) -> Evaluator:
     folder = evaluator_folder(run.config)
     if run.accelerator.is_main_process:
         lock = evaluator_lock(run.config)
-        with waiting("the evaluator, which another process is training"):
-            lock.wait()
+        lock.wait("the evaluator")
         try:
             sweep_folder(folder.parent, folder.name)
             if not folder.exists():

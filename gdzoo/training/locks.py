@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gdzoo.config import TrainConfig
+from gdzoo.training.terminal import waiting
 from gdzoo.zoo.names import TRAINING_FOLDER
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on a file system that has none
@@ -42,10 +43,12 @@ class Lock:
             self.supported = False
         return True
 
-    def wait(self):
-        """Take the lock as soon as it is free. Raises OSError."""
-        while not self.take():
-            time.sleep(POLL)
+    def wait(self, what: str):
+        """Take the lock as soon as it is free; the terminal says what is waited for. Raises OSError."""
+        if not self.take():
+            with waiting(f"{what}, which another process is training"):
+                while not self.take():
+                    time.sleep(POLL)
 
     def free(self):
         self._lock.release()

@@ -36,7 +36,7 @@ from gdzoo.training.output import clear_output, open_output
 from gdzoo.training.publish import publish_pipeline
 from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of
 from gdzoo.training.run import Chain, Run, published_results, task_checkpoints
-from gdzoo.training.terminal import progress_bar, run_summary, task_line, waiting
+from gdzoo.training.terminal import progress_bar, run_summary, task_line
 from gdzoo.training.workers import Workers
 from gdzoo.zoo.environment import reset_peak_memory
 from gdzoo.zoo.folders import remove_folder
@@ -169,8 +169,7 @@ def shared_first_task(run: Run, chain: Chain, measures: Measures) -> Iterator[No
     if not taken:
         measures.prepare()  # meanwhile
         if accelerator.is_main_process:
-            with waiting(f"task 1 of seed {chain.config.seed}, which another process is training"):
-                lock.wait()
+            lock.wait(f"task 1 of seed {chain.config.seed}")
         accelerator.wait_for_everyone()
     try:
         yield

@@ -109,7 +109,7 @@ def open_output(config: TrainConfig):
     output = Path(config.output_dir)
     probe = Lock(config, "probe")
     try:
-        probe.wait()
+        probe.take()
     except OSError as error:
         raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
     probe.free()

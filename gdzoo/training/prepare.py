@@ -14,7 +14,7 @@ from gdzoo import machine
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import one_line
-from gdzoo.evaluation.pretrained import load_pretrained, open_data, with_pretrained
+from gdzoo.evaluation.pretrained import Pretrained, load_pretrained, open_data, with_pretrained
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, check_rights, connect
 from gdzoo.models.unet import create_unet, flops_of_forward
 from gdzoo.training.chains import check_others

@@ -1,4 +1,4 @@
-"""Chains side by side: processes that train some chains of a run, in one terminal output with the process that starts them.
+"""Chains side by side: processes that train chains of a run beside the one that starts them, which shows their output.
 
 A small U-Net cannot use all cores of a CPU, so that two chains in two processes of one thread each take less time than
 one after the other with two threads. The processes share the work by the locks of the zoo, as those that a user starts.
@@ -9,6 +9,7 @@ folder of each task that it has published to its standard output, and bars and e
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -53,16 +54,13 @@ class Workers:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},  # of its bars
-                text=True,
-                newline="",  # a bar ends with \r
-                errors="replace",
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
             )
             self.processes.append(process)
             self._thread(self._follow_tasks, process)
             self._thread(self._follow_bars, process, position)
             with contextlib.suppress(BrokenPipeError):  # it has ended: its chains are left to this process
-                process.stdin.write(f"{json.dumps(dataclasses.asdict(self.settings))}\n")
+                process.stdin.write(json.dumps(dataclasses.asdict(self.settings)).encode() + b"\n")
                 process.stdin.flush()
         return self
 
@@ -94,7 +92,9 @@ class Workers:
         """Show the last state of the worker's bar as a bar of this process, and print its lines."""
         bar = tqdm(bar_format="{desc}", position=position, leave=False, disable=not sys.stderr.isatty())
         text = ""
-        while character := process.stderr.read(1):
+        # Popen's own text streams make a line of each state of a bar, which ends with \r.
+        characters = io.TextIOWrapper(process.stderr, errors="replace", newline="")
+        while character := characters.read(1):
             if character not in "\r\n":
                 text += character
                 continue
