@@ -19,7 +19,7 @@ from gdzoo.data.streaming import DataError
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.hub.pushing import NOT_ALL_PUSHED, Pusher
-from gdzoo.training.evaluators import Measures, find_evaluator
+from gdzoo.training.evaluators import find_evaluator
 from gdzoo.training.interruption import resume_hint
 from gdzoo.training.loop import TrainingError, train_all, train_share
 from gdzoo.training.prepare import prepare
@@ -79,7 +79,7 @@ def run_config(config: TrainConfig) -> int:
 
 def run_worker(config: TrainConfig, announce: Callable[[dict, Path], None]) -> int:
     """The part of a run that a worker has, see training/workers.py; the exit code. Raises Interrupted."""
-    found = _without_traceback(config, lambda run, evaluator, _: train_share(run, Measures(run, evaluator), announce))
+    found = _without_traceback(config, lambda run, evaluator, _: train_share(run, evaluator, announce))
     return found if isinstance(found, int) else 0
 
 

@@ -1,12 +1,10 @@
 """The evaluator of a run: found, trained or refused."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator, other_training, train_evaluator
 from gdzoo.evaluation.features import Reference, evaluator_extractor, reference_features
-from gdzoo.hub.pushing import Pusher
 from gdzoo.training.locks import Lock
 from gdzoo.training.publish import publish_evaluator
 from gdzoo.training.run import Run, evaluator_folder
@@ -47,38 +45,13 @@ def _load(repo_or_folder, run: Run) -> Evaluator:
         raise ConfigError(str(error)) from error
 
 
-@dataclass
-class Measures:
-    """What a run measures its models with, made when it is first needed.
-
-    Attributes:
-        evaluator: None: there is none, or it is yet to be trained.
-        reference: its features of the real images; on the main process.
-    """
-
-    run: Run
-    evaluator: Evaluator | None
-    pusher: Pusher | None = None
-    reference: Reference | None = None
-
-    def prepare(self):
-        """Train the evaluator or wait for it, and compute the features of the real images; all processes must call.
-
-        Raises:
-            ConfigError: another process has trained it with other settings.
-            DataError
-        """
-        config = self.run.config
-        if self.evaluator is None and config.evaluator != "none":
-            self.evaluator = train_missing_evaluator(self.run)
-        if self.evaluator and self.reference is None and self.run.accelerator.is_main_process:
-            self.reference = real_features(self.run, self.evaluator)
-            if self.pusher and config.evaluator == "train":
-                self.pusher.push(evaluator_folder(config))
-
-
 def train_missing_evaluator(run: Run) -> Evaluator:
-    """The benchmark's evaluator: trained and published by the main process, or by another one, which is waited for."""
+    """The benchmark's evaluator: trained and published by the main process, or by another run, which is waited for.
+
+    Raises:
+        ConfigError: another run has trained it with other settings.
+        DataError
+    """
     folder = evaluator_folder(run.config)
     if run.accelerator.is_main_process:
         lock = evaluator_lock(run.config)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -20,6 +20,7 @@ from gdzoo.data.batches import TaskImages, keep_some
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean
 from gdzoo.evaluation.evaluator import Evaluator
+from gdzoo.evaluation.features import Reference
 from gdzoo.hub.pushing import Pusher
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
@@ -29,13 +30,13 @@ from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.chains import find_first_task, first_task_lock, take_chains
 from gdzoo.training.checkpoint import Checkpoints, Progress
-from gdzoo.training.evaluators import Measures
+from gdzoo.training.evaluators import real_features, train_missing_evaluator
 from gdzoo.training.interruption import Interrupted, noted_signals
 from gdzoo.training.learner import Learner
 from gdzoo.training.output import clear_output, open_output
 from gdzoo.training.publish import publish_pipeline
 from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of
-from gdzoo.training.run import Chain, Run, published_results, task_checkpoints
+from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
 from gdzoo.training.terminal import progress_bar, run_summary, task_line
 from gdzoo.training.workers import Workers
 from gdzoo.zoo.environment import reset_peak_memory
@@ -65,7 +66,7 @@ def train_all(
     Returns:
         The results.json of every task of every chain that is done.
     """
-    config = run.config
+    config, main = run.config, run.accelerator.is_main_process
 
     def announce(result: dict, folder: Path):
         tqdm.write(clean(task_line(result)))  # it names classes
@@ -73,7 +74,7 @@ def train_all(
             pusher.push(folder)
 
     try:
-        if run.accelerator.is_main_process:
+        if main:
             open_output(config)
             tqdm.write(run_summary(run))
             if config.overwrite_output_dir:
@@ -81,18 +82,27 @@ def train_all(
             for chain in run.share:
                 for result in published_results(chain):
                     announce(result, chain.folder(result["task"]))
+        torch.set_num_threads(run.threads)
+        if evaluator is None and config.evaluator != "none":
+            evaluator = train_missing_evaluator(run)
+        if pusher and config.evaluator == "train":
+            pusher.push(evaluator_folder(config))
         with Workers(given, run, announce) as workers:
-            results = train_share(run, Measures(run, evaluator, pusher), announce, workers.at_work)
+            results = train_share(run, evaluator, announce, workers.at_work)
     finally:
         if pusher:
             pusher.finish()
-    if left := [chain.title for chain in run.share if not chain.done]:
+    left = [chain.title for chain in run.share if not chain.done]
+    if left and main:
         tqdm.write(clean(f"left to another process, which is training: {', '.join(left)}"))
     return results
 
 
 def train_share(
-    run: Run, measures: Measures, announce: Callable[[dict, Path], None], others_work: Callable[[], bool] | None = None
+    run: Run,
+    evaluator: Evaluator | None,
+    announce: Callable[[dict, Path], None],
+    others_work: Callable[[], bool] | None = None,
 ) -> list[dict]:
     """Train one chain after another until those that are left are trained by other processes; the results of all.
 
@@ -104,16 +114,23 @@ def train_share(
     if config.report_to:
         settings = {name: str(value) for name, value in config.to_dict().items()}
         accelerator.init_trackers("gdzoo", config=settings)
+    reference = real_features(run, evaluator) if evaluator and accelerator.is_main_process else None
     results = []
     with closing(take_chains(run, others_work)) as chains:
         for chain in chains:
-            results += train_chain(run, chain, measures, announce)
+            results += train_chain(run, chain, evaluator, reference, announce)
     if config.report_to:
         accelerator.end_training()
     return results
 
 
-def train_chain(run: Run, chain: Chain, measures: Measures, announce: Callable[[dict, Path], None]) -> list[dict]:
+def train_chain(
+    run: Run,
+    chain: Chain,
+    evaluator: Evaluator | None,
+    reference: Reference | None,
+    announce: Callable[[dict, Path], None],
+) -> list[dict]:
     """Train one chain on all tasks that are not published yet; the results of all of them."""
     accelerator = run.accelerator
     accelerator.wait_for_everyone()
@@ -122,8 +139,8 @@ def train_chain(run: Run, chain: Chain, measures: Measures, announce: Callable[[
     torch.set_num_threads((results and results[-1].get("threads")) or run.threads)
     for task in chain.task_numbers:
         if task > len(results):
-            with shared_first_task(run, chain, measures) if task == 1 else nullcontext():
-                train_and_publish(run, chain, task, results, measures)
+            with shared_first_task(run, chain) if task == 1 else nullcontext():
+                train_and_publish(run, chain, task, evaluator, reference, results)
             results.append(read_results(chain.folder(task)))
             if accelerator.is_main_process:
                 announce(results[-1], chain.folder(task))
@@ -132,21 +149,34 @@ def train_chain(run: Run, chain: Chain, measures: Measures, announce: Callable[[
     return results
 
 
-def train_and_publish(run: Run, chain: Chain, task: int, earlier: list[dict], measures: Measures):
-    """Train, evaluate and publish one task; `earlier` are the results of the tasks before."""
-    if chain.config.replay_pool_balanced and task > 1:
-        measures.prepare()
-    pipeline, cost = first_task(run, chain) if task == 1 else (None, None)
-    run.accelerator.wait_for_everyone()
-    if pipeline is None:
-        pipeline, cost = train_task(run, chain, task, measures.evaluator)
-    measures.prepare()
-    found = evaluate_task(chain, task, pipeline, measures.evaluator, measures.reference)
+@contextmanager
+def shared_first_task(run: Run, chain: Chain) -> Iterator[None]:
+    """Held by the process that trains task 1 of a seed; another one waits and then uses its model."""
+    lock = first_task_lock(chain)
     if run.accelerator.is_main_process:
+        lock.wait(f"task 1 of seed {chain.config.seed}")
+    run.accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.free()
+
+
+def train_and_publish(
+    run: Run, chain: Chain, task: int, evaluator: Evaluator | None, reference: Reference | None, earlier: list[dict]
+):
+    """Train, evaluate and publish one task; `earlier` are the results of the tasks before."""
+    accelerator = run.accelerator
+    pipeline, cost = first_task(run, chain) if task == 1 else (None, None)
+    accelerator.wait_for_everyone()
+    if pipeline is None:
+        pipeline, cost = train_task(run, chain, task, evaluator)
+    found = evaluate_task(chain, task, pipeline, evaluator, reference)
+    if accelerator.is_main_process:
         metrics, samples = found
         content = results_of(run, chain, task, metrics, cost, earlier)
         publish_pipeline(chain.folder(task), pipeline, image_grid(samples, GRID), content, chain.config)
-    run.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
 
 
 def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None, None]:
@@ -159,22 +189,6 @@ def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None
     if run.pretrained:
         return run.pretrained.pipeline, cost_of(chain, run.accelerator, Progress())
     return None, None
-
-
-@contextmanager
-def shared_first_task(run: Run, chain: Chain, measures: Measures) -> Iterator[None]:
-    """Held by the process that trains task 1 of a seed; another one waits and then uses its model."""
-    accelerator, lock = run.accelerator, first_task_lock(chain)
-    taken = broadcast_object_list([accelerator.is_main_process and lock.take()])[0]
-    if not taken:
-        measures.prepare()  # meanwhile
-        if accelerator.is_main_process:
-            lock.wait(f"task 1 of seed {chain.config.seed}")
-        accelerator.wait_for_everyone()
-    try:
-        yield
-    finally:
-        lock.free()
 
 
 def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> tuple[DDIMPipeline, dict]:
