@@ -403,7 +403,7 @@ class TrainConfig:
     def _check_chains(self):
         if self.chains is None:
             return
-        if not re.fullmatch("[0-9]{1,9}/0*[1-9][0-9]{0,8}", self.chains):
+        if not re.fullmatch("[0-9]{1,9}/0{0,8}[1-9][0-9]{0,8}", self.chains):
             raise ConfigError(f"--chains {cut(self.chains)!r}: say which of how many shares, e.g. 3/8")
         share, shares = self.share
         if not 1 <= share <= shares:

@@ -414,6 +414,7 @@ def test_wrong_types_from_python(settings):
         (dict(chains="a/b"), "--chains 'a/b': say which"),
         (dict(chains="1/٢"), "--chains '1/٢': say which"),
         (dict(chains="1/" + "9" * 5000), "say which"),
+        (dict(chains="1/" + "0" * 5000 + "1"), "say which"),
         (dict(chains="3/8", overwrite_output_dir=True), "--overwrite_output_dir would delete what other shares"),
         (dict(report_to="mlflow"), "--report_to mlflow: choose from tensorboard"),
     ],
