@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gdzoo import machine
+from gdzoo.evaluation import command as evaluation
+from gdzoo.evaluation import downstream
 from gdzoo.machine import cores, given_threads, limit_spinning, threads_for
 from tests.conftest import ROOT
 
@@ -276,3 +279,18 @@ except SystemExit:
 """
     lines = printed(code).splitlines()
     assert (lines[0], lines[-1]) == ("False", "True")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (evaluation, ["nowhere", "--benchmark", "split-digits", "--task", "1", "--eval_steps", "0"]),
+        (downstream, ["no"]),
+    ],
+)
+def test_commands_take_all_cores(clean, monkeypatch, command, arguments, capsys):
+    threads = []
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert command.main(arguments) == 2
+    assert threads == [8]

@@ -18,9 +18,11 @@ def create_unet(model: str, channels: int, resolution: int) -> UNet2DModel:
 def flops_of_forward(unet: UNet2DModel, images: int) -> float:
     """FLOPs of the convolutions and matrix products of one forward pass on so many images. Nothing is computed."""
     config = unet.config
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         twin = UNet2DModel.from_config(config)
-        twin(torch.empty(images, config.in_channels, config.sample_size, config.sample_size), 0)
+        noise = torch.empty(images, config.in_channels, config.sample_size, config.sample_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(noise, 0)
     return counter.get_total_flops()
 
 

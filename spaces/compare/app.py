@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from api import Api
+from machine import limit_spinning
 from markup import SIDES
 from page import PLAY, Page
 from quick_import import gradio as gr
@@ -149,6 +150,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    limit_spinning()  # before the first drawing imports torch
     zoo = Zoo(FolderSource(args.zoo, args.namespace) if args.zoo else HubSource(args.namespace))
     zoo.refresh()
     blocks = build(zoo)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from machine import threads_for
 from results import Evaluator, Model
 from safety import RepoRefused
 from zoo import Zoo, first_line
@@ -20,10 +20,6 @@ MAX_DRAWINGS = 256  # PNG files of some 20 to 200 KB
 TILE_PIXELS = 64  # small images are enlarged to at least this, without smoothing
 GAP_PIXELS = 4
 
-# Read when torch is imported. By default OpenMP's threads spin while they wait; on cores that other processes use too,
-# drawing the digits then took 2.3 s instead of 0.4 s, and 16 s at worst.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 
 class Drawing(NamedTuple):
     """Samples as one PNG, a grid with transparent gaps, and the number that the evaluator classifies as each label."""
@@ -31,6 +27,13 @@ class Drawing(NamedTuple):
     png: bytes
     label_counts: tuple[int, ...] | None  # None: no evaluator, or it failed
     evaluator_problem: str | None
+
+
+class Loaded(NamedTuple):
+    """A pipeline, and the 1e9 FLOPs of its U-Net on one image."""
+
+    pipeline: Any
+    gflop: float
 
 
 class BoundedCache:
@@ -83,8 +86,8 @@ class Sampler:
         return drawing
 
     def _new_drawing(self, model: Model, evaluator: Evaluator | None, noise_seed: int, samples: int, steps: int):
-        pipeline = self.pipelines.get((model.repo_id, model.revision), lambda: self._load_pipeline(model))
-        images = draw_images(pipeline, noise_seed, samples, steps)
+        loaded = self.pipelines.get((model.repo_id, model.revision), lambda: self._load_pipeline(model))
+        images = draw_images(loaded, noise_seed, samples, steps)
         counts, problem = None, None
         if evaluator:
             try:
@@ -96,14 +99,15 @@ class Sampler:
 
     # torch, diffusers and transformers take seconds to import: here, so that the page opens before.
 
-    def _load_pipeline(self, model: Model):
+    def _load_pipeline(self, model: Model) -> Loaded:
         folder = self.zoo.pipeline_folder(model)
         import torch
         from diffusers import DDIMPipeline
 
         pipeline = DDIMPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        gflop = count_gflop(pipeline.unet)
+        return Loaded(pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), gflop)
 
     def _load_evaluator(self, evaluator: Evaluator):
         folder = self.zoo.evaluator_folder(evaluator)
@@ -117,13 +121,28 @@ def describe_failure(repo_id: str, error: Exception) -> str:
     return str(error) if isinstance(error, RepoRefused) else f"{repo_id} could not be loaded. {first_line(error)}"
 
 
-def draw_images(pipeline, noise_seed: int, samples: int, steps: int):
+def count_gflop(unet) -> float:
+    """1e9 FLOPs of a forward pass of a copy of a U-Net on one image, of which nothing is computed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        twin = unet.from_config(unet.config)
+        noise = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(noise, 0)
+    return counter.get_total_flops() / 1e9
+
+
+def draw_images(loaded: Loaded, noise_seed: int, samples: int, steps: int):
     """Images [B, H, W, C] in [0, 1], a numpy array."""
     import torch
 
+    # By default torch takes hyper-threads too, and all cores of a container's host.
+    torch.set_num_threads(threads_for(samples * loaded.gflop))
     # A CPU generator gives the same noise for a model on any device.
     generator = torch.Generator("cpu").manual_seed(noise_seed)
-    return pipeline(batch_size=samples, generator=generator, num_inference_steps=steps, output_type="np").images
+    return loaded.pipeline(batch_size=samples, generator=generator, num_inference_steps=steps, output_type="np").images
 
 
 def count_labels(classifier, images, labels: int) -> tuple[int, ...]:

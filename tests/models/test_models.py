@@ -1,4 +1,4 @@
-"""The U-Net compiled, against itself."""
+"""The U-Net compiled, against itself; its FLOPs."""
 
 import copy
 import shutil
@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 from huggingface_hub import HfApi
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.models.pipelines import load_any_pipeline
-from gdzoo.models.unet import compile_unet
+from gdzoo.models.unet import compile_unet, create_unet, flops_of_forward
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,14 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch):
     monkeypatch.setattr(HfApi, "model_info", unreachable)
     with pytest.raises(ValueError, match="^google/ddpm-cat-256: .* the Hub cannot be reached: check the network"):
         load_any_pipeline("google/ddpm-cat-256", 5)
+
+
+@pytest.mark.parametrize(("model", "channels", "resolution"), [("tiny", 1, 8), ("fashion", 3, 16)])
+def test_flops_are_counted_without_computing(model, channels, resolution):
+    unet = create_unet(model, channels, resolution)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as computed:  # flash attention is not counted
+        unet(torch.zeros(4, channels, resolution, resolution), 0)
+    random_state = torch.get_rng_state()
+    assert flops_of_forward(unet, 4) == computed.get_total_flops() > 0
+    assert torch.equal(torch.get_rng_state(), random_state)  # the weights of the next model do not depend on it
+    assert flops_of_forward(unet, 128) == 32 * flops_of_forward(unet, 4)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from diffusers import DDIMPipeline
 
+from gdzoo.models.unet import flops_of_forward
+from tests.conftest import ROOT
 from tests.hub.server import FakeHub
 from tests.spaces.conftest import BENCHMARK, edit, strip
 from tests.spaces.driver import SPACE, expect, expect_drawn, opened, panel, running_app
@@ -183,7 +188,45 @@ def test_an_unknown_schema_is_refused_in_one_line(space, tiny_zoo, version):
         parse_evaluator("somebody/model", "main", {"names": ["0"], "schema_version": version})
 
 
+# Threads
+
+
+def test_threads_are_chosen_before_the_first_drawing_imports_torch():
+    code = """
+import os, sys
+import app, drawing, machine
+
+def started(source):
+    print({*machine.SPINNING.items()} <= {*os.environ.items()}, "torch" in sys.modules)
+    sys.exit()
+
+sys.argv, app.Zoo = ["app.py"], started
+app.main()
+"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    run = subprocess.run([sys.executable, "-c", code], env=env, cwd=SPACE, capture_output=True, text=True)
+    assert run.stdout == "True False\n", run.stderr
+
+
+def test_a_drawing_takes_the_threads_that_its_model_can_use(space, tiny_zoo, monkeypatch):
+    import drawing
+
+    folder, threads = tiny_zoo.zoo / "split-digits-task1", []
+    monkeypatch.setattr(drawing, "threads_for", lambda gflop: threads.append(gflop) or 1)
+    sampler = drawing.Sampler(SimpleNamespace(evaluators={}, pipeline_folder=lambda model: folder))
+    model = SimpleNamespace(repo_id="gdzoo/split-digits-task1", revision=None, benchmark="split-digits")
+    for samples in (1, 3):
+        sampler.draw(model, 0, samples, 1)
+    unet = DDIMPipeline.from_pretrained(folder).unet
+    assert threads == pytest.approx([flops_of_forward(unet, samples) / 1e9 for samples in (1, 3)])
+
+
 # Files of the Space
+
+
+def test_threads_are_chosen_as_in_training():
+    """A Space has no gdzoo: it holds a copy of the file."""
+    assert (SPACE / "machine.py").read_bytes() == (ROOT / "gdzoo/machine.py").read_bytes()
 
 
 def test_the_readme_installs_what_its_commands_need():

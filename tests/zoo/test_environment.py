@@ -44,5 +44,6 @@ def test_without_proc_the_peak_is_in_mib_too(monkeypatch, platform, unit, text):
 def test_hardware(monkeypatch, text):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     without_proc(monkeypatch, text)
-    cores, _, name = made_with()["hardware"].partition(" x ")
-    assert int(cores) == torch.get_num_threads() and (name == "Some CPU" if text else name)
+    found = made_with()
+    cores, _, name = found["hardware"].partition(" x ")
+    assert int(cores) == found["threads"] == torch.get_num_threads() and (name == "Some CPU" if text else name)

@@ -151,6 +151,7 @@ ENTRY = results()["history"][0]
         ({"schema_version": None}, "results.json has schema_version None, and this gdzoo reads 1"),
         ({"schema_version": 0}, "results.json has schema_version 0, and this gdzoo reads 1"),
         ({"schema_version": True}, "schema_version is True, not a whole number"),
+        ({"threads": "2"}, "threads is '2', not a whole number"),
         ({"task": "1"}, "task is '1', not a whole number"),
         ({"task": True}, "task is True, not a whole number"),
         ({"task": 4}, "task is 4, but there are 3 tasks"),
