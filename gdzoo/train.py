@@ -2,7 +2,6 @@
 
 import os
 import sys
-from types import ModuleType
 
 from gdzoo import machine
 from gdzoo.arguments import parse_args
@@ -25,15 +24,9 @@ def train(config: TrainConfig) -> list[dict]:
         TrainingError: the loss is not finite; what the last task saved is kept.
         Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
     """
-    return _command().train(config)
-
-
-def _command() -> ModuleType:
-    """What runs the settings. Its imports take seconds: torch, diffusers, datasets and more."""
-    machine.prepare_process()
     from gdzoo.training import command
 
-    return command
+    return command.train(config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with raised_signals():
             config.resolve().check_paths()
-            return _command().run_config(config)
+            machine.prepare_process()
+            from gdzoo.training import command  # takes seconds: it imports torch, diffusers, datasets and more
+
+            return command.run_config(config)
     except ConfigError as error:
         print(clean(f"gdzoo: {error}"), file=sys.stderr)
         return 2
