@@ -67,6 +67,10 @@ def train_all(
         The results.json of every task of every chain that is done.
     """
     config, main = run.config, run.accelerator.is_main_process
+    if not run.share:
+        if main:
+            tqdm.write(f"--chains {config.chains}: nothing to train, since all chains are in other shares")
+        return []
 
     def announce(result: dict, folder: Path):
         tqdm.write(clean(task_line(result)))  # it names classes
