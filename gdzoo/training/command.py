@@ -80,7 +80,7 @@ def run_config(config: TrainConfig) -> int:
 def run_worker(config: TrainConfig, announce: Callable[[dict, Path], None]) -> int:
     """The part of a run that a worker has, see training/workers.py; the exit code. Raises Interrupted."""
     found = _without_traceback(config, lambda run, evaluator, _: train_share(run, evaluator, announce))
-    return found if isinstance(found, int) else 0
+    return found or 0
 
 
 def _without_traceback(config: TrainConfig, work: Callable):
