@@ -109,7 +109,7 @@ def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninte
     assert run.wait() == -signal.SIGKILL
     [last] = (tmp_path / "zoo/.training").glob("*task1/checkpoint-12")
     last.rename(last.with_name(".replaced-checkpoint-12-0a1b2c3d"))
-    (tmp_path / "zoo/.training/.removed-split-digits-task9-0a1b2c3d").mkdir()
+    (tmp_path / "zoo/.training/.removed-gdzoo--split-digits-task9-0a1b2c3d").mkdir()
     again = launch([*rare, *RESUME], tmp_path)
     assert again.wait() == 0, again.text
     assert re.search(r"task 1/3.* 12/12 ", again.text) and not re.search(r"task 1/3.* [1-9]/12 ", again.text)
