@@ -53,7 +53,7 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},  # of its bars
+                env=os.environ | worker_environment(),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
             )
             self.processes.append(process)
@@ -98,12 +98,19 @@ class Workers:
             if character not in "\r\n":
                 text += character
                 continue
-            if character == "\n" and text.strip():
-                tqdm.write(clean(text), file=sys.stderr)
-            elif text.strip():
+            if text.strip() and character == "\r":
                 bar.set_description_str(text, refresh=True)
+            # Its errors come again from this process, when that trains the chain that the worker left.
+            elif text.strip() and not text.startswith("gdzoo: "):
+                tqdm.write(clean(text), file=sys.stderr)
             text = ""
         bar.close()
+
+
+def worker_environment() -> dict[str, str]:
+    """A worker finds the modules that this process does, none in the working folder; its bars fit the terminal."""
+    path = os.pathsep.join(sys.path)
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 def worker_count(run: Run) -> int:
