@@ -6,13 +6,14 @@ The run is forked; its workers are processes of their own, that need seconds to 
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.forked import Launched, launch, outcome
 from tests.kills import RESUME
 from tests.pauses import All, Pause, two_cores
@@ -154,3 +155,33 @@ def test_an_error_is_shown_once(tmp_path):
     assert run.wait() == 1
     assert run.last_line == "gdzoo: as it should" and run.text.count("as it should") == 1
     assert "finetune seed 69 after task 2" in run.text
+
+
+def test_ctrl_c_in_a_terminal_while_a_worker_starts(tmp_path, alone):
+    """The signal goes to all processes of the group; only the run reports it."""
+    command = (
+        "import sys; from tests.pauses import two_cores; two_cores(); from gdzoo import train; sys.exit(train.main())"
+    )
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(
+            [sys.executable, "-c", command, *CHAINS],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        while not list((tmp_path / "zoo/.training").glob("*/checkpoint-*")):
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        assert len(workers(tmp_path)) == 1
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130 and not workers(tmp_path)
+    finally:
+        run.kill()
+    told = (tmp_path / "log").read_text()
+    assert told.splitlines()[-1].startswith("gdzoo: stopped and saved after step ") and told.count("gdzoo: ") == 1
+    assert "Traceback" not in told
+    again = launch([*CHAINS, *RESUME], tmp_path)
+    assert again.wait() == 0, again.text
+    assert outcome(tmp_path) == alone
