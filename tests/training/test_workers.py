@@ -47,8 +47,13 @@ def run(tmp_path):
     run = launch(CHAINS, tmp_path, IN_TASK_2)
     run.wait_for((tmp_path / "paused").exists)
     yield run
+    end(run, tmp_path)
+
+
+def end(run: Launched, cwd: Path):
+    """Kill what a test that fails has left."""
     run.process.kill()
-    for process in workers(tmp_path):
+    for process in workers(cwd):
         os.kill(process, signal.SIGKILL)
 
 
@@ -117,25 +122,38 @@ def test_the_chain_of_a_killed_worker_is_trained_by_the_run(tmp_path, run, alone
     assert outcome(tmp_path) == alone
 
 
-def test_a_worker_ends_with_a_run_that_is_killed(tmp_path, run, alone):
-    wait_for_checkpoint(run, tmp_path)
-    run.process.kill()
-    run.process.join()
-    wait_for_end_of_workers(tmp_path)
-    again = launch([*CHAINS, *RESUME], tmp_path)
-    assert again.wait() == 0, again.text
-    assert outcome(tmp_path) == alone
+# ---- strategies from outside ----
 
-
-FAILS = """
-import dataclasses
+MINE = """
+import dataclasses, pathlib, time
 from gdzoo.method.strategies import Strategy
 
 @dataclasses.dataclass(frozen=True)
 class Fails(Strategy):
     def __call__(self, real, past, random):
         raise ValueError("as it should")
+
+@dataclasses.dataclass(frozen=True)
+class Slow(Strategy):
+    def __call__(self, real, past, random):
+        pathlib.Path("in a step").touch()
+        time.sleep(0.5)
 """
+
+
+@pytest.fixture
+def launch_mine(tmp_path):
+    """`launch_mine(strategy)` is a run that pauses in its chain; its worker trains a chain of this strategy."""
+    (tmp_path / "mine.py").write_text(MINE)
+    runs = []
+
+    def start(strategy: str) -> Launched:
+        arguments = [*CHAINS, "--strategy", "finetune", strategy, "--seeds", "69"]
+        runs.append(launch(arguments, tmp_path, All((find_modules_here, IN_TASK_2))))
+        return runs[0]
+
+    yield start
+    end(runs[0], tmp_path)
 
 
 def find_modules_here():
@@ -143,11 +161,9 @@ def find_modules_here():
     sys.path.append(os.getcwd())
 
 
-def test_an_error_is_shown_once(tmp_path):
+def test_an_error_is_shown_once(tmp_path, launch_mine):
     """A chain that a worker could not train is left to the run, which ends with the same error."""
-    (tmp_path / "mine.py").write_text(FAILS)
-    arguments = [*CHAINS, "--strategy", "finetune", "mine.Fails", "--seeds", "69"]
-    run = launch(arguments, tmp_path, All((find_modules_here, IN_TASK_2)))
+    run = launch_mine("mine.Fails")
     run.wait_for(lambda: "mine.Fails seed 69 after task 1" in run.text)
     wait_for_end_of_workers(tmp_path)
     assert "as it should" not in run.text
@@ -155,6 +171,18 @@ def test_an_error_is_shown_once(tmp_path):
     assert run.wait() == 1
     assert run.last_line == "gdzoo: as it should" and run.text.count("as it should") == 1
     assert "finetune seed 69 after task 2" in run.text
+
+
+def test_a_worker_saves_and_ends_when_the_run_is_killed(tmp_path, launch_mine):
+    run = launch_mine("mine.Slow")
+    run.wait_for((tmp_path / "in a step").exists)
+    run.process.kill()
+    wait_for_end_of_workers(tmp_path)
+    [checkpoint] = (tmp_path / "zoo/.training").glob("*task2/checkpoint-*")
+    assert checkpoint.name in ("checkpoint-1", "checkpoint-2")  # --checkpointing_steps 10
+
+
+# ---- the real command ----
 
 
 def test_ctrl_c_in_a_terminal_while_a_worker_starts(tmp_path, alone):
