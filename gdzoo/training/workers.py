@@ -47,13 +47,15 @@ class Workers:
         self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Workers":
+        columns, lines = shutil.get_terminal_size()
+        size = {"COLUMNS": str(columns), "LINES": str(lines)}  # for its bars; tqdm wants both
         for position in range(1, self.count + 1):
             process = subprocess.Popen(
                 [sys.executable, "-m", "gdzoo.training.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},  # of its bars
+                env=os.environ | size,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
             )
             self.processes.append(process)
