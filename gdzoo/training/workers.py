@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -47,15 +45,12 @@ class Workers:
         self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Workers":
-        columns, lines = shutil.get_terminal_size()
-        size = {"COLUMNS": str(columns), "LINES": str(lines)}  # for its bars; tqdm wants both
         for position in range(1, self.count + 1):
             process = subprocess.Popen(
                 [sys.executable, "-m", "gdzoo.training.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=os.environ | size,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
             )
             self.processes.append(process)
@@ -92,7 +87,8 @@ class Workers:
 
     def _follow_bars(self, process: subprocess.Popen, position: int):
         """Show the last state of the worker's bar as a bar of this process, and print its lines."""
-        bar = tqdm(bar_format="{desc}", position=position, leave=False, disable=not sys.stderr.isatty())
+        shown = dict(bar_format="{desc}", position=position, leave=False, dynamic_ncols=True)
+        bar = tqdm(**shown, disable=not sys.stderr.isatty())  # in a file it would only be noise
         text = ""
         # Popen's own text streams make a line of each state of a bar, which ends with \r.
         characters = io.TextIOWrapper(process.stderr, errors="replace", newline="")
