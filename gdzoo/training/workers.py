@@ -105,9 +105,14 @@ class Workers:
 
 
 def worker_count(run: Run) -> int:
-    """How many processes can train chains of the run beside this one."""
+    """How many processes can train chains of the run beside this one.
+
+    None where OMP_NUM_THREADS says what this run may use, or --chains, with which a scheduler starts the processes.
+    """
     accelerator = run.accelerator
-    if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or run.config.chains:
+    if accelerator.device.type != "cpu" or accelerator.num_processes > 1:
+        return 0
+    if machine.given_threads() or run.config.chains:
         return 0
     todo = sum(not chain.done for chain in run.share)
     return max(0, min(machine.cores() // run.threads, todo, machine.free_memory() // MEMORY) - 1)
