@@ -70,7 +70,7 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
         for thread in self.threads:
-            thread.join()
+            thread.join(PATIENCE)
 
     def at_work(self) -> bool:
         """Whether any worker is still running."""
