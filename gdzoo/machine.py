@@ -54,6 +54,12 @@ def keep_memory():
         mallopt(M_TRIM_THRESHOLD, -1)  # never return what is free at the end of the heap
 
 
+def release_memory():
+    """Return what `keep_memory` has kept, so that a task's peak memory is its own."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 # ---- threads ----
 
 

@@ -63,28 +63,33 @@ def prepare_all(config: TrainConfig) -> tuple[Run, Evaluator | None, Pusher | No
 
 def run_config(config: TrainConfig) -> int:
     """A whole run, its errors printed in one line each; the exit code. Raises Interrupted."""
-    found = _without_traceback(config, lambda *prepared: (prepared, train_all(*prepared, config)))
-    if isinstance(found, int):
-        return found
-    (run, _, pusher), results = found
-    if run.accelerator.is_main_process and results:
-        last = [chain for chain in run.share if chain.done][-1]
-        print(f"\n{final_table(results)}\n\nThe last model is in {last.folder(len(last.tasks))}. Next:\n")
-        print(f"    {space_command(run.config)}")
-    if pusher and pusher.left:
-        print(not_pushed(pusher.left, pusher.command(config.output_dir)))
-        return NOT_ALL_PUSHED if config.require_push else 0
-    return 0
+
+    def work(run: Run, evaluator: Evaluator | None, pusher: Pusher | None) -> int:
+        results = train_all(run, evaluator, pusher, config)
+        if run.accelerator.is_main_process and results:
+            last = [chain for chain in run.share if chain.done][-1]
+            print(f"\n{final_table(results)}\n\nThe last model is in {last.folder(len(last.tasks))}. Next:\n")
+            print(f"    {space_command(run.config)}")
+        if pusher and pusher.left:
+            print(not_pushed(pusher.left, pusher.command(config.output_dir)))
+            return NOT_ALL_PUSHED if config.require_push else 0
+        return 0
+
+    return _without_traceback(config, work)
 
 
 def run_worker(config: TrainConfig, announce: Callable[[dict, Path], None]) -> int:
     """The part of a run that a worker has, see training/workers.py; the exit code. Raises Interrupted."""
-    found = _without_traceback(config, lambda run, evaluator, _: train_share(run, evaluator, announce))
-    return found if isinstance(found, int) else 0
+
+    def work(run: Run, evaluator: Evaluator | None, pusher: None) -> int:
+        train_share(run, evaluator, announce)
+        return 0
+
+    return _without_traceback(config, work)
 
 
-def _without_traceback(config: TrainConfig, work: Callable):
-    """What `work` returns of a prepared run; the exit code after an error, which is printed in one line."""
+def _without_traceback(config: TrainConfig, work: Callable[..., int]) -> int:
+    """The exit code of `work`, called with what was prepared, or of an error, which is printed in one line."""
     # Each loads many small files, whose bars would hide the run's own.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -67,6 +67,10 @@ def train_all(
         The results.json of every task of every chain that is done.
     """
     config, main = run.config, run.accelerator.is_main_process
+    if not run.share:
+        if main:
+            tqdm.write(f"--chains {config.chains}: nothing to train, since all chains are in other shares")
+        return []
 
     def announce(result: dict, folder: Path):
         tqdm.write(clean(task_line(result)))  # it names classes
@@ -82,20 +86,19 @@ def train_all(
             for chain in run.share:
                 for result in published_results(chain):
                     announce(result, chain.folder(result["task"]))
-        torch.set_num_threads(run.threads)
         if evaluator is None and config.evaluator != "none":
             evaluator = train_missing_evaluator(run)
         if pusher and config.evaluator == "train":
             pusher.push(evaluator_folder(config))
         with Workers(given, run, announce) as workers:
-            results = train_share(run, evaluator, announce, workers.at_work)
+            train_share(run, evaluator, announce, workers.at_work)
     finally:
         if pusher:
             pusher.finish()
     left = [chain.title for chain in run.share if not chain.done]
     if left and main:
         tqdm.write(clean(f"left to another process, which is training: {', '.join(left)}"))
-    return results
+    return [result for chain in run.share if chain.done for result in published_results(chain)]
 
 
 def train_share(
@@ -103,8 +106,8 @@ def train_share(
     evaluator: Evaluator | None,
     announce: Callable[[dict, Path], None],
     others_work: Callable[[], bool] | None = None,
-) -> list[dict]:
-    """Train one chain after another until those that are left are trained by other processes; the results of all.
+):
+    """Train one chain after another, until those that are left are trained by other processes.
 
     Args:
         announce: called on the main process with the results and the folder of each task that is published.
@@ -115,13 +118,11 @@ def train_share(
         settings = {name: str(value) for name, value in config.to_dict().items()}
         accelerator.init_trackers("gdzoo", config=settings)
     reference = real_features(run, evaluator) if evaluator and accelerator.is_main_process else None
-    results = []
     with closing(take_chains(run, others_work)) as chains:
         for chain in chains:
-            results += train_chain(run, chain, evaluator, reference, announce)
+            train_chain(run, chain, evaluator, reference, announce)
     if config.report_to:
         accelerator.end_training()
-    return results
 
 
 def train_chain(
@@ -130,8 +131,8 @@ def train_chain(
     evaluator: Evaluator | None,
     reference: Reference | None,
     announce: Callable[[dict, Path], None],
-) -> list[dict]:
-    """Train one chain on all tasks that are not published yet; the results of all of them."""
+):
+    """Train one chain on all tasks that are not published yet."""
     accelerator = run.accelerator
     accelerator.wait_for_everyone()
     results = published_results(chain)
@@ -146,7 +147,6 @@ def train_chain(
                 announce(results[-1], chain.folder(task))
         if accelerator.is_main_process:
             remove_folder(chain.checkpoint_folder(task))
-    return results
 
 
 @contextmanager

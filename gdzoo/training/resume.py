@@ -21,6 +21,8 @@ from gdzoo.hub.repos import (
 )
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.training.evaluators import evaluator_lock
+from gdzoo.training.locks import Lock
 from gdzoo.training.output import other_classes
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results
 from gdzoo.zoo.folders import atomic_folder
@@ -67,7 +69,7 @@ def check_repos(run: Run, api: HfApi):
         PermanentHubError, TemporaryHubError
     """
     target = hub_target(run.config)
-    for chain in run.chains:
+    for chain in run.share:
         trained = 0 if run.config.overwrite_output_dir else len(published_results(chain))
         for task in chain.task_numbers:
             info = with_retries(find, api, target.repo_id(chain.folder(task)))
@@ -96,7 +98,7 @@ def fetch_chains(run: Run, api: HfApi):
     if repo_id != "hub":
         return fetch_by_name(run, api, repo_id, revision or None)
     target = hub_target(run.config)
-    for chain in run.chains:
+    for chain in run.share:
         for task in reversed(chain.task_numbers[len(published_results(chain)) :]):
             info = with_retries(find, api, target.repo_id(chain.folder(task)))
             # A crash between a repo's creation and its first commit leaves an empty one.
@@ -143,10 +145,16 @@ def fetch(run: Run, chain: Chain, api: HfApi, info: RepoInfo):
     other = chain.config.difference(there) or other_classes(chain, run.data, results)
     if other:
         raise ConfigError(f"{what} was trained with {other}")
-    if not chain.folder(task).exists():
-        with atomic_folder(chain.folder(task)) as partial:
-            with_retries(download, api, info, partial)
-            check_pipeline(run, partial, what)
+    lock = Lock(chain.config, chain.name)
+    if not lock.take():  # another process trains this chain, or downloads it, too
+        return
+    try:
+        if not chain.folder(task).exists():
+            with atomic_folder(chain.folder(task)) as partial:
+                with_retries(download, api, info, partial)
+                check_pipeline(run, partial, what)
+    finally:
+        lock.free()
 
 
 def check_pipeline(run: Run, folder: Path, what: str):
@@ -175,8 +183,16 @@ def fetch_evaluator(run: Run, api: HfApi):
         PermanentHubError, ValueError: it does not fit.
         TemporaryHubError
     """
-    if evaluator_folder(run.config).exists():
-        return
+    lock = evaluator_lock(run.config)
+    lock.wait("the evaluator")
+    try:
+        if not evaluator_folder(run.config).exists():
+            _fetch_evaluator(run, api)
+    finally:
+        lock.free()
+
+
+def _fetch_evaluator(run: Run, api: HfApi):
     repo_id = hub_target(run.config).repo_id(evaluator_folder(run.config))
     info = with_retries(find, api, repo_id)
     if info is None or not has_weights(info):

@@ -78,9 +78,10 @@ class Run:
 
     @property
     def share(self) -> list[Chain]:
-        """The chains of this process: all, or those that --chains gives it."""
+        """The chains of this process: all, or every Nth with --chains I/N (all of one seed, if N is their number)."""
         number, shares = self.config.share
-        return self.chains[number - 1 :: shares]
+        by_strategy = sorted(self.chains, key=lambda chain: self.config.strategy.index(chain.strategy))
+        return by_strategy[number - 1 :: shares] if shares > 1 else self.chains
 
 
 def make_chains(config: TrainConfig, data: ImageData) -> list[Chain]:

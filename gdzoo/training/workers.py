@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -53,7 +51,6 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},  # of its bars
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
             )
             self.processes.append(process)
@@ -73,7 +70,7 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
         for thread in self.threads:
-            thread.join()
+            thread.join(PATIENCE)
 
     def at_work(self) -> bool:
         """Whether any worker is still running."""
@@ -90,7 +87,8 @@ class Workers:
 
     def _follow_bars(self, process: subprocess.Popen, position: int):
         """Show the last state of the worker's bar as a bar of this process, and print its lines."""
-        bar = tqdm(bar_format="{desc}", position=position, leave=False, disable=not sys.stderr.isatty())
+        shown = dict(bar_format="{desc}", position=position, leave=False, dynamic_ncols=True)
+        bar = tqdm(**shown, disable=not sys.stderr.isatty())  # in a file it would only be noise
         text = ""
         # Popen's own text streams make a line of each state of a bar, which ends with \r.
         characters = io.TextIOWrapper(process.stderr, errors="replace", newline="")
@@ -107,9 +105,14 @@ class Workers:
 
 
 def worker_count(run: Run) -> int:
-    """How many processes can train chains of the run beside this one."""
+    """How many processes can train chains of the run beside this one.
+
+    None where OMP_NUM_THREADS says what this run may use, or --chains, with which a scheduler starts the processes.
+    """
     accelerator = run.accelerator
-    if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or run.config.chains:
+    if accelerator.device.type != "cpu" or accelerator.num_processes > 1:
+        return 0
+    if machine.given_threads() or run.config.chains:
         return 0
     todo = sum(not chain.done for chain in run.share)
     return max(0, min(machine.cores() // run.threads, todo, machine.free_memory() // MEMORY) - 1)
