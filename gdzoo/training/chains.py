@@ -17,6 +17,8 @@ from gdzoo.training.run import Chain, Run
 from gdzoo.zoo.folders import read_json, write_json
 from gdzoo.zoo.names import chain_name
 
+JUST_TAKEN = 0.5  # seconds within which a process that takes a lock has written its settings, or has freed it again
+
 
 def take_chains(run: Run, others_work: Callable[[], bool] | None = None) -> Iterator[Chain]:
     """Each chain of this process's share, its lock held while it is trained; all processes of an Accelerator call it.
@@ -69,20 +71,32 @@ def _take_one(
 
 
 def _begin(run: Run, chain: Chain, lock: Lock):
+    write_json(_settings_file(lock), chain.config.to_dict())
     sweep_chain(chain)
     check_published(chain, run.data)
-    write_json(lock.file.with_suffix(".json"), chain.config.to_dict())
+
+
+def _settings_file(lock: Lock) -> Path:
+    """The settings of the process that holds the lock, or of the one that held it before."""
+    return lock.file.with_suffix(".json")
 
 
 def _refuse_other_settings(lock: Lock, chain: Chain):
     """Raises ConfigError: the process that holds the lock trains the chain with other settings."""
-    with contextlib.suppress(ValueError):  # not written yet: its own preparation, or what it publishes, tells
-        other = chain.config.difference(read_json(lock.file.with_suffix(".json")))
-        if other:
+    if _other_settings(lock, chain):
+        time.sleep(JUST_TAKEN)  # the file may be older than this hold of the lock
+        if (other := _other_settings(lock, chain)) and not lock.is_free():
             raise ConfigError(
                 f"--output_dir {chain.config.output_dir}: another process is training {chain.title} there with"
                 f" {other}; choose another --output_dir or --hub_namespace"
             )
+
+
+def _other_settings(lock: Lock, chain: Chain) -> str:
+    try:
+        return chain.config.difference(read_json(_settings_file(lock)))
+    except ValueError:  # it is being written
+        return ""
 
 
 def check_others(run: Run):

@@ -78,7 +78,7 @@ class Run:
 
     @property
     def share(self) -> list[Chain]:
-        """The chains of this process: all, or every Nth with --chains I/N (all of one seed, if N is their number)."""
+        """The chains of this process: all, or every Nth; of as many shares as seeds, all of one seed."""
         number, shares = self.config.share
         by_strategy = sorted(self.chains, key=lambda chain: self.config.strategy.index(chain.strategy))
         return by_strategy[number - 1 :: shares] if shares > 1 else self.chains
