@@ -42,6 +42,7 @@ from gdzoo.zoo.environment import made_with, peak_memory_mib
 TASK = 2  # w = 1/2
 MEASURED = ("finetune", "generative_replay", "generative_distillation")  # by default
 ALONE = ("finetune", "joint")  # without a rehearsal batch
+ONE_INPUT = (*ALONE, "lwf")  # whose student sees the real images alone
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
 CPU_PEAK, GPU_PEAK = (64, 4096), (64, 8192)  # images of the convolution and rows of the matrix product of a peak
@@ -153,19 +154,19 @@ def make_loop(
     past = Past(Teacher(teacher, scheduler), buffer)
     learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
     if name == UNETS:
-        return unets_alone(learner, teacher_calls(config, strategy), strategy not in ALONE)
+        return unets_alone(learner, teacher_calls(config, strategy), strategy not in ONE_INPUT)
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
 
 
-def unets_alone(learner: Learner, teacher_calls: int, rehearses: bool) -> Callable[[int, Tensor], Tensor]:
+def unets_alone(learner: Learner, teacher_calls: int, two_inputs: bool) -> Callable[[int, Tensor], Tensor]:
     """The forward and backward passes of a step, without noise, loss weights, clipping, optimizer or EMA."""
 
     def step(number: int, pixels: Tensor) -> Tensor:
         images = pixels.float()
-        if rehearses:
-            replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
-            for _ in range(teacher_calls):
-                learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
+        replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
+        for _ in range(teacher_calls):
+            learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
+        if two_inputs:
             images = torch.cat([images, replay])
         with learner.accelerator.autocast():
             loss = learner.student(images, torch.zeros(len(images), device=images.device)).sample.mean()
@@ -191,11 +192,9 @@ def teacher_calls(config: TrainConfig, strategy: str) -> int:
     return drawn + (strategy.endswith("distillation") or strategy == "lwf")
 
 
-def passes(name: str, config: TrainConfig, strategy: str) -> int:
-    """Images through the student and the teacher in a step of a loop."""
-    replayed = 0 if strategy in ALONE else 1 + teacher_calls(config, strategy)
-    if strategy == "lwf" and name == "reference":
-        replayed -= 1
+def passes(config: TrainConfig, strategy: str) -> int:
+    """Images through the student and the teacher in a step."""
+    replayed = teacher_calls(config, strategy) + (strategy not in ONE_INPUT)
     return config.train_batch_size + replayed * config.replay_batch_size
 
 
@@ -250,7 +249,7 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
     found = {}
     for strategy in strategies:
         found[strategy] = {
-            name: rates(name, config, strategy, flops[strategy, name], times[strategy, name]) for name in TIMED
+            name: rates(config, strategy, flops[strategy, name], times[strategy, name]) for name in TIMED
         }
         for name in ("gdzoo", UNETS):
             found[strategy][name]["speedup"] = median_ratio(times[strategy, "reference"], times[strategy, name])
@@ -260,13 +259,13 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
     return found
 
 
-def rates(name: str, config: TrainConfig, strategy: str, flops: int, times: list[float]) -> dict[str, float]:
+def rates(config: TrainConfig, strategy: str, flops: int, times: list[float]) -> dict[str, float]:
     """Rates from the seconds a step of several rounds."""
     middle = statistics.median(times)
     return {
         "seconds_per_step": middle,
         "images_per_second": config.train_batch_size / middle,
-        "passes_per_second": passes(name, config, strategy) / middle,
+        "passes_per_second": passes(config, strategy) / middle,
         "flops_per_step": flops,
         "flops_per_second": flops / middle,
     }
