@@ -16,9 +16,9 @@ from pathlib import Path
 # 1.61 times as fast as with one (tests/benchmarks/RESULTS.md).
 GFLOP_PER_THREAD = 2.0
 
-# For GNU's OpenMP, which torch uses on Linux: a thread that waits spins this many times, then sleeps. By default it spins
-# so long that a busy neighbour on the same cores makes a step several times slower; OMP_WAIT_POLICY=PASSIVE is slower on
-# idle cores, and no faster beside a neighbour (tests/benchmarks/RESULTS.md).
+# For GNU's OpenMP, which torch uses on Linux: a thread that waits spins this many times, then sleeps. By default it
+# spins so long that a busy neighbour on the same cores makes a step several times slower. OMP_WAIT_POLICY=PASSIVE is
+# slower on idle cores, and no faster beside a neighbour (tests/benchmarks/RESULTS.md).
 SPINNING = {"GOMP_SPINCOUNT": "1000"}
 SPINNING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # one of these: the user has chosen
 
