@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -51,6 +52,7 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                env=os.environ | worker_environment(),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
             )
             self.processes.append(process)
@@ -96,12 +98,18 @@ class Workers:
             if character not in "\r\n":
                 text += character
                 continue
-            if character == "\n" and text.strip():
-                tqdm.write(clean(text), file=sys.stderr)
-            elif text.strip():
+            if text.strip() and character == "\r":
                 bar.set_description_str(text, refresh=True)
+            # Its errors come again from this process, when that trains the chain that the worker left.
+            elif text.strip() and not text.startswith("gdzoo: "):
+                tqdm.write(clean(text), file=sys.stderr)
             text = ""
         bar.close()
+
+
+def worker_environment() -> dict[str, str]:
+    """A worker finds the modules that this process does, and none in the working folder."""
+    return {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
 
 
 def worker_count(run: Run) -> int:

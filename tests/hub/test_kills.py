@@ -1,6 +1,7 @@
 """Training runs that are killed while they push, and run again: the Hub and the zoo end as if nothing had happened."""
 
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS
 from tests.forked import launch, outcome
 from tests.hub.folders import assert_pushed_once
+from tests.pauses import All, Pause, two_cores
 
 ARGUMENTS = [
     *("--max_train_steps", "2", "--train_batch_size", "4", "--eval_steps", "1", "--eval_samples", "10"),
@@ -82,3 +84,44 @@ def test_a_run_killed_while_it_pushes_ends_with_the_same_bits(hub, tmp_path, nev
         assert_pushed_once(hub, folder, read_json(folder / RESULTS).get("run"))
     [collection] = hub.collections()
     assert [item["id"] for item in collection.items] == REPOS
+
+
+@pytest.fixture
+def use_hub(hub, tmp_path) -> UseHub:
+    return UseHub(hub.client_env("hf_write", tmp_path), hub.client_constants(tmp_path))
+
+
+def test_what_one_process_downloads_is_not_swept_by_another_that_starts(hub, tmp_path, never_killed, use_hub):
+    made, cwd = tmp_path / "made", tmp_path / "cwd"
+    arguments = [*ARGUMENTS, "--push_to_hub", "--require_push"]
+    assert launch(arguments, made, use_hub).wait() == 0
+    shutil.rmtree(made / "zoo")
+    before = All((use_hub, Pause("gdzoo.training.resume", "check_pipeline")))  # while it is in a .partial- folder
+    arguments = [*ARGUMENTS, "--resume_from_checkpoint", "hub"]
+    first = launch(arguments, cwd, before)
+    first.wait_for((cwd / "paused").exists)
+    second = launch(arguments, cwd, use_hub)
+    assert second.wait() == 0, second.text
+    assert "left to another process, which is training: generative_distillation" in second.text
+    assert len(list((cwd / "zoo/gdzoo").glob(".partial-split-digits-task2-*"))) == 1
+    (cwd / "paused").unlink()
+    assert first.wait() == 0, first.text
+    weights, *_ = outcome(cwd)["split-digits-task2"]
+    assert weights == never_killed["split-digits-task2"][0]
+
+
+def test_the_run_pushes_what_its_worker_trains(hub, tmp_path, use_hub):
+    cwd = tmp_path / "run"
+    before = All((use_hub, two_cores, Pause("gdzoo.training.loop", "train_task", nth=2)))
+    arguments = [*ARGUMENTS, "--seeds", "42", "69", "--push_to_hub", "--require_push"]
+    run = launch(arguments, cwd, before)
+    last = "gdzoo/split-digits-seed69-task2"
+    run.wait_for(lambda: last in hub.repos() and hub.tags(last))
+    (cwd / "paused").unlink()
+    assert run.wait() == 0, run.text
+    assert "left to another" not in run.text
+    names = [f"split-digits{seed}-task{task}" for seed in ("", "-seed69") for task in (1, 2)]
+    assert sorted(hub.repos()) == sorted(["gdzoo/split-digits-evaluator", *(f"gdzoo/{name}" for name in names)])
+    for name in names:
+        folder = cwd / "zoo/gdzoo" / name
+        assert_pushed_once(hub, folder, read_json(folder / RESULTS)["run"])
