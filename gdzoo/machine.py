@@ -16,8 +16,9 @@ from pathlib import Path
 # 1.61 times as fast as with one (tests/benchmarks/RESULTS.md).
 GFLOP_PER_THREAD = 2.0
 
-# TO BE MEASURED. For GNU's OpenMP, which torch uses on Linux: a thread that waits spins this many times, then sleeps.
-# By default it spins so long that a busy neighbour on the same cores makes a small step ten times slower.
+# For GNU's OpenMP, which torch uses on Linux: a thread that waits spins this many times, then sleeps. By default it
+# spins so long that a busy neighbour on the same cores makes a step several times slower. OMP_WAIT_POLICY=PASSIVE is
+# slower on idle cores, and no faster beside a neighbour (tests/benchmarks/RESULTS.md).
 SPINNING = {"GOMP_SPINCOUNT": "1000"}
 SPINNING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # one of these: the user has chosen
 
@@ -52,6 +53,12 @@ def keep_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # no block is mapped by itself, because that would be unmapped when it is freed
         mallopt(M_TRIM_THRESHOLD, -1)  # never return what is free at the end of the heap
+
+
+def release_memory():
+    """Return what `keep_memory` has kept, so that a task's peak memory is its own."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ---- threads ----

@@ -200,7 +200,10 @@ def test_accelerate_for_cpus_sets_the_cores_of_the_machine(clean, monkeypatch):
 )
 def test_the_real_launchers_leave_the_choice_to_us(clean, tmp_path, launcher, extra):
     script = tmp_path / "script.py"
-    script.write_text("from gdzoo import machine; print('given:', machine.given_threads())")
+    # In one write, as several processes share the output.
+    script.write_text(
+        "import os; from gdzoo import machine; os.write(1, f'given: {machine.given_threads()}\\n'.encode())"
+    )
     command = [sys.executable, "-m", *launcher, *extra, str(script)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)

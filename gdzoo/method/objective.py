@@ -40,14 +40,17 @@ def continual_loss(
 ) -> Tensor:
     """w mse(real) + (1 - w) replay_weight mse(rehearsal), w = 1 / tasks (Masip et al., section 3.2).
 
-    The student runs once, on both halves together.
+    The student runs once, on both halves together; on one of them where their inputs are the same.
 
     Args:
         tasks: how many the student is to be able to do afterwards, the current one included.
         snr_weight: maps t [B] to the weight [B] of each image.
     """
     batch = real if rehearsal is None else Batch(*(torch.cat(pair) for pair in zip(real, rehearsal, strict=True)))
-    prediction = student(batch.x_t, batch.t).sample
+    if rehearsal is not None and same_input(real, rehearsal):
+        prediction = student(real.x_t, real.t).sample.repeat(2, 1, 1, 1)
+    else:
+        prediction = student(batch.x_t, batch.t).sample
     error = F.mse_loss(prediction.float(), batch.target, reduction="none").flatten(1).mean(1)
     if snr_weight is not None:
         error = error * snr_weight(batch.t)
@@ -56,6 +59,11 @@ def continual_loss(
     w = 1 / tasks
     real_error, rehearsal_error = error.split([len(real.t), len(rehearsal.t)])
     return w * real_error.mean() + (1 - w) * replay_weight * rehearsal_error.mean()
+
+
+def same_input(real: Batch, rehearsal: Batch) -> bool:
+    """Whether the rehearsal has the real batch's own x_t and t, and differs in the target alone, as LwF's."""
+    return rehearsal.x_t is real.x_t and rehearsal.t is real.t
 
 
 def min_snr_weight(scheduler: DDIMScheduler, gamma: float, t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,26 +50,22 @@ def take_chains(run: Run, others_work: Callable[[], bool] | None = None) -> Iter
 def _take_one(
     run: Run, chains: list[Chain], others_work: Callable[[], bool] | None
 ) -> tuple[int, Lock] | tuple[None, None]:
-    """The index and the lock of a chain; first of one whose first task need not be waited for."""
-    while True:
-        at_work = (
-            others_work and others_work()
-        )  # before the locks: whoever ends between both leaves its chain to the next round
-        for waits in (False, True):
-            for index, chain in enumerate(chains):
-                if not waits and _first_task_is_taken(run, chain):
-                    continue
-                lock = Lock(chain.config, chain.name)
-                if not lock.take():
-                    _refuse_other_settings(lock, chain)
-                    continue
+    """The index and the lock of a chain, as soon as one is free; None, None if other processes train all of them."""
+    for attempt in itertools.count():
+        # Asked before the locks: the chain of a process that ends in between is found in the next round.
+        at_work = others_work and others_work()
+        # First a chain whose first task need not be waited for.
+        for index, chain in sorted(enumerate(chains), key=lambda pair: _first_task_is_taken(run, pair[1])):
+            lock = Lock(chain.config, chain.name)
+            if lock.take():
                 try:
                     _begin(run, chain, lock)
                 except BaseException:
                     lock.free()
                     raise
                 return index, lock
-        if not at_work:
+            _refuse_other_settings(lock, chain)
+        if attempt and not at_work:  # not at the first: another process may only have looked at the lock
             return None, None
         time.sleep(POLL)
 

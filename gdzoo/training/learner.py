@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from gdzoo.config import TrainConfig
-from gdzoo.method.objective import continual_loss, min_snr_weight, noised
+from gdzoo.method.objective import continual_loss, min_snr_weight, noised, same_input
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
 from gdzoo.method.strategies import Past, Strategy
@@ -98,7 +98,9 @@ class Learner:
     def _loss(self, pixels: Tensor, random: StepRandom) -> Tensor:
         real = noised(real_images(pixels, self.config.random_flip, random), self.scheduler, random)
         rehearsal = self.strategy(real, self.past, random) if self.past else None
-        self.passes += len(real.t) + (len(rehearsal.t) if rehearsal else 0)
+        self.passes += len(real.t)
+        if rehearsal and not same_input(real, rehearsal):
+            self.passes += len(rehearsal.t)
         known = self.config.tasks_known(self.task)
         return continual_loss(self.student, real, rehearsal, known, self.config.replay_weight, self.snr_weight)
 

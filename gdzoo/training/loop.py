@@ -86,7 +86,6 @@ def train_all(
             for chain in run.share:
                 for result in published_results(chain):
                     announce(result, chain.folder(result["task"]))
-        torch.set_num_threads(run.threads)
         if evaluator is None and config.evaluator != "none":
             evaluator = train_missing_evaluator(run)
         if pusher and config.evaluator == "train":

@@ -46,6 +46,7 @@ def prepare(config: TrainConfig) -> Run:
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data), accelerator)
     threads = default_threads(config, data, pretrained)
+    torch.set_num_threads(threads)
     run = Run(config, accelerator, data, make_chains(config, data), threads, pretrained)
     check_publishing(run)
     check_output(run)

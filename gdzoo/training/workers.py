@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -73,7 +72,7 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
         for thread in self.threads:
-            thread.join()
+            thread.join(PATIENCE)
 
     def at_work(self) -> bool:
         """Whether any worker is still running."""
@@ -90,7 +89,8 @@ class Workers:
 
     def _follow_bars(self, process: subprocess.Popen, position: int):
         """Show the last state of the worker's bar as a bar of this process, and print its lines."""
-        bar = tqdm(bar_format="{desc}", position=position, leave=False, disable=not sys.stderr.isatty())
+        shown = dict(bar_format="{desc}", position=position, leave=False, dynamic_ncols=True)
+        bar = tqdm(**shown, disable=not sys.stderr.isatty())  # in a file it would only be noise
         text = ""
         # Popen's own text streams make a line of each state of a bar, which ends with \r.
         characters = io.TextIOWrapper(process.stderr, errors="replace", newline="")
@@ -108,15 +108,19 @@ class Workers:
 
 
 def worker_environment() -> dict[str, str]:
-    """A worker finds the modules that this process does, none in the working folder; its bars fit the terminal."""
-    path = os.pathsep.join(sys.path)
-    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
+    """A worker finds the modules that this process does, and none in the working folder."""
+    return {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
 
 
 def worker_count(run: Run) -> int:
-    """How many processes can train chains of the run beside this one."""
+    """How many processes can train chains of the run beside this one.
+
+    None where OMP_NUM_THREADS says what this run may use, or --chains, with which a scheduler starts the processes.
+    """
     accelerator = run.accelerator
-    if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or run.config.chains:
+    if accelerator.device.type != "cpu" or accelerator.num_processes > 1:
+        return 0
+    if machine.given_threads() or run.config.chains:
         return 0
     todo = sum(not chain.done for chain in run.share)
     return max(0, min(machine.cores() // run.threads, todo, machine.free_memory() // MEMORY) - 1)

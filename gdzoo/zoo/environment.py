@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from gdzoo import machine
+
 PACKAGES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "huggingface_hub")
 
 
@@ -36,6 +38,7 @@ def reset_peak_memory(device: torch.device):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        machine.release_memory()
         with contextlib.suppress(OSError):  # containers may forbid it
             Path("/proc/self/clear_refs").write_text("5")
 

@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-GFLOP_PER_THREAD = 1.0  # TO BE MEASURED: of a forward pass; with less work, another thread costs more than it brings
+# Of a forward pass on all images of a step: with two threads and 1.5, 2.9 or 5.9 GFLOP in all, a step is 1.33, 1.50 or
+# 1.61 times as fast as with one (tests/benchmarks/RESULTS.md).
+GFLOP_PER_THREAD = 2.0
 
-# TO BE MEASURED. For GNU's OpenMP, which torch uses on Linux: a thread that waits spins this many times, then sleeps.
-# By default it spins so long that a busy neighbour on the same cores makes a small step ten times slower.
+# For GNU's OpenMP, which torch uses on Linux: a thread that waits spins this many times, then sleeps. By default it
+# spins so long that a busy neighbour on the same cores makes a step several times slower. OMP_WAIT_POLICY=PASSIVE is
+# slower on idle cores, and no faster beside a neighbour (tests/benchmarks/RESULTS.md).
 SPINNING = {"GOMP_SPINCOUNT": "1000"}
 SPINNING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # one of these: the user has chosen
 
@@ -50,6 +53,12 @@ def keep_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # no block is mapped by itself, because that would be unmapped when it is freed
         mallopt(M_TRIM_THRESHOLD, -1)  # never return what is free at the end of the heap
+
+
+def release_memory():
+    """Return what `keep_memory` has kept, so that a task's peak memory is its own."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ---- threads ----
@@ -146,3 +155,19 @@ def _quota_of(cgroup: Path) -> float:
         quota, period = ((cgroup / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
     cpus = int(quota) / int(period)
     return cpus if cpus > 0 else math.inf
+
+
+# ---- memory ----
+
+
+def free_memory(sys: Path = SYS, proc: Path = PROC) -> int:
+    """Bytes that new processes can use, of the machine and of this process's cgroups (version 2); 0 if unknown."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        found = None
+    free = [int(found[1]) * 2**10 if found else 0]
+    for folder in _cgroups(sys / "fs/cgroup", proc):
+        with contextlib.suppress(OSError, ValueError):  # without a limit there is no number
+            free.append(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+    return max(0, min(free))

@@ -1,11 +1,11 @@
-"""Speed and memory of gdzoo's training step against the loop that a newcomer to diffusers would write.
+"""Speed and memory of gdzoo's training step against a loop as lean as that of the paper's authors.
 
     python tests/benchmarks/step.py --benchmark split-digits --output step.json
 
-Both run in turn on the same uint8 batches, so that loading data is in neither. The third row, U-Nets, is the forward
-and backward passes of gdzoo's step alone. FLOPs are those of torch's FlopCounterMode (convolutions and matrix
-products); the peak is what a large convolution and a large matrix product reach on the same device.
-RESULTS.md, section 10, has the results.
+Both run in turn on the same uint8 batches, so that loading data is in neither, in a process prepared like the trainer's
+(threads, how they wait, memory). The third row, U-Nets, is the forward and backward passes of gdzoo's step alone.
+FLOPs are those of torch's FlopCounterMode (convolutions and matrix products); the peak is what a large convolution and
+a large matrix product reach on the same device. RESULTS.md, section 12, has the results.
 """
 
 import argparse
@@ -17,16 +17,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDIMPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from gdzoo import machine
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.method.catalogue import STRATEGIES
@@ -35,83 +36,101 @@ from gdzoo.method.sampling import Teacher
 from gdzoo.method.strategies import Past, create_strategy
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.learner import COMPUTE_DTYPES, Learner
+from gdzoo.training.prepare import default_threads
 from gdzoo.zoo.environment import made_with, peak_memory_mib
 
 TASK = 2  # w = 1/2
 MEASURED = ("finetune", "generative_replay", "generative_distillation")  # by default
 ALONE = ("finetune", "joint")  # without a rehearsal batch
+ONE_INPUT = (*ALONE, "lwf")  # whose student sees the real images alone
 LOOPS = ("reference", "gdzoo")
 UNETS = "U-Nets"
 CPU_PEAK, GPU_PEAK = (64, 4096), (64, 8192)  # images of the convolution and rows of the matrix product of a peak
 TIMED = (*LOOPS, UNETS)
-FRESH = multiprocessing.get_context("spawn")  # for processes whose peak memory is measured
+FRESH = multiprocessing.get_context("spawn")  # for all that is measured
 
 
 class ReferenceLoop:
-    """The paper's step, written like the tutorials of diffusers: fp32, and a pipeline call for each replay batch.
+    """The paper's step in fp32, as its authors write it: one student forward on both halves, Adam by its defaults.
 
-    Random numbers are drawn in the same order as in gdzoo, so that a test can show that both compute the same.
+    It draws replay images as their pipeline does, which returns what the last DDIM step gives. Random numbers are drawn
+    in the same order as in gdzoo, so that a test can show that both compute the same.
+
+    Source: the authors' code, github.com/Atenrev/diffusion_continual_learning.
     """
 
     def __init__(self, config: TrainConfig, strategy: str, unet, teacher, buffer: Tensor, device: torch.device):
         self.config, self.strategy, self.buffer, self.device = config, strategy, buffer, device
         self.scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
         self.unet, self.teacher = unet.train(), teacher.eval()
-        self.pipeline = DDIMPipeline(teacher, create_scheduler(config.prediction_type, config.rescale_betas_zero_snr))
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, foreach=False)
+        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
+        # Theirs has no schedule and no average. The digits have both, and the reference computes the same.
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
             self.optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay) if config.use_ema else None
+        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True) if config.use_ema else None
 
-    def step(self, number: int, pixels: Tensor) -> float:
-        """One optimizer step on uint8 images [B, C, H, W]; its loss."""
+    def step(self, number: int, pixels: Tensor) -> Tensor:
+        """One optimizer step on uint8 images [B, C, H, W]; its loss []."""
         generator = torch.Generator(self.device).manual_seed(seed_from(self.config.seed, TASK, number))
         images = pixels.float() / 127.5 - 1
         if self.config.random_flip:
             mirrored = torch.rand(len(images), generator=generator, device=self.device) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        x_t, t, noise = self.noised(images, generator)
-        loss = F.mse_loss(self.unet(x_t, t).sample, noise)
-        if self.strategy not in ALONE:
-            x_t, t, target = self.rehearsal(x_t, t, generator)
-            w = 1 / TASK
-            loss = w * loss + (1 - w) * self.config.replay_weight * F.mse_loss(self.unet(x_t, t).sample, target)
+        self.optimizer.zero_grad()
+        loss = self.loss(*self.noised(images, generator), generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.lr_scheduler.step()
-        self.optimizer.zero_grad()
         if self.ema:
             self.ema.step(self.unet.parameters())
-        return loss.item()
+        return loss.detach()
 
-    def rehearsal(self, x_t: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t and target of the rehearsal batch; the arguments are those of the real batch."""
-        count, target = self.config.replay_batch_size, None
+    def loss(self, x_t: Tensor, t: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss [] of noisy images x_t at t, with a rehearsal batch of the strategy."""
+        if self.strategy in ALONE:
+            return F.mse_loss(self.unet(x_t, t, return_dict=False)[0], noise)
+        w, count = 1 / TASK, len(x_t)
+        if self.strategy == "lwf":  # both halves have the same input: the student runs on one
+            target, prediction = self.predicted(x_t, t), self.unet(x_t, t, return_dict=False)[0]
+            real, rehearsed = F.mse_loss(prediction, noise), F.mse_loss(prediction, target)
+        else:
+            x_t, t, target = map(torch.cat, zip((x_t, t, noise), self.rehearsal(x_t, generator), strict=True))
+            prediction = self.unet(x_t, t, return_dict=False)[0]
+            real = F.mse_loss(prediction[:count], target[:count])
+            rehearsed = F.mse_loss(prediction[count:], target[count:])
+        return w * real + (1 - w) * self.config.replay_weight * rehearsed
+
+    def rehearsal(self, x_t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t and target of the rehearsal batch; the argument x_t is that of the real batch."""
+        count = self.config.replay_batch_size
         if self.strategy == "experience_replay":
             rows = torch.randint(len(self.buffer), (count,), generator=generator, device=self.device)
             return self.noised(self.buffer[rows], generator)
         if self.strategy == "gaussian_distillation":
             x_t = torch.randn((count, *x_t.shape[1:]), generator=generator, device=self.device)
             t = torch.randint(1000, (count,), generator=generator, device=self.device)
-        elif self.strategy != "lwf":
-            drawn = self.pipeline(
-                batch_size=count,
-                num_inference_steps=self.config.replay_steps,
-                generator=generator,
-                output_type="np",
-            ).images
-            replay = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(self.device) * 2 - 1
-            x_t, t, target = self.noised(replay, generator)
-        if self.strategy != "generative_replay":
-            with torch.no_grad():
-                target = self.teacher(x_t, t).sample
-        return x_t, t, target
+            return x_t, t, self.predicted(x_t, t)
+        x_t, t, noise = self.noised(self.drawn((count, *x_t.shape[1:]), generator), generator)
+        return x_t, t, noise if self.strategy == "generative_replay" else self.predicted(x_t, t)
+
+    @torch.no_grad()
+    def drawn(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Images in [-1, 1] from the teacher, by DDIM."""
+        images = torch.randn(shape, generator=generator, device=self.device)
+        self.scheduler.set_timesteps(self.config.replay_steps)
+        for t in self.scheduler.timesteps:
+            images = self.scheduler.step(self.teacher(images, t).sample, t, images).prev_sample
+        return images
+
+    @torch.no_grad()
+    def predicted(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The teacher's prediction."""
+        return self.teacher(x_t, t, return_dict=False)[0]
 
     def noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         noise = torch.randn(images.shape, generator=generator, device=self.device)
@@ -135,19 +154,19 @@ def make_loop(
     past = Past(Teacher(teacher, scheduler), buffer)
     learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
     if name == UNETS:
-        return unets_alone(learner, teacher_calls(config, strategy), strategy not in ALONE)
+        return unets_alone(learner, teacher_calls(config, strategy), strategy not in ONE_INPUT)
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
 
 
-def unets_alone(learner: Learner, teacher_calls: int, rehearses: bool) -> Callable[[int, Tensor], Tensor]:
+def unets_alone(learner: Learner, teacher_calls: int, two_inputs: bool) -> Callable[[int, Tensor], Tensor]:
     """The forward and backward passes of a step, without noise, loss weights, clipping, optimizer or EMA."""
 
     def step(number: int, pixels: Tensor) -> Tensor:
         images = pixels.float()
-        if rehearses:
-            replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
-            for _ in range(teacher_calls):
-                learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
+        replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
+        for _ in range(teacher_calls):
+            learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
+        if two_inputs:
             images = torch.cat([images, replay])
         with learner.accelerator.autocast():
             loss = learner.student(images, torch.zeros(len(images), device=images.device)).sample.mean()
@@ -175,7 +194,7 @@ def teacher_calls(config: TrainConfig, strategy: str) -> int:
 
 def passes(config: TrainConfig, strategy: str) -> int:
     """Images through the student and the teacher in a step."""
-    replayed = 0 if strategy in ALONE else 1 + teacher_calls(config, strategy)
+    replayed = teacher_calls(config, strategy) + (strategy not in ONE_INPUT)
     return config.train_batch_size + replayed * config.replay_batch_size
 
 
@@ -266,9 +285,32 @@ def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
     return peak_memory_mib(accelerator.device)
 
 
-def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(1, FRESH) as executor:
+def measure_all(config: TrainConfig, args: argparse.Namespace) -> dict:
+    """Peaks, speeds and what they were measured with; call it in a fresh process."""
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    peaks = {
+        "reference": measured_peak(accelerator.device, torch.float32),
+        "gdzoo": measured_peak(accelerator.device, COMPUTE_DTYPES.get(args.mixed_precision, torch.float32)),
+    }
+    strategies = measure(config, args.strategy, accelerator, args)
+    return {"peak": peaks, "strategies": strategies, "made_with": made_with()}
+
+
+def in_fresh_process(threads: int, function: Callable, *arguments):
+    """What a function returns in a process with so many threads, prepared like the trainer's."""
+    machine.limit_spinning()  # by environment variables, which the process reads when it imports torch
+    with ProcessPoolExecutor(1, FRESH, initializer=prepare, initargs=(threads,)) as executor:
         return executor.submit(function, *arguments).result()
+
+
+def prepare(threads: int):
+    machine.keep_memory()
+    torch.set_num_threads(threads)
+
+
+def threads_of_trainer(config: TrainConfig) -> int:
+    benchmark = BENCHMARKS[config.benchmark]
+    return default_threads(config, SimpleNamespace(benchmark=benchmark, channels=benchmark.channels), None)
 
 
 # ---- the command line ----
@@ -283,6 +325,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--mixed_precision", default="no", choices=("no", "fp16", "bf16"), help="precision of gdzoo's step"
     )
     parser.add_argument("--torch_compile", action="store_true", help="compile gdzoo's step")
+    parser.add_argument("--threads", type=int, help="default: the trainer's for this benchmark")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the timing starts")
     parser.add_argument("--rounds", type=int, default=15, help="how often the loops are timed")
     parser.add_argument("--steps", type=int, default=5, help="steps of each loop in a round")
@@ -313,17 +356,12 @@ def main(argv: list[str] | None = None) -> int:
     settings = dict(mixed_precision=args.mixed_precision, torch_compile=args.torch_compile)
     each = [(strategy, name) for strategy in args.strategy for name in LOOPS]
     config = TrainConfig(benchmark=args.benchmark, train_batch_size=args.train_batch_size, **settings).resolve()
-    memory = {(strategy, name): in_fresh_process(peak_memory, name, config, strategy) for strategy, name in each}
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    peaks = {
-        "reference": measured_peak(accelerator.device, torch.float32),
-        "gdzoo": measured_peak(accelerator.device, COMPUTE_DTYPES.get(args.mixed_precision, torch.float32)),
-    }
-    measured = measure(config, args.strategy, accelerator, args)
+    args.threads = args.threads or threads_of_trainer(config)
+    memory = {key: in_fresh_process(args.threads, peak_memory, key[1], config, key[0]) for key in each}
+    found = {"settings": vars(args)} | in_fresh_process(args.threads, measure_all, config, args)
     for strategy, name in each:
-        measured[strategy][name]["peak_memory_mib"] = memory[strategy, name]
-    found = {"settings": vars(args), "peak": peaks, "strategies": measured, "made_with": made_with()}
-    print(table(found))
+        found["strategies"][strategy][name]["peak_memory_mib"] = memory[strategy, name]
+    print(f"{args.threads} threads\n{table(found)}")
     for strategy, result in found["strategies"].items():
         if "time_of_generative_replay" in result:
             print(f"gdzoo's {strategy}: {result['time_of_generative_replay']:.2f}x the time of generative_replay")

@@ -9,7 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.config import TrainConfig
 from gdzoo.method.catalogue import STRATEGIES
-from tests.benchmarks.step import LOOPS, UNETS, main, make_loop, passes, some_batches
+from tests.benchmarks.step import (
+    LOOPS,
+    UNETS,
+    in_fresh_process,
+    main,
+    make_loop,
+    measure_all,
+    passes,
+    peak_memory,
+    some_batches,
+)
 from tests.forked import FORKS
 
 
@@ -65,7 +75,8 @@ def test_the_step_timed_with_torch_compile_is_compiled(small_peak, monkeypatch, 
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda model, options, **kwargs: plain(model, backend=count, **kwargs))
-    monkeypatch.setattr("tests.benchmarks.step.in_fresh_process", lambda *args: 0)
+    here = {measure_all: measure_all, peak_memory: lambda *arguments: 0}
+    monkeypatch.setattr("tests.benchmarks.step.in_fresh_process", lambda threads, what, *rest: here[what](*rest))
     # Needs no C++ compiler: dynamo's graphs are counted and run as they are.
     flags = ["--torch_compile", "--train_batch_size", "2", "--warmup", "2", "--rounds", "1", "--steps", "1"]
     assert main([*flags, "--strategy", "finetune"]) == 0
@@ -87,4 +98,11 @@ def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, monkeypatch, ca
     assert result["gdzoo"]["speedup"] > 0 and result[UNETS]["speedup"] > 0
     assert result["time_of_generative_replay"] == 1
     assert "torch" in found["made_with"]["versions"]
+    assert found["made_with"]["threads"] == found["settings"]["threads"] == 1  # OMP_NUM_THREADS of the tests
     assert f"{result['gdzoo']['speedup']:.2f}x" in capsys.readouterr().out
+
+
+def test_threads_can_be_given(monkeypatch):
+    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORKS)
+    assert in_fresh_process(2, torch.get_num_threads) == 2
+    assert torch.get_num_threads() == 1

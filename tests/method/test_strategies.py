@@ -128,6 +128,14 @@ def test_one_forward_on_both_halves_equals_two(name, task, student, real, past):
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name, images", [("finetune", 4), ("generative_distillation", 10), ("lwf", 4)])
+def test_the_student_sees_each_image_once(name, images, student, real, past):
+    seen = []
+    student.register_forward_pre_hook(lambda unet, inputs: seen.append(len(inputs[0])))
+    continual_loss(student, real, rehearse(name, real, past), 2, replay_weight=0.75)
+    assert seen == [images]
+
+
 def test_without_rehearsal_the_loss_is_plain_mse(student, real):
     expected = F.mse_loss(student(real.x_t, real.t).sample, real.target)
     for task in (1, 4):
