@@ -1,5 +1,7 @@
 """What runs before a forked command line: it pauses at a function, or has what this machine lacks."""
 
+import fcntl
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -47,3 +49,20 @@ class All:
 def two_cores():
     """A machine that can have one worker for chains of one thread."""
     machine.cores, machine.free_memory = lambda: 2, lambda: 2**40
+
+
+@dataclass
+class NoLocks:
+    """A file system without locks."""
+
+    error: int
+
+    def __call__(self):
+        def flock(*args):
+            raise OSError(self.error, os.strerror(self.error))
+
+        fcntl.flock = flock
+
+
+def become_nobody():
+    os.setuid(65534)

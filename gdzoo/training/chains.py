@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from gdzoo.config import ConfigError
 from gdzoo.method.catalogue import STRATEGIES
-from gdzoo.training.locks import POLL, Lock
+from gdzoo.training.locks import POLL, Lock, not_writable
 from gdzoo.training.output import check_published, published_difference, sweep_chain
 from gdzoo.training.run import Chain, Run
 from gdzoo.zoo.folders import read_json, write_json
@@ -103,7 +103,11 @@ def check_others(run: Run):
     """Refuse a zoo in which another process is training a chain of this run with other settings. Raises ConfigError."""
     for chain in run.share:
         lock = Lock(chain.config, chain.name)
-        if lock.file.exists() and not lock.is_free():
+        try:
+            taken = lock.file.exists() and not lock.is_free()
+        except OSError as error:
+            raise not_writable(run.config, error) from error
+        if taken:
             _refuse_other_settings(lock, chain)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gdzoo.config import TrainConfig
+from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.training.terminal import waiting
 from gdzoo.zoo.names import TRAINING_FOLDER
 
@@ -59,3 +59,8 @@ class Lock:
             return False
         self.free()
         return True
+
+
+def not_writable(config: TrainConfig, error: OSError) -> ConfigError:
+    """The error for an output folder in which locks cannot be made, or are another user's."""
+    return ConfigError(f"--output_dir {config.output_dir} cannot be written: {error.strerror}")

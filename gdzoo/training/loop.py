@@ -79,7 +79,8 @@ def train_all(
 
     try:
         if main:
-            open_output(config)
+            if not open_output(config):
+                given = None  # by locks workers share the chains
             tqdm.write(run_summary(run))
             if config.overwrite_output_dir:
                 clear_output(run.share)

@@ -10,7 +10,7 @@ from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean
-from gdzoo.training.locks import Lock
+from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.run import Chain, Run, evaluator_folder
 from gdzoo.zoo.folders import remove_folder, sweep_folder
 from gdzoo.zoo.names import TRAINING_FOLDER
@@ -100,24 +100,24 @@ def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
     return ""
 
 
-def open_output(config: TrainConfig):
-    """Make the output folder, and say so if its file system has no locks; on the main process.
+def open_output(config: TrainConfig) -> bool:
+    """Make the output folder, on the main process: whether its file system has locks; if not, a line says so.
 
     Raises:
         ConfigError: it cannot be written, or --chains needs locks that it has not.
     """
-    output = Path(config.output_dir)
     probe = Lock(config, "probe")
     try:
         probe.take()
     except OSError as error:
-        raise ConfigError(f"--output_dir {output} cannot be written: {error.strerror}") from error
+        raise not_writable(config, error) from error
     probe.free()
     if not probe.supported:
-        missing = f"--output_dir {output}: its file system has no locks"
+        missing = f"--output_dir {config.output_dir}: its file system has no locks"
         if config.chains:
             raise ConfigError(f"{missing}, which --chains needs: choose another for each process, or another disk")
         tqdm.write(clean(f"gdzoo: {missing}: let no other process train there"), file=sys.stderr)
+    return probe.supported
 
 
 def sweep_chain(chain: Chain):

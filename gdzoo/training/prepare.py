@@ -146,7 +146,7 @@ def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accele
 def check_checkpoint(config: TrainConfig, chains: list[Chain], accelerator: Accelerator):
     """Refuse a checkpoint that cannot be read, or that belongs to another run. Raises ConfigError."""
     where = config.resume_from_checkpoint
-    if not where or not is_checkpoint(where):
+    if not where or not is_checkpoint(where) or not chains:
         return
     own = [task_checkpoints(chain, task, accelerator) for chain in chains for task in chain.task_numbers]
     try:

@@ -22,7 +22,7 @@ from gdzoo.hub.repos import (
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.evaluators import evaluator_lock
-from gdzoo.training.locks import Lock
+from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.output import other_classes
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results
 from gdzoo.zoo.folders import atomic_folder
@@ -53,6 +53,8 @@ def consult_hub(run: Run):
                 check_repos(run, api)
         except (PermanentHubError, ValueError) as error:
             raise ConfigError(str(error)) from error
+        except OSError as error:
+            raise not_writable(config, error) from error
         except TemporaryHubError as error:
             if config.resume_from_hub:
                 raise ConfigError(f"--resume_from_checkpoint: the Hub cannot be reached ({error})") from error

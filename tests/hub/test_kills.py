@@ -12,7 +12,7 @@ from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS
 from tests.forked import launch, outcome
 from tests.hub.folders import assert_pushed_once
-from tests.pauses import All, Pause, two_cores
+from tests.pauses import All, Pause, become_nobody, two_cores
 
 ARGUMENTS = [
     *("--max_train_steps", "2", "--train_batch_size", "4", "--eval_steps", "1", "--eval_samples", "10"),
@@ -125,3 +125,14 @@ def test_the_run_pushes_what_its_worker_trains(hub, tmp_path, use_hub):
     for name in names:
         folder = cwd / "zoo/gdzoo" / name
         assert_pushed_once(hub, folder, read_json(folder / RESULTS)["run"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_cannot_be_written_is_named_before_work(hub, tmp_path, use_hub):
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    tmp_path.chmod(0o777)
+    (tmp_path / "zoo").mkdir(mode=0o555)
+    run = launch([*ARGUMENTS, "--push_to_hub"], tmp_path, All((use_hub, become_nobody)))
+    assert run.wait() == 2
+    assert run.text.strip() == "gdzoo: --output_dir zoo cannot be written: Permission denied"

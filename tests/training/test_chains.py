@@ -1,7 +1,6 @@
 """Processes that share a zoo: each trains other chains, and the zoo ends as one process would have made it."""
 
 import errno
-import fcntl
 import os
 import random
 import re
@@ -21,7 +20,7 @@ from gdzoo.zoo.folders import read_json, write_json
 from tests.conftest import SMALL, STRATEGIES
 from tests.forked import Launched, launch, outcome
 from tests.kills import RESUME, DieAt
-from tests.pauses import All, Pause
+from tests.pauses import All, NoLocks, Pause, become_nobody
 
 QUICK = [
     *(*SMALL, "--tasks", "0,1;2,3", "--max_train_steps", "4", "--checkpointing_steps", "2"),
@@ -142,7 +141,7 @@ def test_a_share_without_chains_ends_with_a_line(tmp_path):
     run = launch([*more, "latest"], tmp_path)
     assert ended(run).strip() == "--chains 3/3: nothing to train, since all chains are in other shares"
     (tmp_path / "checkpoint-2").mkdir()
-    assert launch([*more, "checkpoint-2"], tmp_path).wait() == 2  # not a checkpoint: said in one line, too
+    ended(launch([*more, "checkpoint-2"], tmp_path))
 
 
 def test_a_chain_whose_process_died_meanwhile_is_trained(tmp_path, one, paused):
@@ -232,19 +231,6 @@ def test_nothing_is_overwritten_that_another_process_is_training(tmp_path, pause
     go_on(tmp_path, first)
 
 
-@dataclass
-class NoLocks:
-    """A file system without locks."""
-
-    error: int
-
-    def __call__(self):
-        def flock(*args):
-            raise OSError(self.error, os.strerror(self.error))
-
-        fcntl.flock = flock
-
-
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK], ids=errno.errorcode.get)
 def test_without_locks_one_process_trains_and_shares_are_refused(tmp_path, error):
     said = "gdzoo: --output_dir zoo: its file system has no locks"
@@ -253,6 +239,19 @@ def test_without_locks_one_process_trains_and_shares_are_refused(tmp_path, error
     assert share.last_line == f"{said}, which --chains needs: choose another for each process, or another disk"
     assert f"{said}: let no other process train there\n" in ended(launch(FINETUNE, tmp_path, NoLocks(error)))
     assert len(list((tmp_path / "zoo/gdzoo").iterdir())) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_locks_of_another_user_are_named_before_work(tmp_path):
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    ended(launch(FINETUNE, tmp_path))
+    tmp_path.chmod(0o777)
+    for lock in tmp_path.glob("zoo/.training/locks/*.lock"):
+        lock.chmod(0)
+    run = launch(FINETUNE, tmp_path, become_nobody)
+    assert run.wait() == 2
+    assert run.text.strip() == "gdzoo: --output_dir zoo cannot be written: Permission denied"
 
 
 # ---- threads ----

@@ -25,6 +25,7 @@ from gdzoo.training.run import task_checkpoints
 from gdzoo.zoo.folders import read_json
 from tests.forked import launch, outcome
 from tests.kills import RESUME, TINY, DieAt, kill_until_done, undisturbed
+from tests.pauses import become_nobody
 
 NO_METRICS = ["--evaluator", "none", "--eval_steps", "1"]
 
@@ -379,10 +380,6 @@ def test_a_read_only_folder_is_said_before_work(tmp_path, disk):
     run = launch([*TINY, "--output_dir", str(disk.folder / "zoo")], tmp_path / "logs")
     assert run.wait() == 2
     assert run.text.strip() == f"gdzoo: --output_dir {disk.folder}/zoo cannot be written: Read-only file system"
-
-
-def become_nobody():
-    os.setuid(65534)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -3,6 +3,7 @@
 The run is forked; its workers are processes of their own, that need seconds to start, for which the run pauses.
 """
 
+import errno
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 from tests.conftest import ROOT, SMALL
 from tests.forked import Launched, launch, outcome
 from tests.kills import RESUME
-from tests.pauses import All, Pause, two_cores
+from tests.pauses import All, NoLocks, Pause, two_cores
 
 STEPS = 40
 CHAINS = [
@@ -120,6 +121,14 @@ def test_the_chain_of_a_killed_worker_is_trained_by_the_run(tmp_path, run, alone
     os.kill(worker, signal.SIGKILL)
     go_on(tmp_path, run)
     assert outcome(tmp_path) == alone
+
+
+def test_without_locks_there_are_no_workers(tmp_path):
+    run = launch(CHAINS, tmp_path, All((NoLocks(errno.ENOSYS), IN_TASK_2)))
+    run.wait_for((tmp_path / "paused").exists)
+    there = workers(tmp_path)
+    run.process.kill()
+    assert not there and "its file system has no locks" in run.text
 
 
 # ---- strategies from outside ----
