@@ -17,6 +17,8 @@ from torch import Tensor
 ROWS_PER_BLOCK = 1000
 # Smallest over largest eigenvalue above which rounding (1e-16) changes the square root by less than 1e-5 of it.
 WELL_CONDITIONED = 1e-11
+# Up to so many features, the kernel of all pairs (128 MB) is computed once for all subsets, and not for each.
+KID_AT_ONCE = 4000
 KID_SAMPLES_NEEDED = 10  # unbiased from 2 on, but with fewer the standard error is larger than the value
 
 
@@ -126,22 +128,40 @@ def kernel_distance(
     if subsets < 1:
         raise ValueError(f"KID needs at least 1 subset, got {subsets}")
     generator = torch.Generator().manual_seed(seed)
-
-    def subset(features: Tensor) -> Tensor:
-        chosen = torch.randperm(len(features), generator=generator)[:size]
-        return features[chosen.to(features.device)]
-
-    distances = torch.stack([_squared_mmd(subset(real), subset(generated)) for _ in range(subsets)])
+    chosen = [
+        [torch.randperm(len(features), generator=generator)[:size] for features in (real, generated)]
+        for _ in range(subsets)
+    ]
+    if max(len(real), len(generated)) <= KID_AT_ONCE:
+        distances = _squared_mmds(real, generated, *map(_members, zip(*chosen, strict=True), (real, generated)))
+    else:
+        every = torch.ones(1, size, dtype=real.dtype, device=real.device)
+        distances = torch.cat([_squared_mmds(real[x], generated[y], every, every) for x, y in chosen])
     return distances.mean().item(), distances.std(correction=0).item()
 
 
-def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased squared MMD between x [m, D] and y [m, D] with KID's kernel."""
-    m = len(x)
-    k_xx, k_yy, k_xy = _polynomial_kernel(x, x), _polynomial_kernel(y, y), _polynomial_kernel(x, y)
+def _members(subsets: Sequence[Tensor], features: Tensor) -> Tensor:
+    """Which of the N features are in each of S subsets: 1 or 0 [S, N], from the rows of each subset."""
+    members = torch.zeros(len(subsets), len(features), dtype=features.dtype, device=features.device)
+    return members.scatter_(1, torch.stack(tuple(subsets)).to(features.device), 1)
+
+
+def _squared_mmds(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """Unbiased squared MMD [S] with KID's kernel between subsets of m features each of x [N, D] and of y [M, D].
+
+    Args:
+        in_x: 1 for the features of x in a subset [S, N], else 0.
+        in_y: the same for y [S, M].
+    """
+    m = in_x[0].sum()
+
+    def total(kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return ((rows @ kernel) * columns).sum(1)
+
+    k_xx, k_yy = _polynomial_kernel(x, x), _polynomial_kernel(y, y)
     # The diagonals, a sample's similarity to itself, would bias the estimate.
-    within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()
-    return within / (m * (m - 1)) - 2 * k_xy.mean()
+    within = total(k_xx.fill_diagonal_(0), in_x, in_x) + total(k_yy.fill_diagonal_(0), in_y, in_y)
+    return within / (m * (m - 1)) - 2 * total(_polynomial_kernel(x, y), in_x, in_y) / m**2
 
 
 def _polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from gdzoo.training.output import check_published, published_difference, sweep_c
 from gdzoo.training.run import Chain, Run
 from gdzoo.zoo.folders import read_json, write_json
 from gdzoo.zoo.names import chain_name
+from gdzoo.zoo.results import read_results
 
 JUST_TAKEN = 0.5  # seconds within which a process that takes a lock has written its settings, or has freed it again
 
@@ -117,11 +118,16 @@ def first_task_lock(chain: Chain) -> Lock:
 
 
 def find_first_task(run: Run, chain: Chain) -> Path | None:
-    """A published task 1 of the chain's seed with the same settings, of any strategy; None: there is none."""
+    """A published task 1 of the chain's seed with the same settings, of any strategy; None: there is none.
+
+    On a CPU also of the same number of threads, since that changes the bits; older results do not say theirs.
+    """
     for strategy in dict.fromkeys([*(other.strategy for other in run.chains), *STRATEGIES]):
         other = dataclasses.replace(chain, config=chain.config.chain(strategy))
         with contextlib.suppress(ValueError):  # there is none, or it is damaged
-            if not published_difference(other, other.folder(1), run.data)[0]:
+            threads = read_results(other.folder(1)).get("threads", run.threads)
+            same = threads == run.threads or run.accelerator.device.type != "cpu"
+            if same and not published_difference(other, other.folder(1), run.data)[0]:
                 return other.folder(1)
     return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -35,14 +35,12 @@ from gdzoo.training.interruption import Interrupted, noted_signals
 from gdzoo.training.learner import Learner
 from gdzoo.training.output import clear_output, open_output
 from gdzoo.training.publish import publish_pipeline
-from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of
+from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of, shared_measurement
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
 from gdzoo.training.terminal import progress_bar, run_summary, task_line
 from gdzoo.training.workers import Workers
 from gdzoo.zoo.environment import reset_peak_memory
 from gdzoo.zoo.folders import remove_folder
-from gdzoo.zoo.names import GRID
-from gdzoo.zoo.pictures import image_grid
 from gdzoo.zoo.results import read_results
 
 READ_LOSS_EVERY = 10  # steps; reading it makes an accelerator wait
@@ -168,28 +166,21 @@ def train_and_publish(
 ):
     """Train, evaluate and publish one task; `earlier` are the results of the tasks before."""
     accelerator = run.accelerator
-    pipeline, cost = first_task(run, chain) if task == 1 else (None, None)
+    shared = find_first_task(run, chain) if task == 1 else None
     accelerator.wait_for_everyone()
-    if pipeline is None:
+    if shared:
+        pipeline, cost = load_pipeline(shared).to(accelerator.device), read_results(shared)["cost"]
+    elif task == 1 and run.pretrained:
+        pipeline, cost = run.pretrained.pipeline, cost_of(chain, accelerator, Progress())
+    else:
         pipeline, cost = train_task(run, chain, task, evaluator)
-    found = evaluate_task(chain, task, pipeline, evaluator, reference)
+    found = broadcast_object_list([accelerator.is_main_process and shared and shared_measurement(shared, reference)])[0]
+    found = found or evaluate_task(chain, task, pipeline, evaluator, reference)
     if accelerator.is_main_process:
         metrics, samples = found
         content = results_of(run, chain, task, metrics, cost, earlier)
-        publish_pipeline(chain.folder(task), pipeline, image_grid(samples, GRID), content, chain.config)
+        publish_pipeline(chain.folder(task), pipeline, samples, content, chain.config)
     accelerator.wait_for_everyone()
-
-
-def first_task(run: Run, chain: Chain) -> tuple[DDIMPipeline, dict] | tuple[None, None]:
-    """The model after task 1 and its cost, where it need not be trained.
-
-    Task 1 has no teacher, so all strategies of a seed share its model; a pretrained model takes its place.
-    """
-    if folder := find_first_task(run, chain):
-        return load_pipeline(folder).to(run.accelerator.device), read_results(folder)["cost"]
-    if run.pretrained:
-        return run.pretrained.pipeline, cost_of(chain, run.accelerator, Progress())
-    return None, None
 
 
 def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> tuple[DDIMPipeline, dict]:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from diffusers import DDIMPipeline
+from PIL import Image
 
 import gdzoo
 from gdzoo.evaluation.evaluator import Evaluator
@@ -13,7 +13,11 @@ from gdzoo.evaluation.measure import SAMPLE_SEED, evaluate_pipeline
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.run import Chain, Run, micro_batches
 from gdzoo.zoo.environment import peak_memory_mib
-from gdzoo.zoo.names import GRID
+from gdzoo.zoo.names import GRID, SAMPLES
+from gdzoo.zoo.pictures import image_grid
+from gdzoo.zoo.results import read_results
+
+MEASURED = ("metrics", "histogram", "per_task", "evaluation", "samples_drawn")  # what evaluation adds to the results
 
 
 def images_per_second(chain: Chain, accelerator: Accelerator, progress: Progress) -> float:
@@ -35,10 +39,10 @@ def cost_of(chain: Chain, accelerator: Accelerator, progress: Progress) -> dict:
 
 def evaluate_task(
     chain: Chain, task: int, pipeline: DDIMPipeline, evaluator: Evaluator | None, reference: Reference | None
-) -> tuple[dict, torch.Tensor] | None:
-    """Metrics on all tasks so far and the first samples, on the main process; all processes must call."""
+) -> tuple[dict, Image.Image] | None:
+    """Metrics on all tasks so far and a picture of samples, on the main process; all processes must call."""
     config = chain.config
-    return evaluate_pipeline(
+    found = evaluate_pipeline(
         pipeline,
         chain.tasks[:task],
         evaluator,
@@ -50,6 +54,21 @@ def evaluate_task(
         samples_per_task=config.eval_samples // len(chain.tasks),
         keep=GRID**2,
     )
+    return found and (found[0], image_grid(found[1], GRID))
+
+
+def shared_measurement(folder: Path, reference: Reference | None) -> tuple[dict, Image.Image] | None:
+    """What `evaluate_task` returned of the task in `folder`; None if it was measured with another evaluator.
+
+    All strategies of a seed share the model of task 1, and would draw the same samples from it.
+    """
+    results = read_results(folder)
+    measured = results["evaluation"] or {}
+    if measured.get("fingerprint") != (reference.extractor.fingerprint[:8] if reference else None):
+        return None
+    with Image.open(folder / SAMPLES) as picture:
+        picture.load()
+    return {name: results[name] for name in MEASURED if name in results}, picture
 
 
 def results_of(run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:

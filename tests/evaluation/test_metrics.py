@@ -202,6 +202,13 @@ def test_kid_depends_on_its_seed_alone():
     assert torch.equal(torch.get_rng_state(), state), "the global random state is the training loop's"
 
 
+def test_kid_of_large_sets_is_computed_subset_by_subset(monkeypatch):
+    real, generated = correlated_features(60, 4, 1), correlated_features(40, 4, 2)
+    at_once = kernel_distance(real, generated, subsets=7, subset_size=30)
+    monkeypatch.setattr(metrics, "KID_AT_ONCE", 59)
+    assert kernel_distance(real, generated, subsets=7, subset_size=30) == pytest.approx(at_once, rel=1e-12)
+
+
 def test_kid_subsets_are_capped_by_the_smaller_set():
     real, generated = correlated_features(50, 4, 1), correlated_features(30, 4, 2)
     assert kernel_distance(real, generated, subsets=5) == kernel_distance(real, generated, subsets=5, subset_size=30)
