@@ -1,5 +1,7 @@
 """Random numbers: one generator for each optimizer step, so that a step does not depend on those before it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -45,3 +47,28 @@ class StepRandom:
     def randint(self, high: int, *shape: int) -> Tensor:
         """Uniform int64 in [0, high), `shape` being this share's."""
         return self._slice(lambda size, **kwargs: torch.randint(high, size, **kwargs), shape)
+
+
+class BlockRandom:
+    """Random numbers of several steps at once: each step's own, one step after another along the first dimension.
+
+    So what is computed for a block of steps is, up to rounding, what would be computed for each of them.
+    """
+
+    def __init__(self, steps: Sequence[StepRandom]):
+        self.steps = steps
+
+    def randn(self, *shape: int) -> Tensor:
+        """Standard normal float32 [n, ...], n being a multiple of the number of steps; so are the others' n."""
+        return torch.cat([step.randn(*self._of_one(shape)) for step in self.steps])
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform float32 in [0, 1)."""
+        return torch.cat([step.rand(*self._of_one(shape)) for step in self.steps])
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        """Uniform int64 in [0, high)."""
+        return torch.cat([step.randint(high, *self._of_one(shape)) for step in self.steps])
+
+    def _of_one(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0] // len(self.steps), *shape[1:]

@@ -39,6 +39,9 @@ class Strategy:
     draws_replay: ClassVar[bool] = False  # uses replay images, drawn for each step or ahead into `Past.pool`
     uses_buffer: ClassVar[bool] = False  # uses `Past.buffer`
     sees_all_classes: ClassVar[bool] = False  # the real batch has the classes of all tasks so far
+    # The rehearsal does not depend on the real batch, so that several steps' can be computed at once, with a larger
+    # replay_batch_size. A class that inherits this must say it again: it may use the real batch.
+    ignores_real: ClassVar[bool] = False
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch | None:
         """The rehearsal of one step; None for none.
@@ -72,6 +75,7 @@ class ExperienceReplay(Strategy):
 
     replay_batch_size: int
     uses_buffer: ClassVar[bool] = True
+    ignores_real: ClassVar[bool] = True
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
         rows = random.randint(len(past.buffer), self.replay_batch_size)
@@ -86,6 +90,7 @@ class GenerativeReplay(Strategy):
     replay_steps: int
     replay_eta: float
     draws_replay: ClassVar[bool] = True
+    ignores_real: ClassVar[bool] = True
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
         if past.pool:
@@ -99,6 +104,8 @@ class GenerativeReplay(Strategy):
 class GenerativeDistillation(GenerativeReplay):
     """Images drawn from the teacher, noised; the target is the teacher's own prediction at (x_t, t)."""
 
+    ignores_real: ClassVar[bool] = True
+
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
         replay = super().__call__(real, past, random)
         return replay._replace(target=past.teacher.predict(replay.x_t, replay.t))
@@ -109,6 +116,7 @@ class GaussianDistillation(Strategy):
     """Pure noise at a random t; the target is the teacher's prediction."""
 
     replay_batch_size: int
+    ignores_real: ClassVar[bool] = True  # but for its shape
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
         noise = random.randn(self.replay_batch_size, *real.x_t.shape[1:])

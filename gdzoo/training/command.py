@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 import threading
@@ -95,6 +96,9 @@ def _without_traceback(config: TrainConfig, work: Callable[..., int]) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # no table of a checkpoint's keys: missing ones are refused
     datasets.disable_progress_bars()
+    # accelerate collects garbage after every task, and would go through all modules each time.
+    gc.collect()
+    gc.freeze()
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(one_run())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gdzoo.config import TrainConfig
 from gdzoo.method.objective import continual_loss, min_snr_weight, noised, same_input
 from gdzoo.method.randomness import StepRandom
+from gdzoo.method.rehearsal import Rehearsal
 from gdzoo.method.sampling import to_float
 from gdzoo.method.strategies import Past, Strategy
 from gdzoo.models.unet import compile_unet
@@ -32,6 +33,7 @@ class Learner:
         task: counts from 1, and gives the loss its weights.
         past: what the strategy may use of earlier tasks; None at task 1. Its teacher is cast to the dtype of
             --mixed_precision, since it needs no float32 copy of its weights.
+        at_once: number of steps whose rehearsal is computed together.
     """
 
     def __init__(
@@ -43,9 +45,13 @@ class Learner:
         strategy: Strategy,
         task: int,
         past: Past | None = None,
+        at_once: int = 1,
     ):
         self.config, self.accelerator, self.scheduler, self.unet = config, accelerator, scheduler, unet
         self.strategy, self.task, self.past = strategy, task, past
+        self.rehearsal = None
+        if past:
+            self.rehearsal = Rehearsal(strategy, past, (config.seed, task), config.max_train_steps, at_once)
         self.passes = 0  # images through the student
         optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
         # The schedule is not prepared: accelerate would step it once for each process.
@@ -83,7 +89,7 @@ class Learner:
             shares = micro_batches * accelerator.num_processes
             random = StepRandom((config.seed, self.task, step), accelerator.device, share, shares)
             with accelerator.accumulate(self.student), accelerator.autocast():
-                loss = self._loss(next(batches)[0], random)
+                loss = self._loss(step, next(batches)[0], random)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(self.unet.parameters(), config.max_grad_norm)
@@ -95,9 +101,9 @@ class Learner:
             self.ema.step(self.unet.parameters())
         return torch.stack(losses).mean()
 
-    def _loss(self, pixels: Tensor, random: StepRandom) -> Tensor:
+    def _loss(self, step: int, pixels: Tensor, random: StepRandom) -> Tensor:
         real = noised(real_images(pixels, self.config.random_flip, random), self.scheduler, random)
-        rehearsal = self.strategy(real, self.past, random) if self.past else None
+        rehearsal = self.rehearsal(step, real, random) if self.rehearsal else None
         self.passes += len(real.t)
         if rehearsal and not same_input(real, rehearsal):
             self.passes += len(rehearsal.t)

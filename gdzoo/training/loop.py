@@ -193,7 +193,8 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     reset_peak_memory(accelerator.device)
     set_seed(seed_from(config.seed, task) % 2**32)  # for strategies from outside that use global generators
     scheduler, unet, past = start_of_task(run, chain, task, evaluator)
-    learner = Learner(config, accelerator, scheduler, unet, create_strategy(chain.strategy, config), task, past)
+    strategy = create_strategy(chain.strategy, config)
+    learner = Learner(config, accelerator, scheduler, unet, strategy, task, past, run.steps_at_once)
     images = task_images(chain, task, run.data, accelerator)
     checkpoints = task_checkpoints(chain, task, accelerator, learner.parts)
     progress = restore(checkpoints, learner, config, accelerator)

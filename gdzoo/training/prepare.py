@@ -24,6 +24,8 @@ from gdzoo.training.publish import check_publishing
 from gdzoo.training.run import Chain, Run, make_chains, task_checkpoints
 from gdzoo.zoo.names import LATEST, TRAINING_FOLDER, is_checkpoint
 
+GFLOP_AT_ONCE = 12.0  # of steps whose rehearsal is computed together: eight of the digits, one of larger U-Nets
+
 
 def prepare(config: TrainConfig) -> Run:
     """Check the settings, and open the data and the model that they name; nothing is written.
@@ -45,9 +47,10 @@ def prepare(config: TrainConfig) -> Run:
     config = with_data(config, data)
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data), accelerator)
-    threads = default_threads(config, data, pretrained)
+    gflop = gflop_of_step(config, data, pretrained)
+    threads = machine.threads_for(gflop)
     torch.set_num_threads(threads)
-    run = Run(config, accelerator, data, make_chains(config, data), threads, pretrained)
+    run = Run(config, accelerator, data, make_chains(config, data), threads, steps_at_once(gflop), pretrained)
     check_publishing(run)
     check_output(run)
     check_others(run)
@@ -112,14 +115,19 @@ def with_precision(config: TrainConfig, accelerator: Accelerator) -> TrainConfig
     return dataclasses.replace(config, mixed_precision=None if used == "no" else used)
 
 
-def default_threads(config: TrainConfig, data: ImageData, pretrained: Pretrained | None) -> int:
-    """The number of threads that a step of a resolved config can use, whatever its strategy is."""
+def gflop_of_step(config: TrainConfig, data: ImageData, pretrained: Pretrained | None) -> float:
+    """1e9 FLOPs of a forward pass on all images of a step of a resolved config, whatever its strategy is."""
     if pretrained:
         unet = pretrained.pipeline.unet
     else:
         with torch.device("meta"):
             unet = create_unet(config.model, data.channels, data.benchmark.resolution)
-    return machine.threads_for(flops_of_forward(unet, config.train_batch_size + config.replay_batch_size) / 1e9)
+    return flops_of_forward(unet, config.train_batch_size + config.replay_batch_size) / 1e9
+
+
+def steps_at_once(gflop: float) -> int:
+    """Number of steps whose rehearsal is computed together; `gflop` is that of one."""
+    return max(1, int(GFLOP_AT_ONCE / gflop))
 
 
 def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accelerator) -> TrainConfig:

@@ -74,6 +74,7 @@ class Run:
     data: ImageData
     chains: list[Chain]  # every seed with every strategy
     threads: int  # of a new chain; one that is resumed keeps its number
+    steps_at_once: int  # whose rehearsal is computed together
     pretrained: Pretrained | None = None  # task 1 of all chains; None: they start from random weights
 
     @property

@@ -123,7 +123,7 @@ def worker_count(run: Run) -> int:
     if machine.given_threads() or run.config.chains:
         return 0
     todo = sum(not chain.done for chain in run.share)
-    return max(0, min(machine.cores() // run.threads, todo, machine.free_memory() // MEMORY) - 1)
+    return max(0, min(machine.cores() // run.threads - 1, todo - 1, machine.free_memory() // MEMORY))
 
 
 def worker_settings(given: TrainConfig, run: Run) -> TrainConfig:

@@ -32,11 +32,12 @@ from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.randomness import seed_from
+from gdzoo.method.rehearsal import APART
 from gdzoo.method.sampling import Teacher
 from gdzoo.method.strategies import Past, create_strategy
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.learner import COMPUTE_DTYPES, Learner
-from gdzoo.training.prepare import default_threads
+from gdzoo.training.prepare import gflop_of_step, steps_at_once
 from gdzoo.zoo.environment import made_with, peak_memory_mib
 
 TASK = 2  # w = 1/2
@@ -54,7 +55,7 @@ class ReferenceLoop:
     """The paper's step in fp32, as its authors write it: one student forward on both halves, Adam by its defaults.
 
     It draws replay images as their pipeline does, which returns what the last DDIM step gives. Random numbers are drawn
-    in the same order as in gdzoo, so that a test can show that both compute the same.
+    from the same generators as in gdzoo, so that a test can show that both compute the same.
 
     Source: the authors' code, github.com/Atenrev/diffusion_continual_learning.
     """
@@ -75,13 +76,16 @@ class ReferenceLoop:
 
     def step(self, number: int, pixels: Tensor) -> Tensor:
         """One optimizer step on uint8 images [B, C, H, W]; its loss []."""
-        generator = torch.Generator(self.device).manual_seed(seed_from(self.config.seed, TASK, number))
+        generator, apart = (
+            torch.Generator(self.device).manual_seed(seed_from(self.config.seed, TASK, number, *end))
+            for end in ((), APART)
+        )
         images = pixels.float() / 127.5 - 1
         if self.config.random_flip:
             mirrored = torch.rand(len(images), generator=generator, device=self.device) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         self.optimizer.zero_grad()
-        loss = self.loss(*self.noised(images, generator), generator)
+        loss = self.loss(*self.noised(images, generator), apart)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
@@ -139,9 +143,13 @@ class ReferenceLoop:
 
 
 def make_loop(
-    name: str, config: TrainConfig, strategy: str, accelerator: Accelerator
+    name: str, config: TrainConfig, strategy: str, accelerator: Accelerator, at_once: int = 1
 ) -> Callable[[int, Tensor], Tensor]:
-    """A step (or only its U-Net passes) as a function of its number and uint8 images; all from the same weights."""
+    """A step (or only its U-Net passes) as a function of its number and uint8 images; all from the same weights.
+
+    Args:
+        at_once: number of steps whose rehearsal gdzoo computes together.
+    """
     benchmark, device = BENCHMARKS[config.benchmark], accelerator.device
     torch.manual_seed(0)
     unet = create_unet(config.model, benchmark.channels, benchmark.resolution).to(device)
@@ -152,7 +160,7 @@ def make_loop(
         return ReferenceLoop(config, strategy, unet, teacher, buffer, device).step
     scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
     past = Past(Teacher(teacher, scheduler), buffer)
-    learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past)
+    learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past, at_once)
     if name == UNETS:
         return unets_alone(learner, teacher_calls(config, strategy), strategy not in ONE_INPUT)
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
@@ -231,7 +239,8 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
     """Time all loops of all strategies in turn, `rounds` times `steps` steps of each; medians of seconds a step."""
     device, batches = accelerator.device, some_batches(config, accelerator.device)
     each = [(strategy, name) for strategy in strategies for name in TIMED]
-    loops = {(strategy, name): make_loop(name, config, strategy, accelerator) for strategy, name in each}
+    at_once = steps_at_once(gflop(config))
+    loops = {(strategy, name): make_loop(name, config, strategy, accelerator, at_once) for strategy, name in each}
     flops, times = {}, {key: [] for key in each}
     for key, step in loops.items():
         with FlopCounterMode(display=False) as counter:
@@ -279,7 +288,8 @@ def median_ratio(times: list[float], others: list[float]) -> float:
 def peak_memory(name: str, config: TrainConfig, strategy: str) -> int:
     """Peak MiB of a few steps: of this process on a CPU (call it in a fresh one), else of the device."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision if name == "gdzoo" else "no")
-    step, batches = make_loop(name, config, strategy, accelerator), some_batches(config, accelerator.device)
+    step = make_loop(name, config, strategy, accelerator, steps_at_once(gflop(config)))
+    batches = some_batches(config, accelerator.device)
     for number in range(3):
         step(number, next(batches))
     return peak_memory_mib(accelerator.device)
@@ -308,9 +318,10 @@ def prepare(threads: int):
     torch.set_num_threads(threads)
 
 
-def threads_of_trainer(config: TrainConfig) -> int:
+def gflop(config: TrainConfig) -> float:
+    """1e9 FLOPs by which the trainer chooses threads, and how many steps' rehearsal is computed together."""
     benchmark = BENCHMARKS[config.benchmark]
-    return default_threads(config, SimpleNamespace(benchmark=benchmark, channels=benchmark.channels), None)
+    return gflop_of_step(config, SimpleNamespace(benchmark=benchmark, channels=benchmark.channels), None)
 
 
 # ---- the command line ----
@@ -326,9 +337,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--torch_compile", action="store_true", help="compile gdzoo's step")
     parser.add_argument("--threads", type=int, help="default: the trainer's for this benchmark")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the timing starts")
-    parser.add_argument("--rounds", type=int, default=15, help="how often the loops are timed")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each loop in a round")
+    parser.add_argument("--warmup", type=int, default=8, help="steps before the timing starts")
+    parser.add_argument("--rounds", type=int, default=10, help="how often the loops are timed")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each loop in a round")
     parser.add_argument("--output", help="JSON file to write")
     return parser.parse_args(argv)
 
@@ -356,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = dict(mixed_precision=args.mixed_precision, torch_compile=args.torch_compile)
     each = [(strategy, name) for strategy in args.strategy for name in LOOPS]
     config = TrainConfig(benchmark=args.benchmark, train_batch_size=args.train_batch_size, **settings).resolve()
-    args.threads = args.threads or threads_of_trainer(config)
+    args.threads = args.threads or machine.threads_for(gflop(config))
     memory = {key: in_fresh_process(args.threads, peak_memory, key[1], config, key[0]) for key in each}
     found = {"settings": vars(args)} | in_fresh_process(args.threads, measure_all, config, args)
     for strategy, name in each:
