@@ -17,7 +17,7 @@ def train(config: TrainConfig) -> list[dict]:
     resume_from_checkpoint from the last checkpoint.
 
     Returns:
-        The results.json of every task of every chain.
+        The results.json of every task of every chain that is done.
 
     Raises:
         ConfigError, DataError: before any work; also if another thread is training.

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 CORES = len(os.sched_getaffinity(0))
 # Before torch is imported. Tiny models gain nothing from a second thread, and threads that spin while they wait take
-# the cores from other workers. gdzoo undoes the launcher's OMP_NUM_THREADS=1: it counts cores by sched_getaffinity.
+# the cores from other workers. With one core gdzoo starts no processes that train chains side by side.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 os.sched_getaffinity = lambda pid: {0}
 if not os.environ.get("GDZOO_TEST_GPU"):

@@ -12,7 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 import gdzoo
@@ -27,6 +27,7 @@ from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_ch
 from gdzoo.evaluation.tables import evaluation_table
 from gdzoo.machine import threads_for
 from gdzoo.models.pipelines import draw_any, load_any_pipeline
+from gdzoo.models.unet import flops_of_forward
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 
@@ -83,6 +84,9 @@ def prepare(args: argparse.Namespace) -> Job:
         raise ValueError(f"--task {args.task}: {args.benchmark} has the tasks 1 to {len(tasks)}")
     device = PartialState().default_device
     pipeline = load_any_pipeline(args.pipeline, args.eval_steps).to(device)
+    if isinstance(unet := getattr(pipeline, "unet", None), UNet2DModel):
+        images = min(args.eval_batch_size, args.eval_samples)
+        torch.set_num_threads(threads_for(flops_of_forward(unet, images) / 1e9))
     check_images(pipeline, data, args)
     repo = args.evaluator or find_evaluator(args.pipeline, args.benchmark)
     evaluator = load_evaluator(repo, data, device)

@@ -31,9 +31,12 @@ from gdzoo.machine import threads_for
 from gdzoo.method.randomness import StepRandom, seed_from
 from gdzoo.method.sampling import to_float
 from gdzoo.models.pipelines import draw_images, load_pipeline
+from gdzoo.models.unet import flops_of_forward
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
 from gdzoo.zoo.results import DOWNSTREAM, read_downstream, read_models
+
+BATCH_DRAWN = 500  # images drawn at once
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def replay_accuracies(
 
 def _samples(folder: Path, recipe: Recipe, seed: int, device: torch.device) -> Tensor:
     pipeline = load_pipeline(folder).to(device)
-    return torch.cat([*draw_images(pipeline, recipe.replay_samples, recipe.eval_steps, seed, batch_size=500)])
+    return torch.cat([*draw_images(pipeline, recipe.replay_samples, recipe.eval_steps, seed, BATCH_DRAWN)])
 
 
 @torch.inference_mode()
@@ -186,6 +189,8 @@ def run(root: Path, chains: dict, data_sets: dict[tuple, ImageData], args: argpa
         config, data = published_config(models[0]["config"]), data_sets[key]
         tasks = [task["classes"] for task in models[0]["tasks"]]
         recipe = recipe_of(config, len(tasks), args)
+        unet = load_pipeline(models[0]["folder"]).unet
+        torch.set_num_threads(threads_for(flops_of_forward(unet, BATCH_DRAWN) / 1e9))
         chain = dict(zip(CHAIN, key, strict=True))
         chain["accuracy"] = replay_accuracies(
             [model["folder"] for model in models], data, read_tasks(data, tasks, device), recipe, chain["seed"]

@@ -17,8 +17,8 @@ from torch import Tensor
 ROWS_PER_BLOCK = 1000
 # Smallest over largest eigenvalue above which rounding (1e-16) changes the square root by less than 1e-5 of it.
 WELL_CONDITIONED = 1e-11
-# Up to so many features, the kernel of all pairs (128 MB) is computed once for all subsets, and not for each.
-KID_AT_ONCE = 4000
+# Up to so many features, the kernels of all pairs (three of 72 MB) are computed once, and not for each subset.
+KID_AT_ONCE = 3000
 KID_SAMPLES_NEEDED = 10  # unbiased from 2 on, but with fewer the standard error is larger than the value
 
 
@@ -128,22 +128,23 @@ def kernel_distance(
     if subsets < 1:
         raise ValueError(f"KID needs at least 1 subset, got {subsets}")
     generator = torch.Generator().manual_seed(seed)
-    chosen = [
-        [torch.randperm(len(features), generator=generator)[:size] for features in (real, generated)]
-        for _ in range(subsets)
-    ]
+    in_real, in_generated = [], []  # rows of each subset
+    for _ in range(subsets):
+        in_real.append(torch.randperm(len(real), generator=generator)[:size].clone())
+        in_generated.append(torch.randperm(len(generated), generator=generator)[:size].clone())
     if max(len(real), len(generated)) <= KID_AT_ONCE:
-        distances = _squared_mmds(real, generated, *map(_members, zip(*chosen, strict=True), (real, generated)))
+        distances = _squared_mmds(real, generated, _members(in_real, real), _members(in_generated, generated))
     else:
         every = torch.ones(1, size, dtype=real.dtype, device=real.device)
-        distances = torch.cat([_squared_mmds(real[x], generated[y], every, every) for x, y in chosen])
+        pairs = zip(in_real, in_generated, strict=True)
+        distances = torch.cat([_squared_mmds(real[x], generated[y], every, every) for x, y in pairs])
     return distances.mean().item(), distances.std(correction=0).item()
 
 
-def _members(subsets: Sequence[Tensor], features: Tensor) -> Tensor:
+def _members(subsets: list[Tensor], features: Tensor) -> Tensor:
     """Which of the N features are in each of S subsets: 1 or 0 [S, N], from the rows of each subset."""
     members = torch.zeros(len(subsets), len(features), dtype=features.dtype, device=features.device)
-    return members.scatter_(1, torch.stack(tuple(subsets)).to(features.device), 1)
+    return members.scatter_(1, torch.stack(subsets).to(features.device), 1)
 
 
 def _squared_mmds(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:

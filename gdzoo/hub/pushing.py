@@ -7,7 +7,6 @@ import queue
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -106,14 +105,9 @@ class Pusher:
         self.target, self.token = target, token
         self.process: subprocess.Popen | None = None
         self.left: list[str] = []
-        self._one_thread = threading.Lock()
 
     def push(self, folder: Path):
-        """Hand over a complete folder, from any thread; returns at once."""
-        with self._one_thread:
-            self._push(folder)
-
-    def _push(self, folder: Path):
+        """Hand over a complete folder; returns at once."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gdzoo.hub", "follow", *_arguments(self.target)],

@@ -10,7 +10,7 @@ from torch import Tensor
 def seed_from(*key: int) -> int:
     """One 63-bit seed from several integers, e.g. (seed, task, step): neighbouring keys give unrelated streams.
 
-    Only for keys of one length. Trap: (42, 1) and (42, 1, 0) are the same to numpy.
+    Keys of different lengths must differ in more than zeros at the end: (42, 1) and (42, 1, 0) are the same to numpy.
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 

@@ -1,7 +1,7 @@
 """The rehearsal of a task's steps, of several small steps at once.
 
-A pass of a small U-Net takes much of its time around the arithmetic: one pass of the teacher for the replay images of
-eight steps takes less time than eight passes, and gives the same images up to rounding.
+A forward pass of a small U-Net is mostly overhead: one pass of the teacher for the replay images of eight steps takes
+less time than eight passes, and gives the same images up to rounding.
 """
 
 import dataclasses

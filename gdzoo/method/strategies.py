@@ -161,6 +161,8 @@ def create_strategy(name: str, settings) -> Strategy:
     values = vars(settings)
     try:
         names = [field.name for field in dataclasses.fields(method) if field.name in values]
+        if vars(method).get("ignores_real") and "replay_batch_size" not in names:
+            raise TypeError("with ignores_real it needs the field replay_batch_size")
         strategy = method(**{name: values[name] for name in names})
     except TypeError as error:
         raise ValueError(f"{name!r}: its fields must be settings or have defaults ({one_line(error)})") from error

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,11 @@ from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.training.locks import POLL, Lock, not_writable
 from gdzoo.training.output import check_published, published_difference, sweep_chain
 from gdzoo.training.run import Chain, Run
-from gdzoo.zoo.folders import read_json, write_json
+from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import chain_name
 from gdzoo.zoo.results import read_results
 
+LEAVE_AFTER = 3.0  # seconds: whoever holds a lock may only be looking, or saving before it ends
 JUST_TAKEN = 0.5  # seconds within which a process that takes a lock has written its settings, or has freed it again
 
 
@@ -52,7 +52,8 @@ def _take_one(
     run: Run, chains: list[Chain], others_work: Callable[[], bool] | None
 ) -> tuple[int, Lock] | tuple[None, None]:
     """The index and the lock of a chain, as soon as one is free; None, None if other processes train all of them."""
-    for attempt in itertools.count():
+    started = time.monotonic()
+    while True:
         # Asked before the locks: the chain of a process that ends in between is found in the next round.
         at_work = others_work and others_work()
         # First a chain whose first task need not be waited for.
@@ -60,26 +61,20 @@ def _take_one(
             lock = Lock(chain.config, chain.name)
             if lock.take():
                 try:
-                    _begin(run, chain, lock)
+                    _begin(run, chain)
                 except BaseException:
                     lock.free()
                     raise
                 return index, lock
             _refuse_other_settings(lock, chain)
-        if attempt and not at_work:  # not at the first: another process may only have looked at the lock
+        if time.monotonic() - started > LEAVE_AFTER and not at_work:
             return None, None
         time.sleep(POLL)
 
 
-def _begin(run: Run, chain: Chain, lock: Lock):
-    write_json(_settings_file(lock), chain.config.to_dict())
+def _begin(run: Run, chain: Chain):
     sweep_chain(chain)
     check_published(chain, run.data)
-
-
-def _settings_file(lock: Lock) -> Path:
-    """The settings of the process that holds the lock, or of the one that held it before."""
-    return lock.file.with_suffix(".json")
 
 
 def _refuse_other_settings(lock: Lock, chain: Chain):
@@ -95,14 +90,14 @@ def _refuse_other_settings(lock: Lock, chain: Chain):
 
 def _other_settings(lock: Lock, chain: Chain) -> str:
     try:
-        return chain.config.difference(read_json(_settings_file(lock)))
+        return chain.config.difference(read_json(lock.settings))
     except ValueError:  # it is being written
         return ""
 
 
 def check_others(run: Run):
     """Refuse a zoo in which another process is training a chain of this run with other settings. Raises ConfigError."""
-    for chain in run.share:
+    for chain in run.chains:
         lock = Lock(chain.config, chain.name)
         try:
             taken = lock.file.exists() and not lock.is_free()

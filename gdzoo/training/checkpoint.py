@@ -67,7 +67,8 @@ class TorchGlobals:
         random.setstate((version, tuple(words), gauss))
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        torch.set_num_threads(state.get("threads", torch.get_num_threads()))  # older checkpoints do not say
+        if not self.device:  # older checkpoints do not say how many
+            torch.set_num_threads(state.get("threads", torch.get_num_threads()))
         if self.device and "device" in state:  # one from a CPU has none
             self.device.set_rng_state(state["device"])
 

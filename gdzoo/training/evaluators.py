@@ -54,14 +54,10 @@ def train_missing_evaluator(run: Run) -> Evaluator:
     """
     folder = evaluator_folder(run.config)
     if run.accelerator.is_main_process:
-        lock = evaluator_lock(run.config)
-        lock.wait("the evaluator")
-        try:
+        with evaluator_lock(run.config).held("the evaluator"):
             sweep_folder(folder.parent, folder.name)
             if not folder.exists():
                 _train(run, folder)
-        finally:
-            lock.free()
     run.accelerator.wait_for_everyone()
     return find_evaluator(run)
 

@@ -2,22 +2,27 @@
 
     {output_dir}/.training/locks/{namespace}--{what}.lock
 
-Whoever writes a chain's folders or checkpoints holds its lock. The kernel frees the lock of a process that dies.
-A process holds one chain at a time, then the first task of its seed, then the evaluator: in this order, so that no two
-processes can wait for each other.
+Whoever writes a chain's folders or checkpoints holds its lock. The kernel frees the lock of a process that dies. A
+process waits for two locks only: the evaluator's, while it holds no other, and that of task 1, while it holds one
+chain's. So no two processes can wait for each other. The settings of the process that holds a lock are in a JSON file
+beside it.
 """
 
+import contextlib
 import errno
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.training.terminal import waiting
+from gdzoo.zoo.folders import write_json
 from gdzoo.zoo.names import TRAINING_FOLDER
 
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on a file system that has none
+# What flock says on a file system that has none.
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 POLL = 0.2  # seconds
 
 
@@ -25,13 +30,21 @@ class Lock:
     """A lock of one process; on a file system without locks every process gets it."""
 
     def __init__(self, config: TrainConfig, what: str):
+        self.config = config
         self.file = Path(config.output_dir, TRAINING_FOLDER, "locks", f"{config.namespace}--{what}.lock")
+        self.settings = self.file.with_suffix(".json")  # of the process that holds it, or of the one before
         # A soft lock, which is a file that exists, would outlive its process.
         self._lock = FileLock(self.file, fallback_to_soft=False)
         self.supported = True
 
     def take(self) -> bool:
         """Whether this process has the lock now; False: another process has it. Raises OSError."""
+        taken = self._try()
+        if taken:
+            write_json(self.settings, self.config.to_dict())
+        return taken
+
+    def _try(self) -> bool:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -53,12 +66,21 @@ class Lock:
     def free(self):
         self._lock.release()
 
+    @contextlib.contextmanager
+    def held(self, what: str) -> Iterator[None]:
+        """Wait for the lock, and hold it while this is entered."""
+        self.wait(what)
+        try:
+            yield
+        finally:
+            self.free()
+
     def is_free(self) -> bool:
         """Whether no process has the lock. Raises OSError."""
-        if not self.take():
-            return False
-        self.free()
-        return True
+        free = self._try()
+        if free:
+            self.free()
+        return free
 
 
 def not_writable(config: TrainConfig, error: OSError) -> ConfigError:

@@ -2,6 +2,8 @@
 
 import math
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -70,15 +72,24 @@ def train_all(
             tqdm.write(f"--chains {config.chains}: nothing to train, since all chains are in other shares")
         return []
 
+    announced, one_thread = set(), threading.Lock()
+
     def announce(result: dict, folder: Path):
-        tqdm.write(clean(task_line(result)))  # it names classes
-        if pusher and folder.exists():
-            pusher.push(folder)
+        """Once for each task, whoever has trained it."""
+        with one_thread:
+            if folder in announced:
+                return
+            announced.add(folder)
+            tqdm.write(clean(task_line(result)))  # it names classes
+            if pusher and folder.exists():
+                pusher.push(folder)
 
     try:
         if main:
             if not open_output(config):
                 given = None  # by locks workers share the chains
+                missing = f"--output_dir {config.output_dir}: its file system has no locks"
+                tqdm.write(clean(f"gdzoo: {missing}: let no other process train there"), file=sys.stderr)
             tqdm.write(run_summary(run))
             if config.overwrite_output_dir:
                 clear_output(run.share)
@@ -135,8 +146,11 @@ def train_chain(
     accelerator = run.accelerator
     accelerator.wait_for_everyone()
     results = published_results(chain)
-    # Another number of threads would give other bits.
-    torch.set_num_threads((results and results[-1].get("threads")) or run.threads)
+    if accelerator.is_main_process:
+        for result in results:  # what another process has published in the meantime
+            announce(result, chain.folder(result["task"]))
+    if accelerator.device.type == "cpu":  # another number of threads would give other bits
+        torch.set_num_threads((results and results[-1].get("threads")) or run.threads)
     for task in chain.task_numbers:
         if task > len(results):
             with shared_first_task(run, chain) if task == 1 else nullcontext():
@@ -152,13 +166,9 @@ def train_chain(
 def shared_first_task(run: Run, chain: Chain) -> Iterator[None]:
     """Held by the process that trains task 1 of a seed; another one waits and then uses its model."""
     lock = first_task_lock(chain)
-    if run.accelerator.is_main_process:
-        lock.wait(f"task 1 of seed {chain.config.seed}")
-    run.accelerator.wait_for_everyone()
-    try:
+    with lock.held(f"task 1 of seed {chain.config.seed}") if run.accelerator.is_main_process else nullcontext():
+        run.accelerator.wait_for_everyone()
         yield
-    finally:
-        lock.free()
 
 
 def train_and_publish(
@@ -166,8 +176,8 @@ def train_and_publish(
 ):
     """Train, evaluate and publish one task; `earlier` are the results of the tasks before."""
     accelerator = run.accelerator
-    shared = find_first_task(run, chain) if task == 1 else None
-    accelerator.wait_for_everyone()
+    looks = task == 1 and accelerator.is_main_process
+    shared = broadcast_object_list([find_first_task(run, chain) if looks else None])[0]
     if shared:
         pipeline, cost = load_pipeline(shared).to(accelerator.device), read_results(shared)["cost"]
     elif task == 1 and run.pretrained:

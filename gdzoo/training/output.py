@@ -1,15 +1,11 @@
 """The output folder: what is there already, and what of it is removed."""
 
-import sys
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 import gdzoo
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
-from gdzoo.errors import clean
 from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.run import Chain, Run, evaluator_folder
 from gdzoo.zoo.folders import remove_folder, sweep_folder
@@ -101,22 +97,21 @@ def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
 
 
 def open_output(config: TrainConfig) -> bool:
-    """Make the output folder, on the main process: whether its file system has locks; if not, a line says so.
+    """Make the output folder, on the main process. Returns whether its file system has locks.
 
     Raises:
         ConfigError: it cannot be written, or --chains needs locks that it has not.
     """
     probe = Lock(config, "probe")
     try:
-        probe.take()
+        probe.is_free()
     except OSError as error:
         raise not_writable(config, error) from error
-    probe.free()
-    if not probe.supported:
-        missing = f"--output_dir {config.output_dir}: its file system has no locks"
-        if config.chains:
-            raise ConfigError(f"{missing}, which --chains needs: choose another for each process, or another disk")
-        tqdm.write(clean(f"gdzoo: {missing}: let no other process train there"), file=sys.stderr)
+    if config.chains and not probe.supported:
+        raise ConfigError(
+            f"--output_dir {config.output_dir}: its file system has no locks, which --chains needs: choose another for"
+            " each process, or another disk"
+        )
     return probe.supported
 
 

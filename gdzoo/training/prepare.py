@@ -85,8 +85,8 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=config.report_to,
             project_dir=str(Path(config.output_dir, TRAINING_FOLDER, "logs")),
-            # The other processes wait while the main process computes metrics.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
+            # The other processes wait while the main process computes metrics, or waits for another run's chain.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))],
         )
     except ValueError as error:  # accelerate keeps the first precision of a process, e.g. of a notebook
         raise ConfigError(f"--mixed_precision {config.mixed_precision}: {one_line(error)}") from error

@@ -23,7 +23,7 @@ from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.evaluators import evaluator_lock
 from gdzoo.training.locks import Lock, not_writable
-from gdzoo.training.output import other_classes
+from gdzoo.training.output import open_output, other_classes
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results
 from gdzoo.zoo.folders import atomic_folder
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
@@ -43,6 +43,7 @@ def consult_hub(run: Run):
     """
     config = run.config
     if run.accelerator.is_main_process and (config.push_to_hub or config.resume_from_hub):
+        open_output(config)
         try:
             api = connect(config.hub_token)
             if config.resume_from_hub:
@@ -83,7 +84,8 @@ def check_repos(run: Run, api: HfApi):
             if target.overwrite or not has_weights(info):
                 continue
             with_retries(refuse_other_run, api, info, chain.config.run_id())
-            if task > trained:
+            # Another process that trains the chain may have published and pushed this task in the meantime.
+            if task > trained and Lock(chain.config, chain.name).is_free():
                 raise PermanentHubError(
                     f"{info.id} is on the Hub already: --resume_from_checkpoint hub continues from there,"
                     " --overwrite_hub replaces it"
@@ -185,13 +187,9 @@ def fetch_evaluator(run: Run, api: HfApi):
         PermanentHubError, ValueError: it does not fit.
         TemporaryHubError
     """
-    lock = evaluator_lock(run.config)
-    lock.wait("the evaluator")
-    try:
+    with evaluator_lock(run.config).held("the evaluator"):
         if not evaluator_folder(run.config).exists():
             _fetch_evaluator(run, api)
-    finally:
-        lock.free()
 
 
 def _fetch_evaluator(run: Run, api: HfApi):

@@ -16,7 +16,9 @@ def main() -> int:
     """Returns: as `gdzoo.train.main`."""
     config = TrainConfig(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    folders, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no folder
+    folders = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries and subprocesses print is no folder
+    sys.stdout = sys.stderr
 
     def announce(result: dict, folder: Path):
         print(json.dumps(str(folder)), file=folders, flush=True)
@@ -33,9 +35,11 @@ def main() -> int:
 
 def _end_with_parent():
     """Save a checkpoint and end when the standard input ends: the process that started this one has died."""
-    sys.stdin.read()
+    while os.read(0, 1):  # not through sys.stdin, whose lock a daemon thread would still hold at exit
+        pass
     # Nobody reads what it writes any more: the bar of the last step would fail before the checkpoint is saved.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

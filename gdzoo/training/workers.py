@@ -26,7 +26,7 @@ from gdzoo.errors import clean
 from gdzoo.training.run import Run
 from gdzoo.zoo.results import read_results
 
-MEMORY = 2 * 2**30  # bytes that a worker may need; the digits take 1.4 GiB
+MEMORY = 2 * 2**30  # bytes that a worker may need for each of its threads; the digits take 1.4 GiB
 PATIENCE = 60  # seconds to finish a step and save a checkpoint, before a worker is killed
 
 
@@ -64,13 +64,14 @@ class Workers:
         return self
 
     def __exit__(self, kind, error, traceback):
-        for process in self.processes:
+        for process in self.processes if kind else ():
             process.terminate()  # no effect on one that has ended
         for process in self.processes:
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         for thread in self.threads:
             thread.join(PATIENCE)
 
@@ -115,19 +116,20 @@ def worker_environment() -> dict[str, str]:
 def worker_count(run: Run) -> int:
     """How many processes can train chains of the run beside this one.
 
-    None where OMP_NUM_THREADS says what this run may use, or --chains, with which a scheduler starts the processes.
+    None where OMP_NUM_THREADS says what this run may use, with --chains, with which a scheduler starts the processes,
+    and with a tracker, which takes the curves of one process.
     """
     accelerator = run.accelerator
     if accelerator.device.type != "cpu" or accelerator.num_processes > 1:
         return 0
-    if machine.given_threads() or run.config.chains:
+    if machine.given_threads() or run.config.chains or run.config.report_to:
         return 0
     todo = sum(not chain.done for chain in run.share)
-    return max(0, min(machine.cores() // run.threads - 1, todo - 1, machine.free_memory() // MEMORY))
+    return max(0, min(machine.cores() // run.threads - 1, todo - 1, machine.free_memory() // (MEMORY * run.threads)))
 
 
 def worker_settings(given: TrainConfig, run: Run) -> TrainConfig:
-    """What this process does, a worker does not: delete, download from the Hub, or push."""
+    """The settings of a worker, which deletes nothing, pushes nothing, and does not resume from the Hub."""
     config = dataclasses.replace(
         given,
         overwrite_output_dir=False,

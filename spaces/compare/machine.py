@@ -168,6 +168,8 @@ def free_memory(sys: Path = SYS, proc: Path = PROC) -> int:
         found = None
     free = [int(found[1]) * 2**10 if found else 0]
     for folder in _cgroups(sys / "fs/cgroup", proc):
-        with contextlib.suppress(OSError, ValueError):  # without a limit there is no number
-            free.append(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+        with contextlib.suppress(OSError, ValueError, TypeError):  # without a limit there is no number
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cache = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            free.append(limit - used + int(cache[1]))
     return max(0, min(free))

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def timed(command: list[str], tree: Path, folder: Path, exit_code: int = 0) -> d
     """
     with open(folder / "log.txt", "wb") as log:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, env=environment(tree, folder), stdout=log, stderr=log)
+        where = dict(cwd=folder, env=environment(tree, folder), stdout=log, stderr=log)
+        process = subprocess.Popen(command, **where, start_new_session=True)
         with stopped(process), peak_memory(process.pid) as peak:
             _, status, usage = os.wait4(process.pid, 0)  # unlike wait(), it gives the usage of all descendants
             seconds = time.perf_counter() - start
@@ -68,12 +70,12 @@ def timed(command: list[str], tree: Path, folder: Path, exit_code: int = 0) -> d
 
 @contextlib.contextmanager
 def stopped(process: subprocess.Popen) -> Iterator[None]:
-    """Stop a process in the end, also after Ctrl-C."""
+    """Stop a process that leads a session, and all that it has started, also after Ctrl-C."""
     try:
         yield
     finally:
         if process.returncode is None:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher would leave its training behind
             process.wait()
 
 
@@ -107,7 +109,7 @@ def beside(condition: str) -> Iterator[None]:
     if condition == IDLE:
         yield
         return
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
     with stopped(neighbour):
         yield
 
