@@ -87,6 +87,7 @@ def replay_accuracies(
         folders: of the diffusion model after each task; the last one is not used.
     """
     device = tasks[0].train[0].device
+    torch.set_num_threads(threads_for(flops_of_forward(load_pipeline(folders[0]).unet, BATCH_DRAWN) / 1e9))
     torch.manual_seed(seed)
     classifier = create_classifier(data).to(device)
     accuracies = []
@@ -189,8 +190,6 @@ def run(root: Path, chains: dict, data_sets: dict[tuple, ImageData], args: argpa
         config, data = published_config(models[0]["config"]), data_sets[key]
         tasks = [task["classes"] for task in models[0]["tasks"]]
         recipe = recipe_of(config, len(tasks), args)
-        unet = load_pipeline(models[0]["folder"]).unet
-        torch.set_num_threads(threads_for(flops_of_forward(unet, BATCH_DRAWN) / 1e9))
         chain = dict(zip(CHAIN, key, strict=True))
         chain["accuracy"] = replay_accuracies(
             [model["folder"] for model in models], data, read_tasks(data, tasks, device), recipe, chain["seed"]
