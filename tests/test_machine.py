@@ -291,9 +291,19 @@ except SystemExit:
         (downstream, ["no"]),
     ],
 )
-def test_commands_take_all_cores(clean, monkeypatch, command, arguments, capsys):
+def test_commands_start_with_all_cores(clean, monkeypatch, command, arguments, capsys):
     threads = []
     monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     assert command.main(arguments) == 2
     assert threads == [8]
+
+
+def test_evaluation_takes_no_more_threads_than_the_model_can_use(tiny_zoo, clean, monkeypatch):
+    threads = []
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.chdir(tiny_zoo.cwd)
+    arguments = ["zoo/gdzoo/split-digits-task3", "--benchmark", "split-digits", "--task", "3", "--output", "out.json"]
+    assert evaluation.main([*arguments, "--eval_samples", "64", "--eval_steps", "1"]) == 0
+    assert threads == [8, 1]

@@ -87,7 +87,6 @@ def replay_accuracies(
         folders: of the diffusion model after each task; the last one is not used.
     """
     device = tasks[0].train[0].device
-    torch.set_num_threads(threads_for(flops_of_forward(load_pipeline(folders[0]).unet, BATCH_DRAWN) / 1e9))
     torch.manual_seed(seed)
     classifier = create_classifier(data).to(device)
     accuracies = []
@@ -103,6 +102,7 @@ def replay_accuracies(
 
 def _samples(folder: Path, recipe: Recipe, seed: int, device: torch.device) -> Tensor:
     pipeline = load_pipeline(folder).to(device)
+    torch.set_num_threads(threads_for(flops_of_forward(pipeline.unet, BATCH_DRAWN) / 1e9))
     return torch.cat([*draw_images(pipeline, recipe.replay_samples, recipe.eval_steps, seed, BATCH_DRAWN)])
 
 
