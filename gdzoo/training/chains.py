@@ -81,7 +81,7 @@ def _refuse_other_settings(lock: Lock, chain: Chain):
     """Raises ConfigError: the process that holds the lock trains the chain with other settings."""
     if _other_settings(lock, chain):
         time.sleep(JUST_TAKEN)  # the file may be older than this hold of the lock
-        if (other := _other_settings(lock, chain)) and not lock.is_free():
+        if (other := _other_settings(lock, chain)) and lock.is_taken():
             raise ConfigError(
                 f"--output_dir {chain.config.output_dir}: another process is training {chain.title} there with"
                 f" {other}; choose another --output_dir or --hub_namespace"
@@ -100,7 +100,7 @@ def check_others(run: Run):
     for chain in run.chains:
         lock = Lock(chain.config, chain.name)
         try:
-            taken = lock.file.exists() and not lock.is_free()
+            taken = lock.is_taken()
         except OSError as error:
             raise not_writable(run.config, error) from error
         if taken:
@@ -128,4 +128,4 @@ def find_first_task(run: Run, chain: Chain) -> Path | None:
 
 
 def _first_task_is_taken(run: Run, chain: Chain) -> bool:
-    return find_first_task(run, chain) is None and not first_task_lock(chain).is_free()
+    return find_first_task(run, chain) is None and first_task_lock(chain).is_taken()

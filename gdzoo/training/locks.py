@@ -75,12 +75,18 @@ class Lock:
         finally:
             self.free()
 
-    def is_free(self) -> bool:
-        """Whether no process has the lock. Raises OSError."""
-        free = self._try()
-        if free:
+    def is_taken(self) -> bool:
+        """Whether a process has the lock; makes no file. Raises OSError."""
+        if not self.file.exists() or not self._try():
+            return self.file.exists()
+        self.free()
+        return False
+
+    def works(self) -> bool:
+        """Whether the file system has locks. Raises OSError."""
+        if self._try():
             self.free()
-        return free
+        return self.supported
 
 
 def not_writable(config: TrainConfig, error: OSError) -> ConfigError:

@@ -102,17 +102,16 @@ def open_output(config: TrainConfig) -> bool:
     Raises:
         ConfigError: it cannot be written, or --chains needs locks that it has not.
     """
-    probe = Lock(config, "probe")
     try:
-        probe.is_free()
+        works = Lock(config, "probe").works()
     except OSError as error:
         raise not_writable(config, error) from error
-    if config.chains and not probe.supported:
+    if config.chains and not works:
         raise ConfigError(
             f"--output_dir {config.output_dir}: its file system has no locks, which --chains needs: choose another for"
             " each process, or another disk"
         )
-    return probe.supported
+    return works
 
 
 def sweep_chain(chain: Chain):

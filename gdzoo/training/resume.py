@@ -43,7 +43,6 @@ def consult_hub(run: Run):
     """
     config = run.config
     if run.accelerator.is_main_process and (config.push_to_hub or config.resume_from_hub):
-        open_output(config)
         try:
             api = connect(config.hub_token)
             if config.resume_from_hub:
@@ -85,7 +84,7 @@ def check_repos(run: Run, api: HfApi):
                 continue
             with_retries(refuse_other_run, api, info, chain.config.run_id())
             # Another process that trains the chain may have published and pushed this task in the meantime.
-            if task > trained and Lock(chain.config, chain.name).is_free():
+            if task > trained and not Lock(chain.config, chain.name).is_taken():
                 raise PermanentHubError(
                     f"{info.id} is on the Hub already: --resume_from_checkpoint hub continues from there,"
                     " --overwrite_hub replaces it"
@@ -149,6 +148,7 @@ def fetch(run: Run, chain: Chain, api: HfApi, info: RepoInfo):
     other = chain.config.difference(there) or other_classes(chain, run.data, results)
     if other:
         raise ConfigError(f"{what} was trained with {other}")
+    open_output(run.config)
     lock = Lock(chain.config, chain.name)
     if not lock.take():  # another process trains this chain, or downloads it, too
         return
@@ -187,19 +187,18 @@ def fetch_evaluator(run: Run, api: HfApi):
         PermanentHubError, ValueError: it does not fit.
         TemporaryHubError
     """
-    with evaluator_lock(run.config).held("the evaluator"):
-        if not evaluator_folder(run.config).exists():
-            _fetch_evaluator(run, api)
-
-
-def _fetch_evaluator(run: Run, api: HfApi):
-    repo_id = hub_target(run.config).repo_id(evaluator_folder(run.config))
+    folder = evaluator_folder(run.config)
+    if folder.exists():
+        return
+    repo_id = hub_target(run.config).repo_id(folder)
     info = with_retries(find, api, repo_id)
     if info is None or not has_weights(info):
         return
     there = with_retries(read_remote, api, info, RESULTS)
     if other := other_training(there, run.data, run.config.evaluator_steps):
         raise PermanentHubError(f"{repo_id} on the Hub {other}: train as it was, or say --overwrite_hub")
-    with atomic_folder(evaluator_folder(run.config)) as partial:
-        with_retries(download, api, info, partial)
-        load_evaluator(partial, run.data, "cpu")  # a ValueError names what does not fit
+    with evaluator_lock(run.config).held("the evaluator"):
+        if not folder.exists():
+            with atomic_folder(folder) as partial:
+                with_retries(download, api, info, partial)
+                load_evaluator(partial, run.data, "cpu")  # a ValueError names what does not fit

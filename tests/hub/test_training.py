@@ -258,7 +258,7 @@ def test_a_damaged_model_is_refused(two_tasks, tmp_path, capsys, changes, reason
     assert train.main([*CHAIN, "--resume_from_checkpoint", REPO]) == 2
     lines = errors(capsys)
     assert reason in lines[-1] and lines[-1].startswith("gdzoo: "), lines
-    assert not list((tmp_path / "zoo").rglob("*.json"))
+    assert not list((tmp_path / "zoo" / "gdzoo").rglob("*.json"))
 
 
 def test_a_chain_that_is_not_on_the_hub_starts_with_task_1(hub, tmp_path):
