@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         the Hub yet. 130: Ctrl-C. 143: SIGTERM.
     """
     config = parse_args(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # closed by the shell's >&-
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="backslashreplace")  # a class name must not end a run whose log is Latin-1
     try:
         with raised_signals():

@@ -79,10 +79,10 @@ def train_all(
         with one_thread:
             if folder in announced:
                 return
-            announced.add(folder)
-            tqdm.write(clean(task_line(result)))  # it names classes
             if pusher and folder.exists():
                 pusher.push(folder)
+            announced.add(folder)
+            tqdm.write(clean(task_line(result)))  # it names classes
 
     try:
         if main:

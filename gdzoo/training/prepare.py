@@ -52,8 +52,8 @@ def prepare(config: TrainConfig) -> Run:
     torch.set_num_threads(threads)
     run = Run(config, accelerator, data, make_chains(config, data), threads, steps_at_once(gflop), pretrained)
     check_publishing(run)
-    check_output(run)
     check_others(run)
+    check_output(run)
     check_checkpoint(config, run.share, accelerator)
     return run
 

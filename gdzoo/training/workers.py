@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from gdzoo.training.run import Run
 from gdzoo.zoo.results import read_results
 
 MEMORY = 2 * 2**30  # bytes that a worker may need for each of its threads; the digits take 1.4 GiB
-PATIENCE = 60  # seconds to finish a step and save a checkpoint, before a worker is killed
+PATIENCE = 60  # seconds that the workers have to finish a step and save a checkpoint, before they are killed
+JOIN = 5  # seconds for a thread to show what is left
 
 
 class Workers:
@@ -46,34 +48,47 @@ class Workers:
         self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Workers":
-        for position in range(1, self.count + 1):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gdzoo.training.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=os.environ | worker_environment(),
-                start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
-            )
-            self.processes.append(process)
-            self._thread(self._follow_tasks, process)
-            self._thread(self._follow_bars, process, position)
-            with contextlib.suppress(BrokenPipeError):  # it has ended: its chains are left to this process
-                process.stdin.write(json.dumps(dataclasses.asdict(self.settings)).encode() + b"\n")
-                process.stdin.flush()
+        try:
+            with contextlib.suppress(OSError):  # no memory for one more: its chains are left to the others
+                for position in range(1, self.count + 1):
+                    self._start(position)
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
+    def _start(self, position: int):
+        # It finds the modules that this process does, and none in the working folder.
+        modules = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gdzoo.training.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | modules,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the workers
+        )
+        self.processes.append(process)
+        self._thread(self._follow_tasks, process)
+        self._thread(self._follow_bars, process, position)
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its chains are left to this process
+            process.stdin.write(json.dumps(dataclasses.asdict(self.settings)).encode() + b"\n")
+            process.stdin.flush()
+
     def __exit__(self, kind, error, traceback):
-        for process in self.processes if kind else ():
-            process.terminate()  # no effect on one that has ended
-        for process in self.processes:
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + PATIENCE
+        try:
+            for process in self.processes if kind else ():
+                process.terminate()  # no effect on one that has ended
+            for process in self.processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, deadline - time.monotonic()))
+        finally:  # also after a second Ctrl-C
+            for process in self.processes:
                 process.kill()
                 process.wait()
         for thread in self.threads:
-            thread.join(PATIENCE)
+            thread.join(JOIN)
 
     def at_work(self) -> bool:
         """Whether any worker is still running."""
@@ -86,12 +101,14 @@ class Workers:
     def _follow_tasks(self, process: subprocess.Popen):
         for line in process.stdout:
             folder = Path(json.loads(line))
-            self.announce(read_results(folder), folder)
+            # This process announces it when it takes the chain, if that fails here.
+            with contextlib.suppress(OSError, ValueError):
+                self.announce(read_results(folder), folder)
 
     def _follow_bars(self, process: subprocess.Popen, position: int):
         """Show the last state of the worker's bar as a bar of this process, and print its lines."""
         shown = dict(bar_format="{desc}", position=position, leave=False, dynamic_ncols=True)
-        bar = tqdm(**shown, disable=not sys.stderr.isatty())  # in a file it would only be noise
+        bar = tqdm(**shown, disable=not sys.stderr.isatty())  # the states of a bar would fill a file
         text = ""
         # Popen's own text streams make a line of each state of a bar, which ends with \r.
         characters = io.TextIOWrapper(process.stderr, errors="replace", newline="")
@@ -99,18 +116,23 @@ class Workers:
             if character not in "\r\n":
                 text += character
                 continue
-            if text.strip() and character == "\r":
-                bar.set_description_str(text, refresh=True)
-            # Its errors come again from this process, when that trains the chain that the worker left.
-            elif text.strip() and not text.startswith("gdzoo: "):
-                tqdm.write(clean(text), file=sys.stderr)
+            # Where nobody reads the output any more, the worker's must still be read, or it would wait for ever.
+            with contextlib.suppress(OSError, ValueError), tqdm.get_lock():
+                _show(text, character, bar)
             text = ""
-        bar.close()
+        with contextlib.suppress(OSError, ValueError), tqdm.get_lock():
+            bar.close()
 
 
-def worker_environment() -> dict[str, str]:
-    """A worker finds the modules that this process does, and none in the working folder."""
-    return {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+def _show(text: str, end: str, bar: tqdm):
+    """Called with tqdm's lock. Trap: tqdm's own refresh() keeps the lock for ever if it cannot write."""
+    if text.strip() and end == "\r":
+        bar.set_description_str(text, refresh=False)
+        if not bar.disable:
+            bar.refresh(nolock=True)
+    # Its errors come again from this process, when that trains the chain that the worker left.
+    elif text.strip() and not text.startswith("gdzoo: "):
+        tqdm.write(clean(text), file=sys.stderr, nolock=True)
 
 
 def worker_count(run: Run) -> int:
