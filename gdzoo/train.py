@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_args(sys.argv[1:] if argv is None else argv)
     for name in ("stdout", "stderr"):  # closed by the shell's >&-
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # a class name must not end a run whose log is Latin-1
     try:
         with raised_signals():

@@ -74,3 +74,8 @@ def test_a_signal_while_torch_is_imported_ends_the_run_with_its_line(tmp_path, s
     run = python([str(ROOT / "gdzoo/train.py")], tmp_path, stops.parent, RANK=rank)
     assert run.returncode == code, run.stderr
     assert run.stderr == (f"gdzoo: stopped; {resume_hint(TrainConfig())}\n" if rank == "0" else "")
+
+
+def test_closed_streams_are_no_error():
+    command = f"{sys.executable} {ROOT / 'gdzoo/train.py'} --replay_steps 3 >&- 2>&-"
+    assert subprocess.run(command, shell=True).returncode == 2

@@ -107,7 +107,8 @@ class Workers:
 
     def _follow_bars(self, process: subprocess.Popen, position: int):
         """Show the last state of the worker's bar as a bar of this process, and print its lines."""
-        shown = dict(bar_format="{desc}", position=position, leave=False, dynamic_ncols=True)
+        # With a delay, however short, tqdm writes nothing yet.
+        shown = dict(bar_format="{desc}", position=position, leave=False, dynamic_ncols=True, delay=1e-9)
         bar = tqdm(**shown, disable=not sys.stderr.isatty())  # the states of a bar would fill a file
         text = ""
         # Popen's own text streams make a line of each state of a bar, which ends with \r.

@@ -4,16 +4,21 @@ The run is forked; its workers are processes of their own, that need seconds to 
 """
 
 import errno
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tqdm.auto import tqdm
 
+from gdzoo.training.workers import Workers
 from tests.conftest import ROOT, SMALL
 from tests.forked import Launched, launch, outcome
 from tests.kills import RESUME
@@ -222,3 +227,29 @@ def test_ctrl_c_in_a_terminal_while_a_worker_starts(tmp_path, alone):
     again = launch([*CHAINS, *RESUME], tmp_path)
     assert again.wait() == 0, again.text
     assert outcome(tmp_path) == alone
+
+
+class NobodyReads(io.StringIO):
+    """A terminal that is gone."""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_a_workers_output_is_read_to_its_end_where_nobody_reads_it(monkeypatch):
+    """Otherwise the worker would wait for ever, and so would every bar of this process for tqdm's lock."""
+    monkeypatch.setattr(sys, "stderr", NobodyReads())
+    stream = io.BytesIO(b"bar 1\rbar 2\ra line\nbar 3\r")
+    follower = threading.Thread(
+        target=Workers._follow_bars, args=(None, SimpleNamespace(stderr=stream), 1), daemon=True
+    )
+    follower.start()
+    follower.join(10)
+    assert not follower.is_alive() and stream.closed
+    other = threading.Thread(target=lambda: tqdm.get_lock().__enter__() or tqdm.get_lock().__exit__(), daemon=True)
+    other.start()
+    other.join(5)
+    assert not other.is_alive(), "the follower has kept tqdm's lock"
