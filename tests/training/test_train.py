@@ -500,8 +500,7 @@ def test_the_package_is_no_output_folder(capsys):
 
 @pytest.mark.skipif(not (DATA / "uoft-cs/cifar10").is_dir(), reason=f"no copy of CIFAR-10 in {DATA}")
 def test_cifar_with_the_papers_unet(cwd, monkeypatch):
-    for module in (loop, training_results):
-        monkeypatch.setattr(module, "GRID", 2)  # samples.png has 4 samples instead of 64
+    monkeypatch.setattr(training_results, "GRID", 2)  # samples.png has 4 samples instead of 64
     arguments = ["--benchmark", "split-cifar", "--dataset_root", str(DATA), "--tasks", "cat,dog;ship,truck"]
     tiny = [
         "--max_train_steps",
