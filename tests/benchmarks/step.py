@@ -244,8 +244,9 @@ def measure(config: TrainConfig, strategies: list[str], accelerator: Accelerator
     flops, times = {}, {key: [] for key in each}
     for key, step in loops.items():
         with FlopCounterMode(display=False) as counter:
-            step(0, next(batches))
-        flops[key] = counter.get_total_flops()
+            for number in range(at_once):
+                step(number, next(batches))
+        flops[key] = counter.get_total_flops() / at_once
     torch.compiler.reset()  # dynamo would never compile what first ran under the counter, without a warning
     for step in loops.values():
         for number in range(1, args.warmup):
