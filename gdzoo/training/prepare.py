@@ -127,7 +127,7 @@ def gflop_of_step(config: TrainConfig, data: ImageData, pretrained: Pretrained |
 
 def steps_at_once(gflop: float) -> int:
     """Number of steps whose rehearsal is computed together; `gflop` is that of one."""
-    return max(1, int(GFLOP_AT_ONCE / gflop))
+    return max(1, min(8, int(GFLOP_AT_ONCE / gflop)))
 
 
 def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accelerator) -> TrainConfig:
