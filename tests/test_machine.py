@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -307,3 +308,18 @@ def test_evaluation_takes_no_more_threads_than_the_model_can_use(tiny_zoo, clean
     arguments = ["zoo/gdzoo/split-digits-task3", "--benchmark", "split-digits", "--task", "3", "--output", "out.json"]
     assert evaluation.main([*arguments, "--eval_samples", "64", "--eval_steps", "1"]) == 0
     assert threads == [8, 1]
+
+
+def test_free_memory_is_that_of_the_container(tmp_path):
+    proc, group = tmp_path / "proc", tmp_path / "sys/fs/cgroup"
+    (proc / "self").mkdir(parents=True)
+    group.mkdir(parents=True)
+    (proc / "self/cgroup").write_text("0::/\n")
+    without = machine.free_memory(tmp_path / "sys", proc)
+    assert without == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    (group / "memory.max").write_text("5000\n")
+    (group / "memory.current").write_text("3000\n")
+    (group / "memory.stat").write_text("anon 1800\ninactive_file 1200\n")  # a cache of files can be given up
+    assert machine.free_memory(tmp_path / "sys", proc) == 5000 - 3000 + 1200
+    (group / "memory.max").write_text("max\n")
+    assert machine.free_memory(tmp_path / "sys", proc) == pytest.approx(without, rel=0.2)

@@ -25,8 +25,9 @@ class Rehearsal:
     def __init__(self, strategy: Strategy, past: Past, key: tuple[int, int], steps: int, at_once: int):
         self.strategy, self.past, self.key, self.steps = strategy, past, key, steps
         self.at_once = at_once if vars(type(strategy)).get("ignores_real") else 1
-        self._block: dict[int, Batch] = {}  # share -> the rehearsal of a whole block of steps
-        self._start: dict[int, int] = {}  # share -> its first step
+        self._blocks: dict[
+            int, tuple[int, Batch]
+        ] = {}  # share -> first step and rehearsal of a block
 
     def __call__(self, step: int, real: Batch, random: StepRandom) -> Batch | None:
         """The rehearsal that accompanies the real batch of a step; None for none.
@@ -42,13 +43,12 @@ class Rehearsal:
         if self.at_once == 1:
             return self.strategy(real, self.past, random_of(step))
         size, start, share = self.strategy.replay_batch_size, step - step % self.at_once, random.share
-        if self._start.get(share) != start:
+        if share not in self._blocks or self._blocks[share][0] != start:
             steps = range(start, min(start + self.at_once, self.steps))
             strategy = dataclasses.replace(self.strategy, replay_batch_size=len(steps) * size)
             passes = self.past.teacher.passes
-            self._block[share] = strategy(real, self.past, BlockRandom([*map(random_of, steps)]))
-            self._start[share] = start
+            self._blocks[share] = start, strategy(real, self.past, BlockRandom([*map(random_of, steps)]))
             if step > start:  # resumed in the block, whose passes were counted before
                 self.past.teacher.passes = passes
         first = (step - start) * size
-        return Batch(*(column[first : first + size] for column in self._block[share]))
+        return Batch(*(column[first : first + size] for column in self._blocks[share][1]))

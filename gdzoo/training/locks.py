@@ -77,8 +77,10 @@ class Lock:
 
     def is_taken(self) -> bool:
         """Whether a process has the lock; makes no file. Raises OSError."""
-        if not self.file.exists() or not self._try():
-            return self.file.exists()
+        if not self.file.exists():
+            return False
+        if not self._try():
+            return True
         self.free()
         return False
 

@@ -24,7 +24,8 @@ from gdzoo.training.publish import check_publishing
 from gdzoo.training.run import Chain, Run, make_chains, task_checkpoints
 from gdzoo.zoo.names import LATEST, TRAINING_FOLDER, is_checkpoint
 
-GFLOP_AT_ONCE = 12.0  # of steps whose rehearsal is computed together: eight of the digits, one of larger U-Nets
+# Of steps whose rehearsal is computed together: eight of the digits, one of larger U-Nets.
+GFLOP_AT_ONCE, MOST_AT_ONCE = 12.0, 8
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -127,7 +128,7 @@ def gflop_of_step(config: TrainConfig, data: ImageData, pretrained: Pretrained |
 
 def steps_at_once(gflop: float) -> int:
     """Number of steps whose rehearsal is computed together; `gflop` is that of one."""
-    return max(1, min(8, int(GFLOP_AT_ONCE / gflop)))
+    return max(1, min(MOST_AT_ONCE, int(GFLOP_AT_ONCE / gflop)))
 
 
 def with_namespace(config: TrainConfig, chains: list[Chain], accelerator: Accelerator) -> TrainConfig:

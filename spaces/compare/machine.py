@@ -1,6 +1,6 @@
 """What a process may use of its machine: cores, how torch's threads wait for each other, and how memory is kept.
 
-Imports the standard library only, because `prepare_process` must run before torch is imported.
+At its top it imports the standard library only, because `prepare_process` must run before torch is imported.
 """
 
 import contextlib
@@ -161,12 +161,10 @@ def _quota_of(cgroup: Path) -> float:
 
 
 def free_memory(sys: Path = SYS, proc: Path = PROC) -> int:
-    """Bytes that new processes can use, of the machine and of this process's cgroups (version 2); 0 if unknown."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
-    except (OSError, ValueError):
-        found = None
-    free = [int(found[1]) * 2**10 if found else 0]
+    """Bytes that new processes can use, of the machine and of this process's cgroups (version 2)."""
+    import psutil  # comes with accelerate; the rest of this file needs the standard library only
+
+    free = [psutil.virtual_memory().available]
     for folder in _cgroups(sys / "fs/cgroup", proc):
         with contextlib.suppress(OSError, ValueError, TypeError):  # without a limit there is no number
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
