@@ -25,9 +25,7 @@ class Rehearsal:
     def __init__(self, strategy: Strategy, past: Past, key: tuple[int, int], steps: int, at_once: int):
         self.strategy, self.past, self.key, self.steps = strategy, past, key, steps
         self.at_once = at_once if vars(type(strategy)).get("ignores_real") else 1
-        self._blocks: dict[
-            int, tuple[int, Batch]
-        ] = {}  # share -> first step and rehearsal of a block
+        self._blocks: dict[int, tuple[int, Batch]] = {}  # share -> first step and rehearsal of a block
 
     def __call__(self, step: int, real: Batch, random: StepRandom) -> Batch | None:
         """The rehearsal that accompanies the real batch of a step; None for none.
