@@ -37,7 +37,6 @@ def prepare(config: TrainConfig) -> Run:
     given, config = config, config.resolve()
     config.check_strategies()
     accelerator = create_accelerator(config)
-    # The precision of matrix products.
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     pretrained = load_pretrained(config) if config.pretrained_model_name_or_path else None
     if pretrained:  # the recipe depends on the model
