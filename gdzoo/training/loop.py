@@ -39,7 +39,7 @@ from gdzoo.training.output import clear_output, open_output
 from gdzoo.training.publish import publish_pipeline
 from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of, shared_measurement
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
-from gdzoo.training.terminal import progress_bar, run_summary, task_line
+from gdzoo.training.terminal import end_of_line, progress_bar, run_summary, task_line
 from gdzoo.training.workers import Workers
 from gdzoo.zoo.environment import reset_peak_memory
 from gdzoo.zoo.folders import remove_folder
@@ -82,7 +82,7 @@ def train_all(
             if pusher and folder.exists():
                 pusher.push(folder)
             announced.add(folder)
-            tqdm.write(clean(task_line(result)))  # it names classes
+            tqdm.write(clean(task_line(result)) + end_of_line())  # it names classes
 
     try:
         if main:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shlex
+import sys
 
 from tqdm.auto import tqdm
 
@@ -22,6 +23,11 @@ LONGEST_LINE = 240  # characters
 def progress_bar(title: str, step: int, total: int, shown: bool) -> tqdm:
     """The progress bar of a task, starting at `step`."""
     return tqdm(initial=step, total=total, desc=title, unit="step", dynamic_ncols=True, disable=not shown)
+
+
+def end_of_line() -> str:
+    """What erases the rest of a terminal's line, where tqdm leaves the end of a worker's longer bar."""
+    return "\x1b[K" if sys.stdout.isatty() else ""
 
 
 def waiting(what: str) -> tqdm:

@@ -1,6 +1,7 @@
 """What the terminal says at the start of a run, and how long its lines are."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -11,7 +12,7 @@ from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
 from gdzoo.training.prepare import with_data
 from gdzoo.training.run import make_chains
-from gdzoo.training.terminal import LONGEST_LINE, final_table, run_summary, task_line
+from gdzoo.training.terminal import LONGEST_LINE, end_of_line, final_table, run_summary, task_line
 from tests.data.mirrors import MINE, flat, write_split
 
 
@@ -84,3 +85,9 @@ def test_an_evaluator_that_does_not_fit_in_memory_is_said_before_work():
     with pytest.raises(ConfigError, match="--cache_limit_gb 0.0: .* give 0.1, a test split, or --evaluator"):
         with_data(TrainConfig(cache_limit_gb=0.0).resolve(), data)
     assert with_data(TrainConfig(cache_limit_gb=0.0, evaluator="none").resolve(), data).image_bits is None
+
+
+@pytest.mark.parametrize("terminal, end", [(True, "\x1b[K"), (False, "")])
+def test_the_rest_of_a_line_is_erased_on_a_terminal_only(monkeypatch, terminal, end):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    assert end_of_line() == end
