@@ -18,13 +18,17 @@ class TaskImages:
 
     A task of at most `cache_limit_gb` is read once and kept as uint8 on `device`; a larger one is streamed in every
     epoch. A batch may contain the end of one epoch and the start of the next, so that all have the same size.
+
+    Attributes:
+        cache: the columns of a batch, of all images: (images, labels), or what a kind of model computes of them once;
+            None where they are streamed.
     """
 
     def __init__(self, data: ImageData, labels: Sequence[int], seed: int, device, cache_limit_gb: float):
         self.data, self.labels, self.seed, self.device = data, list(labels), seed, device
         self.count = sum(data.counts["train"][label] for label in labels)
         shape = (self.count, data.channels, data.benchmark.resolution, data.benchmark.resolution)
-        self.cache = None
+        self.cache: tuple[Tensor, ...] | None = None
         if math.prod(shape) <= cache_limit_gb * 1e9:
             self.cache = self._read_all(torch.empty(shape, dtype=torch.uint8, device=device))
             self.count = len(self.cache[0])
@@ -55,8 +59,6 @@ class TaskImages:
             yield from self._streamed(batch_size, start_step * micro_batches, rank, world_size)
 
     def _cached(self, batch_size, start_step, micro_batches, rank, world_size):
-        images, labels = self.cache
-
         @functools.lru_cache(maxsize=2)
         def order(epoch):
             return np.random.default_rng((self.seed, epoch)).permutation(self.count)
@@ -65,8 +67,8 @@ class TaskImages:
         while True:
             epochs, rows = np.divmod(np.arange(position, position + batch_size), self.count)
             parts = [order(epoch)[rows[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-            chosen = torch.from_numpy(np.concatenate(parts)).to(images.device, non_blocking=True)
-            yield images[chosen], labels[chosen]
+            chosen = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
+            yield tuple(column[chosen] for column in self.cache)
             position += batch_size * world_size
 
     def _streamed(self, batch_size, skip_batches, rank, world_size):

@@ -17,13 +17,14 @@ class Rehearsal:
     """The rehearsal of each step of a task; steps are asked for in order, each for all of its micro-batches.
 
     Args:
+        teacher: counts the passes of the past's functions.
         key: (seed, task).
         steps: of the task.
         at_once: number of steps whose rehearsal is computed together, if the strategy does not need the real batch.
     """
 
-    def __init__(self, strategy: Strategy, past: Past, key: tuple[int, int], steps: int, at_once: int):
-        self.strategy, self.past, self.key, self.steps = strategy, past, key, steps
+    def __init__(self, strategy: Strategy, past: Past, teacher, key: tuple[int, int], steps: int, at_once: int):
+        self.strategy, self.past, self.teacher, self.key, self.steps = strategy, past, teacher, key, steps
         self.at_once = at_once if vars(type(strategy)).get("ignores_real") else 1
         self._blocks: dict[int, tuple[int, Batch]] = {}  # share -> first step and rehearsal of a block
 
@@ -44,9 +45,9 @@ class Rehearsal:
         if share not in self._blocks or self._blocks[share][0] != start:
             steps = range(start, min(start + self.at_once, self.steps))
             strategy = dataclasses.replace(self.strategy, replay_batch_size=len(steps) * size)
-            passes = self.past.teacher.passes
+            passes = self.teacher.passes
             self._blocks[share] = start, strategy(real, self.past, BlockRandom([*map(random_of, steps)]))
             if step > start:  # resumed in the block, whose passes were counted before
-                self.past.teacher.passes = passes
+                self.teacher.passes = passes
         first = (step - start) * size
-        return Batch(*(column[first : first + size] for column in self._blocks[share][1]))
+        return self._blocks[share][1].rows(slice(first, first + size))

@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from gdzoo.method.objective import Cond, Drawn
 from gdzoo.method.randomness import StepRandom
 
 
@@ -51,27 +52,52 @@ def ddim_sample(
 
 
 class Teacher:
-    """The frozen model of the previous task: draws images and predicts noise. Counts its U-Net passes.
+    """The frozen U-Net of the previous task: draws images and predicts noise. Counts its U-Net passes.
 
     Takes and returns float32; in between it computes in the U-Net's own dtype, whatever autocast says.
+
+    Args:
+        steps, eta: of DDIM, for an image.
     """
 
-    def __init__(self, unet: nn.Module, scheduler: DDIMScheduler):
+    def __init__(self, unet: nn.Module, scheduler: DDIMScheduler, steps: int = 2, eta: float = 0.0):
         self.unet, self.scheduler = unet.requires_grad_(False).eval(), scheduler
+        self.steps, self.eta = steps, eta
         self.passes = 0  # images through the U-Net
 
     @torch.inference_mode()
-    def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The teacher's output at x_t [B, C, H, W] and t [B], in the scheduler's prediction_type."""
         self.passes += len(x_t)
         return self._run(x_t, t).sample.float()
 
-    def draw(self, count: int, steps: int, eta: float, random: StepRandom) -> Tensor:
+    def draw(self, count: int, random: StepRandom) -> Drawn:
         """`count` images [count, C, H, W] in [-1, 1], as floats, from fresh noise."""
         config = self.unet.config
-        self.passes += count * steps
+        self.passes += count * self.steps
         noise = random.randn(count, config.in_channels, config.sample_size, config.sample_size)
-        return ddim_sample(self._run, self.scheduler, noise, steps, eta, random)
+        return Drawn(ddim_sample(self._run, self.scheduler, noise, self.steps, self.eta, random))
+
+    def condition(self, count: int, random: StepRandom) -> Cond:
+        """It has none."""
+        return {}
+
+    def draw_stored(self, count: int, first: int, random: StepRandom) -> dict[str, Tensor]:
+        """Images of a replay pool, of which they are number `first` and on, as uint8 [count, C, H, W]."""
+        return {"images": to_uint8(self.draw(count, random).x_0)}
+
+    def from_stored(self, stored: dict[str, Tensor]) -> Drawn:
+        """Images that `draw_stored` returned, as floats in [-1, 1]."""
+        return Drawn(to_float(stored["images"]))
+
+    def pool_key(self) -> str | None:
+        """What a pool belongs to beside its task: nothing."""
+        return None
+
+    def to(self, dtype: torch.dtype):
+        """Set the precision of its passes."""
+        # Not the U-Net's own to(), which warns of modules to be kept in float32, though there are none.
+        nn.Module.to(self.unet, dtype)
 
     def _run(self, x_t: Tensor, t: Tensor) -> UNet2DOutput:
         # The U-Net's own `dtype` walks through all of its modules, which would be 1% of a step.

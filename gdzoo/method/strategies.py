@@ -11,6 +11,7 @@ PMLR 274 (arXiv 2311.14028), section 3.
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -18,25 +19,35 @@ from torch import Tensor
 
 from gdzoo.errors import one_line
 from gdzoo.method.catalogue import class_path
-from gdzoo.method.objective import Batch, noised
-from gdzoo.method.pool import ReplayPool
+from gdzoo.method.objective import Batch, Cond, Drawn
 from gdzoo.method.randomness import StepRandom
-from gdzoo.method.sampling import Teacher
 
 
 class Past(NamedTuple):
-    """What a strategy may use of earlier tasks."""
+    """What a strategy may use of earlier tasks, whatever kind of model the teacher is.
 
-    teacher: Teacher
-    buffer: Tensor | None = None  # real images [N, C, H, W] in [-1, 1], for strategies with `uses_buffer`
-    pool: ReplayPool | None = None  # for strategies with `draws_replay`, with --replay_pool
+    Attributes:
+        noised: x_0 at random timesteps, with the usual target and its own condition.
+        timesteps: so many random timesteps.
+        predict: the teacher's output at (x_t, t, condition).
+        draw: so many images, or latents, of the teacher, with their conditions; afresh or from the replay pool.
+        condition: so many conditions that the teacher knows, at random.
+        buffer: real images of earlier tasks, for strategies with `uses_buffer`.
+    """
+
+    noised: Callable[[Drawn, StepRandom], Batch]
+    timesteps: Callable[[int, StepRandom], Tensor]
+    predict: Callable[[Tensor, Tensor, Cond], Tensor]
+    draw: Callable[[int, StepRandom], Drawn]
+    condition: Callable[[int, StepRandom], Cond]
+    buffer: Drawn | None = None
 
 
 @dataclass(frozen=True)
 class Strategy:
     """Base class. Fields are hyperparameters, set from the settings of the same names."""
 
-    draws_replay: ClassVar[bool] = False  # uses replay images, drawn for each step or ahead into `Past.pool`
+    draws_replay: ClassVar[bool] = False  # uses `Past.draw`
     uses_buffer: ClassVar[bool] = False  # uses `Past.buffer`
     sees_all_classes: ClassVar[bool] = False  # the real batch has the classes of all tasks so far
     # The rehearsal does not depend on the real batch, so that several steps' can be computed at once, with a larger
@@ -78,8 +89,8 @@ class ExperienceReplay(Strategy):
     ignores_real: ClassVar[bool] = True
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
-        rows = random.randint(len(past.buffer), self.replay_batch_size)
-        return noised(past.buffer[rows], past.teacher.scheduler, random)
+        rows = random.randint(len(past.buffer.x_0), self.replay_batch_size)
+        return past.noised(past.buffer.rows(rows), random)
 
 
 @dataclass(frozen=True)
@@ -87,17 +98,11 @@ class GenerativeReplay(Strategy):
     """Images drawn from the teacher, noised; the target is the noise."""
 
     replay_batch_size: int
-    replay_steps: int
-    replay_eta: float
     draws_replay: ClassVar[bool] = True
     ignores_real: ClassVar[bool] = True
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
-        if past.pool:
-            images = past.pool.take(self.replay_batch_size, random)
-        else:
-            images = past.teacher.draw(self.replay_batch_size, self.replay_steps, self.replay_eta, random)
-        return noised(images, past.teacher.scheduler, random)
+        return past.noised(past.draw(self.replay_batch_size, random), random)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class GenerativeDistillation(GenerativeReplay):
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
         replay = super().__call__(real, past, random)
-        return replay._replace(target=past.teacher.predict(replay.x_t, replay.t))
+        return replay._replace(target=past.predict(replay.x_t, replay.t, replay.cond))
 
 
 @dataclass(frozen=True)
@@ -120,16 +125,21 @@ class GaussianDistillation(Strategy):
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
         noise = random.randn(self.replay_batch_size, *real.x_t.shape[1:])
-        t = random.randint(past.teacher.scheduler.config.num_train_timesteps, self.replay_batch_size)
-        return Batch(noise, t, past.teacher.predict(noise, t))
+        t = past.timesteps(self.replay_batch_size, random)
+        cond = past.condition(self.replay_batch_size, random)
+        return Batch(noise, t, past.predict(noise, t, cond), cond)
 
 
 @dataclass(frozen=True)
 class LwF(Strategy):
-    """The current task's own noised batch; the target is the teacher's prediction (Li & Hoiem 2017)."""
+    """The current task's own noised batch, under conditions that the teacher knows; the target is its prediction.
+
+    Source: Li & Hoiem 2017, "Learning without Forgetting".
+    """
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
-        return real._replace(target=past.teacher.predict(real.x_t, real.t))
+        cond = past.condition(len(real.t), random)
+        return Batch(real.x_t, real.t, past.predict(real.x_t, real.t, cond), cond)
 
 
 def strategy_class(name: str) -> type[Strategy]:

@@ -1,13 +1,62 @@
-"""U-Nets, their FLOPs, and noise schedules for unconditional chains."""
+"""Unconditional U-Nets in pixel space: creating and training them, their FLOPs, and their noise schedules."""
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
-from torch import nn
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
+from gdzoo.method.randomness import StepRandom
+from gdzoo.method.sampling import to_float
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS
 
 MOST_COMPILED = 1024  # graphs in a process; each task of each chain needs several
+
+
+class UNetStudent:
+    """An unconditional U-Net that is trained; see gdzoo.models.kinds.Student.
+
+    Args:
+        random_flip: mirror half of the real images.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, random_flip: bool = False):
+        self.network, self.scheduler, self.random_flip = unet, scheduler, random_flip
+
+    @property
+    def weights(self) -> nn.Module:
+        return self.network
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.network.parameters())
+
+    def real(self, columns: tuple[Tensor, ...], random: StepRandom) -> Drawn:
+        """The first column is uint8 images [B, C, H, W]."""
+        return Drawn(real_images(columns[0], self.random_flip, random))
+
+    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
+        return noised(drawn, self.scheduler, random)
+
+    def timesteps(self, count: int, random: StepRandom) -> Tensor:
+        return random.randint(self.scheduler.config.num_train_timesteps, count)
+
+    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
+        return min_snr_weight(self.scheduler, gamma, t)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return network(x_t, t).sample
+
+    def pipeline(self, network: nn.Module) -> DDIMPipeline:
+        return DDIMPipeline(network.eval(), self.scheduler)
+
+
+def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:
+    """uint8 [B, C, H, W] as floats in [-1, 1], half of them mirrored if asked for."""
+    x_0 = to_float(pixels)
+    if random_flip:
+        mirrored = random.rand(len(x_0)) < 0.5
+        x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
+    return x_0
 
 
 def create_unet(model: str, channels: int, resolution: int) -> UNet2DModel:

@@ -117,6 +117,8 @@ def find_first_task(run: Run, chain: Chain) -> Path | None:
 
     On a CPU also of the same number of threads, since that changes the bits; older results do not say theirs.
     """
+    if not run.job.shares_first_task:
+        return None
     for strategy in dict.fromkeys([*(other.strategy for other in run.chains), *STRATEGIES]):
         other = dataclasses.replace(chain, config=chain.config.chain(strategy))
         with contextlib.suppress(ValueError):  # there is none, or it is damaged
@@ -128,4 +130,4 @@ def find_first_task(run: Run, chain: Chain) -> Path | None:
 
 
 def _first_task_is_taken(run: Run, chain: Chain) -> bool:
-    return find_first_task(run, chain) is None and first_task_lock(chain).is_taken()
+    return run.job.shares_first_task and find_first_task(run, chain) is None and first_task_lock(chain).is_taken()

@@ -26,7 +26,7 @@ from gdzoo.training.loop import TrainingError, train_all, train_share
 from gdzoo.training.prepare import prepare
 from gdzoo.training.resume import consult_hub, hub_target
 from gdzoo.training.run import Run
-from gdzoo.training.terminal import final_table, not_pushed, space_command
+from gdzoo.training.terminal import not_pushed
 
 _RUNNING = threading.Lock()
 
@@ -69,8 +69,9 @@ def run_config(config: TrainConfig) -> int:
         results = train_all(run, evaluator, pusher, config)
         if run.accelerator.is_main_process and results:
             last = [chain for chain in run.share if chain.done][-1]
-            print(f"\n{final_table(results)}\n\nThe last model is in {last.folder(len(last.tasks))}. Next:\n")
-            print(f"    {space_command(run.config)}")
+            folder = last.folder(len(last.tasks))
+            print(f"\n{run.job.final_table(results)}\n\nThe last model is in {folder}. Next:\n")
+            print(f"    {run.job.next_command(run, folder)}")
         if pusher and pusher.left:
             print(not_pushed(pusher.left, pusher.command(config.output_dir)))
             return NOT_ALL_PUSHED if config.require_push else 0

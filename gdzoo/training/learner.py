@@ -5,17 +5,18 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdzoo.config import TrainConfig
-from gdzoo.method.objective import continual_loss, min_snr_weight, noised, same_input
+from gdzoo.method.objective import Drawn, continual_loss, same_input
+from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.rehearsal import Rehearsal
-from gdzoo.method.sampling import to_float
-from gdzoo.method.strategies import Past, Strategy
+from gdzoo.method.strategies import Strategy
+from gdzoo.models.kinds import Student, Teacher, make_past
 from gdzoo.models.unet import compile_unet
 from gdzoo.training.sharding import is_sharded, whole_unet
 
@@ -28,11 +29,13 @@ class Learner:
 
     Args:
         config: resolved.
-        unet: where the student starts, on the accelerator's device; it is trained in place.
+        student: of any kind of model, on the accelerator's device.
         strategy: gives the rehearsal of each step.
         task: counts from 1, and gives the loss its weights.
-        past: what the strategy may use of earlier tasks; None at task 1. Its teacher is cast to the dtype of
-            --mixed_precision, since it needs no float32 copy of its weights.
+        teacher: the model of the task before; None if there is none. It is cast to the dtype of --mixed_precision,
+            since it needs no float32 copy of its weights.
+        pool: the teacher's images; None: fresh ones for each step.
+        buffer: real images of earlier tasks, for strategies that use them.
         at_once: number of steps whose rehearsal is computed together.
     """
 
@@ -40,20 +43,22 @@ class Learner:
         self,
         config: TrainConfig,
         accelerator: Accelerator,
-        scheduler: DDIMScheduler,
-        unet: UNet2DModel,
+        student: Student,
         strategy: Strategy,
         task: int,
-        past: Past | None = None,
+        teacher: Teacher | None = None,
+        pool: ReplayPool | None = None,
+        buffer: Drawn | None = None,
         at_once: int = 1,
     ):
-        self.config, self.accelerator, self.scheduler, self.unet = config, accelerator, scheduler, unet
-        self.strategy, self.task, self.past = strategy, task, past
+        self.config, self.accelerator, self.student = config, accelerator, student
+        self.strategy, self.task, self.teacher, self.pool = strategy, task, teacher, pool
         self.rehearsal = None
-        if past:
-            self.rehearsal = Rehearsal(strategy, past, (config.seed, task), config.max_train_steps, at_once)
+        if teacher:
+            past, key = make_past(student, teacher, pool, buffer), (config.seed, task)
+            self.rehearsal = Rehearsal(strategy, past, teacher, key, config.max_train_steps, at_once)
         self.passes = 0  # images through the student
-        optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
         # The schedule is not prepared: accelerate would step it once for each process.
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -61,24 +66,23 @@ class Learner:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.student, self.optimizer = accelerator.prepare(unet, optimizer)
-        self.student.train()
-        # FSDP has made the parameters of `unet` shards by now, and their average is sharded with them.
+        self.network, self.optimizer = accelerator.prepare(student.network, optimizer)
+        self.network.train()
+        # FSDP has made the parameters of the student shards by now, and their average is sharded with them.
         self.ema = None
         if config.use_ema:
-            foreach = not is_sharded(unet)  # no foreach operator copies shards
-            self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=foreach)
-        self.snr_weight = partial(min_snr_weight, scheduler, config.snr_gamma) if config.snr_gamma else None
-        if past:
-            # Not the U-Net's own to(), which warns of modules to be kept in float32, though there are none.
-            nn.Module.to(past.teacher.unet, COMPUTE_DTYPES.get(accelerator.mixed_precision, torch.float32))
+            foreach = not is_sharded(student.network)  # no foreach operator copies shards
+            self.ema = EMAModel(student.parameters(), decay=config.ema_decay, foreach=foreach)
+        self.snr_weight = partial(student.snr_weight, config.snr_gamma) if config.snr_gamma else None
+        if teacher:
+            teacher.to(COMPUTE_DTYPES.get(accelerator.mixed_precision, torch.float32))
         if config.torch_compile:
-            self.student = compile_unet(self.student)
-            if past:
-                past.teacher.unet = compile_unet(past.teacher.unet)
+            self.network = compile_unet(self.network)
+            if teacher:
+                teacher.unet = compile_unet(teacher.unet)
 
     def learn(self, step: int, batches: Iterator[tuple[Tensor, ...]]) -> Tensor:
-        """Take optimizer step `step`; `batches` yields uint8 images [B, C, H, W] first. This process's mean loss [].
+        """Take optimizer step `step`; `batches` yields the columns that the student reads. This process's mean loss [].
 
         Everything random in it follows from (seed, task, step) and which share of the batch this process has.
         """
@@ -88,53 +92,44 @@ class Learner:
             share = micro * accelerator.num_processes + accelerator.process_index
             shares = micro_batches * accelerator.num_processes
             random = StepRandom((config.seed, self.task, step), accelerator.device, share, shares)
-            with accelerator.accumulate(self.student), accelerator.autocast():
-                loss = self._loss(step, next(batches)[0], random)
+            with accelerator.accumulate(self.network), accelerator.autocast():
+                loss = self._loss(step, next(batches), random)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and config.max_grad_norm:
-                    accelerator.clip_grad_norm_(self.unet.parameters(), config.max_grad_norm)
+                    accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
         self.lr_scheduler.step()
         if self.ema:
-            self.ema.step(self.unet.parameters())
+            self.ema.step(self.student.parameters())
         return torch.stack(losses).mean()
 
-    def _loss(self, step: int, pixels: Tensor, random: StepRandom) -> Tensor:
-        real = noised(real_images(pixels, self.config.random_flip, random), self.scheduler, random)
+    def _loss(self, step: int, columns: tuple[Tensor, ...], random: StepRandom) -> Tensor:
+        real = self.student.noised(self.student.real(columns, random), random)
         rehearsal = self.rehearsal(step, real, random) if self.rehearsal else None
         self.passes += len(real.t)
         if rehearsal and not same_input(real, rehearsal):
             self.passes += len(rehearsal.t)
-        known = self.config.tasks_known(self.task)
-        return continual_loss(self.student, real, rehearsal, known, self.config.replay_weight, self.snr_weight)
+        known, predict = self.config.tasks_known(self.task), partial(self.student.predict, self.network)
+        return continual_loss(predict, real, rehearsal, known, self.config.replay_weight, self.snr_weight)
 
     @property
     def parts(self) -> dict:
         """What changes from step to step, for a checkpoint: name -> an object with state_dict(), or None."""
         return {
-            "model": self.unet,
+            "model": self.student.weights,
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "ema": self.ema,
             "scaler": self.accelerator.scaler,
-            "pool": self.past.pool if self.past else None,
+            "pool": self.pool,
         }
 
-    def pipeline(self) -> DDIMPipeline:
+    def pipeline(self) -> DiffusionPipeline:
         """The pipeline to publish: the student, its weights averaged with --use_ema. All processes must call."""
         if self.ema:
-            self.ema.copy_to(self.unet.parameters())
+            self.ema.copy_to(self.student.parameters())
         # Without accelerate's autocast: it is evaluated in float32, as it will be loaded.
-        unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=False)
-        return DDIMPipeline(whole_unet(unet).eval(), self.scheduler)
-
-
-def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:
-    """uint8 [B, C, H, W] as floats in [-1, 1], half of them mirrored if asked for."""
-    x_0 = to_float(pixels)
-    if random_flip:
-        mirrored = random.rand(len(x_0)) < 0.5
-        x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
-    return x_0
+        network = self.accelerator.unwrap_model(self.student.network, keep_fp32_wrapper=False)
+        return self.student.pipeline(whole_unet(network))

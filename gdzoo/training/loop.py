@@ -9,37 +9,31 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo.config import TrainConfig
-from gdzoo.data.batches import TaskImages, keep_some
-from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Reference
 from gdzoo.hub.pushing import Pusher
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
-from gdzoo.method.sampling import Teacher, to_float
-from gdzoo.method.strategies import Past, create_strategy, strategy_class
-from gdzoo.models.pipelines import load_pipeline
-from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.method.strategies import create_strategy
 from gdzoo.training.chains import find_first_task, first_task_lock, take_chains
 from gdzoo.training.checkpoint import Checkpoints, Progress
 from gdzoo.training.evaluators import real_features, train_missing_evaluator
 from gdzoo.training.interruption import Interrupted, noted_signals
 from gdzoo.training.learner import Learner
 from gdzoo.training.output import clear_output, open_output
-from gdzoo.training.publish import publish_pipeline
-from gdzoo.training.results import cost_of, evaluate_task, images_per_second, results_of, shared_measurement
+from gdzoo.training.results import cost_of, images_per_second
 from gdzoo.training.run import Chain, Run, evaluator_folder, published_results, task_checkpoints
-from gdzoo.training.terminal import end_of_line, progress_bar, run_summary, task_line
+from gdzoo.training.terminal import end_of_line, progress_bar
 from gdzoo.training.workers import Workers
 from gdzoo.zoo.environment import reset_peak_memory
 from gdzoo.zoo.folders import remove_folder
@@ -82,7 +76,7 @@ def train_all(
             if pusher and folder.exists():
                 pusher.push(folder)
             announced.add(folder)
-            tqdm.write(clean(task_line(result)) + end_of_line())  # it names classes
+            tqdm.write(clean(run.job.task_line(result)) + end_of_line())  # it names classes
 
     try:
         if main:
@@ -90,7 +84,7 @@ def train_all(
                 given = None  # by locks workers share the chains
                 missing = f"--output_dir {config.output_dir}: its file system has no locks"
                 tqdm.write(clean(f"gdzoo: {missing}: let no other process train there"), file=sys.stderr)
-            tqdm.write(run_summary(run))
+            tqdm.write(run.job.summary(run))
             if config.overwrite_output_dir:
                 clear_output(run.share)
             for chain in run.share:
@@ -153,7 +147,7 @@ def train_chain(
         torch.set_num_threads((results and results[-1].get("threads")) or run.threads)
     for task in chain.task_numbers:
         if task > len(results):
-            with shared_first_task(run, chain) if task == 1 else nullcontext():
+            with shared_first_task(run, chain) if task == 1 and run.job.shares_first_task else nullcontext():
                 train_and_publish(run, chain, task, evaluator, reference, results)
             results.append(read_results(chain.folder(task)))
             if accelerator.is_main_process:
@@ -179,21 +173,21 @@ def train_and_publish(
     looks = task == 1 and accelerator.is_main_process
     shared = broadcast_object_list([find_first_task(run, chain) if looks else None])[0]
     if shared:
-        pipeline, cost = load_pipeline(shared).to(accelerator.device), read_results(shared)["cost"]
-    elif task == 1 and run.pretrained:
-        pipeline, cost = run.pretrained.pipeline, cost_of(chain, accelerator, Progress())
+        pipeline, cost = run.job.load(run, shared), read_results(shared)["cost"]
+    elif pipeline := run.job.untrained(run, task):
+        cost = cost_of(chain, accelerator, Progress())
     else:
         pipeline, cost = train_task(run, chain, task, evaluator)
-    found = broadcast_object_list([accelerator.is_main_process and shared and shared_measurement(shared, reference)])[0]
-    found = found or evaluate_task(chain, task, pipeline, evaluator, reference)
+    found = broadcast_object_list([accelerator.is_main_process and shared and run.job.measured(shared, reference)])[0]
+    found = found or run.job.measure(run, chain, task, pipeline, evaluator, reference)
     if accelerator.is_main_process:
-        metrics, samples = found
-        content = results_of(run, chain, task, metrics, cost, earlier)
-        publish_pipeline(chain.folder(task), pipeline, samples, content, chain.config)
+        metrics, pictures = found
+        content = run.job.results(run, chain, task, metrics, cost, earlier)
+        run.job.publish(run, chain, task, pipeline, pictures, content)
     accelerator.wait_for_everyone()
 
 
-def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> tuple[DDIMPipeline, dict]:
+def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> tuple[Any, dict]:
     """Train a student on one task, starting from the published model of the task before, which is its teacher.
 
     Returns:
@@ -202,10 +196,11 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     config, accelerator = chain.config, run.accelerator
     reset_peak_memory(accelerator.device)
     set_seed(seed_from(config.seed, task) % 2**32)  # for strategies from outside that use global generators
-    scheduler, unet, past = start_of_task(run, chain, task, evaluator)
-    strategy = create_strategy(chain.strategy, config)
-    learner = Learner(config, accelerator, scheduler, unet, strategy, task, past, run.steps_at_once)
-    images = task_images(chain, task, run.data, accelerator)
+    start = run.job.start(run, chain, task, evaluator)
+    student, strategy = start.student, create_strategy(chain.strategy, config)
+    previous = start.teacher, start.pool, start.buffer
+    learner = Learner(config, accelerator, student, strategy, task, *previous, at_once=run.steps_at_once)
+    images = run.job.images(run, chain, task)
     checkpoints = task_checkpoints(chain, task, accelerator, learner.parts)
     progress = restore(checkpoints, learner, config, accelerator)
 
@@ -217,13 +212,13 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     with closing(batches), closing(bar), noted_signals() as signals:
         saver = Saver(checkpoints, progress, accelerator, signals)
         for step in range(progress.step, config.max_train_steps):
-            if past and past.pool:
-                saver.fill(past.pool, bar)
+            if learner.pool:
+                saver.fill(learner.pool, bar)
             losses.append(learner.learn(step, batches))
             bar.update()
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
             progress.student_passes = learner.passes
-            progress.teacher_passes = past.teacher.passes if past else 0
+            progress.teacher_passes = learner.teacher.passes if learner.teacher else 0
             if progress.step % READ_LOSS_EVERY == 0 or progress.step == config.max_train_steps:
                 report_loss(chain, task, progress, losses, accelerator, bar)
                 losses.clear()
@@ -233,48 +228,6 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     pipeline = learner.pipeline()
     accelerator.free_memory()
     return pipeline, cost_of(chain, accelerator, progress)
-
-
-def start_of_task(
-    run: Run, chain: Chain, task: int, evaluator: Evaluator | None
-) -> tuple[DDIMScheduler, UNet2DModel, Past | None]:
-    """The schedule, the student, and what its strategy may use of earlier tasks (None at task 1)."""
-    config, accelerator, data = chain.config, run.accelerator, run.data
-    device = accelerator.device
-    if task == 1:
-        torch.manual_seed(config.seed)
-        unet = create_unet(config.model, data.channels, data.benchmark.resolution)
-        return create_scheduler(config.prediction_type, config.rescale_betas_zero_snr), unet.to(device), None
-    published = load_pipeline(chain.folder(task - 1))
-    student = load_pipeline(chain.folder(task - 1)).unet
-    teacher, method = Teacher(published.unet.to(device), published.scheduler), strategy_class(chain.strategy)
-    buffer = pool = None
-    if method.uses_buffer:
-        buffer = to_float(keep_some(data, chain.seen(task - 1), config.buffer_size, config.seed).to(device))
-    if method.draws_replay and config.replay_pool:
-        pool = replay_pool(chain, task, teacher, accelerator, evaluator)
-    return published.scheduler, student.to(device), Past(teacher, buffer, pool)
-
-
-def replay_pool(
-    chain: Chain, task: int, teacher: Teacher, accelerator: Accelerator, evaluator: Evaluator | None
-) -> ReplayPool:
-    """The task's pool, still empty; with --replay_pool_balanced the evaluator sorts it into the classes seen so far."""
-    config, seen = chain.config, chain.seen(task - 1)
-    classify = (lambda images: evaluator(images, among=seen)[1]) if config.replay_pool_balanced else None
-    how = dict(size=config.replay_pool, steps=config.replay_pool_steps, eta=config.replay_eta)
-    return ReplayPool(teacher, accelerator, **how, key=(config.seed, task), classify=classify)
-
-
-def task_images(chain: Chain, task: int, data: ImageData, accelerator: Accelerator) -> TaskImages:
-    """The real images that a task's student is trained on; prints how many could not be decoded, if any."""
-    config, every = chain.config, strategy_class(chain.strategy).sees_all_classes
-    labels = chain.seen(task) if every else chain.tasks[task - 1]
-    images = TaskImages(data, labels, seed_from(config.seed, task), accelerator.device, config.cache_limit_gb)
-    if data.skipped["train"] and accelerator.is_main_process:
-        skipped, name = data.skipped["train"], data.benchmark.dataset_name
-        tqdm.write(f"task {task}: {skipped} images of {name} could not be decoded: skipped")
-    return images
 
 
 def restore(checkpoints: Checkpoints, learner: Learner, config: TrainConfig, accelerator: Accelerator) -> Progress:
@@ -288,8 +241,8 @@ def restore(checkpoints: Checkpoints, learner: Learner, config: TrainConfig, acc
     if len(steps.unique()) > 1:
         raise TrainingError(f"--output_dir {config.output_dir} is not the same folder for all processes")
     learner.passes = progress.student_passes
-    if learner.past:
-        learner.past.teacher.passes = progress.teacher_passes
+    if learner.teacher:
+        learner.teacher.passes = progress.teacher_passes
     if learner.ema:
         learner.ema.to(accelerator.device)  # load_state_dict leaves it where the checkpoint's tensors are
     return progress

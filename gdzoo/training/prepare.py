@@ -20,8 +20,8 @@ from gdzoo.models.unet import create_unet, flops_of_forward
 from gdzoo.training.chains import check_others
 from gdzoo.training.checkpoint import CheckpointError, other_run, read_state
 from gdzoo.training.output import check_output
-from gdzoo.training.publish import check_publishing
 from gdzoo.training.run import Chain, Run, make_chains, task_checkpoints
+from gdzoo.training.unconditional import UnconditionalJob
 from gdzoo.zoo.names import LATEST, TRAINING_FOLDER, is_checkpoint
 
 # Of steps whose rehearsal is computed together: eight of the digits, one of larger U-Nets.
@@ -50,8 +50,9 @@ def prepare(config: TrainConfig) -> Run:
     gflop = gflop_of_step(config, data, pretrained)
     threads = machine.threads_for(gflop)
     torch.set_num_threads(threads)
-    run = Run(config, accelerator, data, make_chains(config, data), threads, steps_at_once(gflop), pretrained)
-    check_publishing(run)
+    job = UnconditionalJob(pretrained)
+    run = Run(config, accelerator, data, make_chains(config, data), threads, steps_at_once(gflop), job)
+    job.check_publishing(run)
     check_others(run)
     check_output(run)
     check_checkpoint(config, run.share, accelerator)

@@ -94,7 +94,7 @@ def results_of(run: Run, chain: Chain, task: int, found: dict, cost: dict, earli
                 "classes": labels,
                 "names": [run.data.names[label] for label in labels],
                 # How many a pretrained model was trained on is not known.
-                "images": None if run.pretrained and number == 1 else sum(counts[label] for label in labels),
+                "images": None if run.job.untrained(run, number) else sum(counts[label] for label in labels),
             }
             for number, labels in enumerate(chain.tasks, start=1)
         ],

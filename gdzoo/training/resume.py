@@ -1,7 +1,6 @@
 """Resuming from the Hub: what is asked of it, and downloaded from it, before any work."""
 
 import sys
-from pathlib import Path
 
 from huggingface_hub import HfApi
 
@@ -19,8 +18,6 @@ from gdzoo.hub.repos import (
     read_remote,
     refuse_other_run,
 )
-from gdzoo.models.pipelines import load_pipeline
-from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.training.evaluators import evaluator_lock
 from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.output import open_output, other_classes
@@ -156,28 +153,9 @@ def fetch(run: Run, chain: Chain, api: HfApi, info: RepoInfo):
         if not chain.folder(task).exists():
             with atomic_folder(chain.folder(task)) as partial:
                 with_retries(download, api, info, partial)
-                check_pipeline(run, partial, what)
+                run.job.check_fetched(run, partial, what)
     finally:
         lock.free()
-
-
-def check_pipeline(run: Run, folder: Path, what: str):
-    """Raises ConfigError if the model in `folder` cannot be loaded, or is not what this run would train."""
-    config = run.config
-    try:
-        pipeline = load_pipeline(folder)
-    except ValueError as error:
-        raise ConfigError(f"{what} cannot be loaded: {error}") from error
-    if run.pretrained:
-        unet, scheduler = run.pretrained.pipeline.unet, run.pretrained.pipeline.scheduler
-    else:
-        unet = create_unet(config.model, run.data.channels, run.data.benchmark.resolution)
-        scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
-    for found, expected in ((pipeline.unet, unet), (pipeline.scheduler, scheduler)):
-        for name, value in expected.config.items():
-            there = found.config.get(name)
-            if not name.startswith("_") and there != (list(value) if isinstance(there, list) else value):
-                raise ConfigError(f"{what} has another {type(found).__name__}: {name} is {there}, not {value}")
 
 
 def fetch_evaluator(run: Run, api: HfApi):

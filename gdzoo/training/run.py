@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -10,7 +11,6 @@ from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.measure import FEWEST_SAMPLES
-from gdzoo.evaluation.pretrained import Pretrained
 from gdzoo.training.checkpoint import Checkpoints, TorchGlobals
 from gdzoo.zoo.names import TRAINING_FOLDER, chain_name, chain_title, evaluator_name, repo_name
 from gdzoo.zoo.results import read_results
@@ -75,7 +75,7 @@ class Run:
     chains: list[Chain]  # every seed with every strategy
     threads: int  # of a new chain; one that is resumed keeps its number
     steps_at_once: int  # whose rehearsal is computed together
-    pretrained: Pretrained | None = None  # task 1 of all chains; None: they start from random weights
+    job: Any  # what is taught: see training/jobs.py
 
     @property
     def share(self) -> list[Chain]:

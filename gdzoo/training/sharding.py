@@ -1,6 +1,6 @@
 """FSDP: in memory, weights, their average and Adam's moments are shards; files hold whole tensors."""
 
-from diffusers import UNet2DModel
+from diffusers import ModelMixin
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -23,15 +23,16 @@ def shard_like(value, like):
     return value
 
 
-def is_sharded(unet: UNet2DModel) -> bool:
+def is_sharded(unet: ModelMixin) -> bool:
     """Whether its parameters are shards of FSDP."""
     return isinstance(unet, FSDPModule)
 
 
-def whole_unet(unet: UNet2DModel) -> UNet2DModel:
+def whole_unet(unet: ModelMixin) -> ModelMixin:
     """A whole copy of a sharded U-Net, for which all processes must call; one that is not sharded is returned."""
     if not is_sharded(unet):
         return unet
-    plain = UNet2DModel.from_config(unet.config).to(unet.device)
+    kind = next(base for base in type(unet).__mro__ if not issubclass(base, FSDPModule))
+    plain = kind.from_config(unet.config).to(unet.device)
     plain.load_state_dict({name: whole(tensor) for name, tensor in unet.state_dict().items()})
     return plain

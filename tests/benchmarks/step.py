@@ -31,11 +31,12 @@ from gdzoo import machine
 from gdzoo.config import TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.method.catalogue import STRATEGIES
+from gdzoo.method.objective import Drawn
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.rehearsal import APART
 from gdzoo.method.sampling import Teacher
-from gdzoo.method.strategies import Past, create_strategy
-from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.method.strategies import create_strategy
+from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
 from gdzoo.training.learner import COMPUTE_DTYPES, Learner
 from gdzoo.training.prepare import gflop_of_step, steps_at_once
 from gdzoo.zoo.environment import made_with, peak_memory_mib
@@ -159,8 +160,9 @@ def make_loop(
     if name == "reference":
         return ReferenceLoop(config, strategy, unet, teacher, buffer, device).step
     scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
-    past = Past(Teacher(teacher, scheduler), buffer)
-    learner = Learner(config, accelerator, scheduler, unet, create_strategy(strategy, config), TASK, past, at_once)
+    past = dict(teacher=Teacher(teacher, scheduler, config.replay_steps), buffer=Drawn(buffer), at_once=at_once)
+    student = UNetStudent(unet, scheduler, config.random_flip)
+    learner = Learner(config, accelerator, student, create_strategy(strategy, config), TASK, **past)
     if name == UNETS:
         return unets_alone(learner, teacher_calls(config, strategy), strategy not in ONE_INPUT)
     return lambda number, pixels: learner.learn(number, iter([(pixels,)]))
@@ -173,11 +175,11 @@ def unets_alone(learner: Learner, teacher_calls: int, two_inputs: bool) -> Calla
         images = pixels.float()
         replay = torch.zeros(learner.config.replay_batch_size, *images.shape[1:], device=images.device)
         for _ in range(teacher_calls):
-            learner.past.teacher.predict(replay, torch.zeros(len(replay), device=images.device))
+            learner.teacher.predict(replay, torch.zeros(len(replay), device=images.device), {})
         if two_inputs:
             images = torch.cat([images, replay])
         with learner.accelerator.autocast():
-            loss = learner.student(images, torch.zeros(len(images), device=images.device)).sample.mean()
+            loss = learner.network(images, torch.zeros(len(images), device=images.device)).sample.mean()
             learner.accelerator.backward(loss)
         learner.optimizer.zero_grad()
         return loss.detach()

@@ -11,13 +11,15 @@ from accelerate import Accelerator
 
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.evaluation.evaluator import Evaluator
-from gdzoo.method import pool as pool_module
+from gdzoo.method import sampling
+from gdzoo.method.objective import Drawn, noised
 from gdzoo.method.pool import BLOCK, ReplayPool
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import Teacher, to_float, to_uint8
-from gdzoo.method.strategies import Past, create_strategy, noised
-from gdzoo.models.unet import create_scheduler, create_unet
-from gdzoo.training import loop
+from gdzoo.method.strategies import create_strategy
+from gdzoo.models.kinds import make_past
+from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
+from gdzoo.training import unconditional
 from gdzoo.training.run import Chain
 from gdzoo.zoo.folders import read_json
 from tests.forked import launch, outcome
@@ -33,7 +35,7 @@ def teacher() -> Teacher:
 
 
 def make_pool(teacher, **settings) -> ReplayPool:
-    settings = dict(size=SIZE, steps=2, eta=0.0, key=(7, 2)) | settings
+    settings = dict(size=SIZE, key=(7, 2)) | settings
     return ReplayPool(teacher, Accelerator(), **settings)
 
 
@@ -42,27 +44,27 @@ def test_it_is_drawn_by_the_teacher_and_counts_its_passes(teacher):
     pool = make_pool(teacher)
     assert list(pool.fill()) == [BLOCK, 2 * BLOCK, SIZE]
     assert teacher.passes - before == SIZE * 2  # of the last block only what is missing
-    assert pool.images.shape == (SIZE, 1, 8, 8) and pool.images.dtype == torch.uint8
-    expected = teacher.draw(BLOCK, 2, 0.0, StepRandom((7, 2, 0, 2), "cpu"))
-    assert torch.equal(pool.images[BLOCK : 2 * BLOCK], to_uint8(expected))
-    assert len(pool.images.unique(dim=0)) == SIZE
+    assert pool.stored["images"].shape == (SIZE, 1, 8, 8) and pool.stored["images"].dtype == torch.uint8
+    expected = teacher.draw(BLOCK, StepRandom((7, 2, 0, 2), "cpu")).x_0
+    assert torch.equal(pool.stored["images"][BLOCK : 2 * BLOCK], to_uint8(expected))
+    assert len(pool.stored["images"].unique(dim=0)) == SIZE
 
 
 def test_another_seed_or_task_draws_another_pool(teacher):
     pools = [make_pool(teacher, size=BLOCK, key=key) for key in ((7, 2), (8, 2), (7, 3))]
     for pool in pools:
         list(pool.fill())
-    assert not any(torch.equal(pools[0].images, pool.images) for pool in pools[1:])
+    assert not any(torch.equal(pools[0].stored["images"], pool.stored["images"]) for pool in pools[1:])
 
 
 def test_batches_are_taken_from_the_pool_and_nowhere_else(teacher):
     pool = make_pool(teacher, size=40)
     list(pool.fill())
     before = teacher.passes
-    images = pool.take(500, StepRandom((1,), "cpu"))
+    images = pool.take(500, StepRandom((1,), "cpu")).x_0
     assert teacher.passes == before
     taken = {image.numpy().tobytes() for image in images}
-    assert taken == {image.numpy().tobytes() for image in to_float(pool.images)}  # 500 of 40: all of them
+    assert taken == {image.numpy().tobytes() for image in to_float(pool.stored["images"])}  # 500 of 40: all of them
 
 
 @pytest.mark.parametrize("name, passes", [("generative_replay", 0), ("generative_distillation", 6)])
@@ -70,9 +72,10 @@ def test_strategies_rehearse_from_the_pool(teacher, name, passes):
     pool = make_pool(teacher, size=3)
     list(pool.fill())
     config = TrainConfig(replay_batch_size=6)
-    real = noised(torch.zeros(2, 1, 8, 8), teacher.scheduler, StepRandom((2,), "cpu"))
+    real = noised(Drawn(torch.zeros(2, 1, 8, 8)), teacher.scheduler, StepRandom((2,), "cpu"))
     before = teacher.passes
-    batch = create_strategy(name, config)(real, Past(teacher, pool=pool), StepRandom((3,), "cpu"))
+    past = make_past(UNetStudent(teacher.unet, teacher.scheduler), teacher, pool)
+    batch = create_strategy(name, config)(real, past, StepRandom((3,), "cpu"))
     assert teacher.passes - before == passes  # the targets; no image is drawn
     expected = noised(pool.take(6, random := StepRandom((3,), "cpu")), teacher.scheduler, random)
     assert torch.equal(batch.x_t, expected.x_t) and torch.equal(batch.t, expected.t)
@@ -86,7 +89,7 @@ def test_a_pool_cut_off_goes_on_with_the_same_images(teacher):
     again = make_pool(teacher)
     again.load_state_dict(cut_off.state_dict())
     assert list(again.fill()) == [2 * BLOCK, SIZE]
-    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.stored["images"], whole.stored["images"])
     assert list(again.fill()) == []
 
 
@@ -94,8 +97,8 @@ def test_classes_are_taken_equally_often(teacher):
     """One image of class 0, three of class 2, the rest of class 5."""
     pool = make_pool(teacher, size=40, classify=lambda images: torch.tensor([0, 2, 2, 2] + [5] * 36))
     list(pool.fill())
-    images = pool.take(6000, StepRandom((1,), "cpu"))
-    rows = (images[:, None] == to_float(pool.images)[None]).flatten(2).all(2).int().argmax(1)
+    images = pool.take(6000, StepRandom((1,), "cpu")).x_0
+    rows = (images[:, None] == to_float(pool.stored["images"])[None]).flatten(2).all(2).int().argmax(1)
     counts = rows.bincount(minlength=40).float()
     for group in (counts[:1], counts[1:4], counts[4:]):
         assert group.sum() == pytest.approx(2000, abs=150)  # four standard deviations
@@ -115,10 +118,10 @@ def test_balancing_knows_only_classes_that_the_teacher_has_seen(teacher):
     config = TrainConfig(replay_pool=30, replay_pool_balanced=True, replay_pool_steps=2).resolve()
     chain, evaluator = Chain(config, [[0], [1], [2], [3]]), Evaluator(Classifier())
     for task, expected in ((3, [0, 1, 0]), (4, [0, 1, 2])):
-        pool = loop.replay_pool(chain, task, teacher, Accelerator(), evaluator)
+        pool = unconditional.replay_pool(chain, task, teacher, Accelerator(), evaluator)
         list(pool.fill())
-        assert pool.classify(pool.images)[:3].tolist() == expected
-    assert evaluator(pool.images)[1][:3].tolist() == [0, 1, 3]
+        assert pool.classify(pool.stored)[:3].tolist() == expected
+    assert evaluator(pool.stored["images"])[1][:3].tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -157,15 +160,15 @@ def uninterrupted(once) -> dict:
 
 
 def test_killed_while_the_pool_is_drawn_it_ends_with_the_same_bits(tmp_path, uninterrupted):
-    # Calls of to_uint8 in gdzoo.method.pool: a block each, three for the pool of a task.
-    plans = [DieAt("gdzoo.method.pool", "to_uint8", nth=nth) for nth in (1, 3, 5, 2)]
+    # Calls of to_uint8 in gdzoo.method.sampling: a block each, three for the pool of a task.
+    plans = [DieAt("gdzoo.method.sampling", "to_uint8", nth=nth) for nth in (1, 3, 5, 2)]
     kills = kill_until_done(tmp_path, [*plans, undisturbed], random.Random(0), POOL)
     assert kills == len(plans)
     assert outcome(tmp_path) == uninterrupted
 
 
 def signal_at_the_second_block():
-    original, calls = pool_module.to_uint8, []
+    original, calls = sampling.to_uint8, []
 
     def interrupted(images):
         calls.append(images)
@@ -173,7 +176,7 @@ def signal_at_the_second_block():
             os.kill(os.getpid(), signal.SIGTERM)
         return original(images)
 
-    pool_module.to_uint8 = interrupted
+    sampling.to_uint8 = interrupted
 
 
 def test_a_signal_while_the_pool_is_drawn_keeps_what_there_is(tmp_path, uninterrupted):

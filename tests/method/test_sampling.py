@@ -104,9 +104,9 @@ def test_zero_terminal_snr_stays_finite(unet):
 
 
 def test_teacher_draws_without_gradient_and_counts_its_passes(unet):
-    teacher = Teacher(unet, create_scheduler())
-    images = teacher.draw(4, steps=2, eta=0.0, random=StepRandom((0,), "cpu"))
-    prediction = teacher.predict(images, torch.tensor([1, 2, 3, 999]))
+    teacher = Teacher(unet, create_scheduler(), steps=2)
+    images = teacher.draw(4, StepRandom((0,), "cpu")).x_0
+    prediction = teacher.predict(images, torch.tensor([1, 2, 3, 999]), {})
     assert images.shape == prediction.shape == (4, 1, 8, 8)
     assert not images.requires_grad and not prediction.requires_grad
     assert images.min() < 0 and images.abs().max() <= 1
@@ -116,12 +116,12 @@ def test_teacher_draws_without_gradient_and_counts_its_passes(unet):
 def test_a_bf16_teacher_computes_all_of_it_in_bf16(unet):
     """Also within autocast, which would normalize in float32."""
     noise, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 2, 500, 999])
-    exact = Teacher(unet, create_scheduler()).predict(noise, t)
+    exact = Teacher(unet, create_scheduler()).predict(noise, t, {})
     teacher, dtypes = Teacher(copy.deepcopy(unet).to(torch.bfloat16), create_scheduler()), set()
     teacher.unet.conv_norm_out.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        prediction = teacher.predict(noise, t)
-        images = teacher.draw(4, steps=2, eta=0.0, random=StepRandom((0,), "cpu"))
+        prediction = teacher.predict(noise, t, {})
+        images = teacher.draw(4, StepRandom((0,), "cpu")).x_0
     assert dtypes == {torch.bfloat16}
     assert prediction.dtype == images.dtype == torch.float32
     assert 0 < (prediction - exact).norm() < 0.02 * exact.norm()

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from gdzoo.method.catalogue import STRATEGIES
-from gdzoo.method.objective import Batch, continual_loss, min_snr_weight, noised
+from gdzoo.method.objective import Batch, Drawn, continual_loss, min_snr_weight, noised
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import Teacher
 from gdzoo.method.strategies import Past, Strategy, strategy_class
-from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.models.kinds import make_past
+from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
 
-FIELDS = {"replay_batch_size": 6, "replay_steps": 2, "replay_eta": 0.0}
+FIELDS = {"replay_batch_size": 6}
 
 
 def make_unet(seed):
@@ -27,13 +28,23 @@ def student():
 
 
 @pytest.fixture
-def past():
-    return Past(Teacher(make_unet(1), create_scheduler()), buffer=torch.rand(10, 1, 8, 8) * 2 - 1)
+def teacher():
+    return Teacher(make_unet(1), create_scheduler(), steps=2)
 
 
 @pytest.fixture
-def real(past):
-    return noised(torch.rand(4, 1, 8, 8) * 2 - 1, past.teacher.scheduler, random())
+def past(student, teacher):
+    buffer = Drawn(torch.rand(10, 1, 8, 8) * 2 - 1)
+    return make_past(UNetStudent(student, teacher.scheduler), teacher, buffer=buffer)
+
+
+@pytest.fixture
+def real(teacher):
+    return noised(Drawn(torch.rand(4, 1, 8, 8) * 2 - 1), teacher.scheduler, random())
+
+
+def predicts(unet):
+    return lambda x_t, t, cond: unet(x_t, t).sample
 
 
 def random(*key):
@@ -46,8 +57,8 @@ def rehearse(name, real, past, **fields):
     return method(**{f.name: values[f.name] for f in dataclasses.fields(method)})(real, past, random(9))
 
 
-def teacher_says(past, batch):
-    return past.teacher.unet(batch.x_t, batch.t).sample
+def teacher_says(teacher, batch):
+    return teacher.unet(batch.x_t, batch.t).sample
 
 
 def recovered(batch, scheduler):
@@ -66,45 +77,45 @@ def test_joint_is_finetune_on_all_classes():
     assert not strategy_class("finetune").sees_all_classes
 
 
-def test_experience_replay_noises_images_of_the_buffer(real, past):
+def test_experience_replay_noises_images_of_the_buffer(real, teacher, past):
     batch = rehearse("experience_replay", real, past)
-    x_0, alpha_bar = recovered(batch, past.teacher.scheduler)
+    x_0, alpha_bar = recovered(batch, teacher.scheduler)
     clear = alpha_bar.flatten() > 0.01  # where the noise does not drown the image in rounding errors
     assert clear.any()
     for image in x_0[clear]:
-        assert (past.buffer - image).abs().flatten(1).amax(1).min() < 1e-4
-    assert past.teacher.passes == 0
+        assert (past.buffer.x_0 - image).abs().flatten(1).amax(1).min() < 1e-4
+    assert teacher.passes == 0
 
 
-def test_replay_and_distillation_see_the_same_images_with_other_targets(real, past):
+def test_replay_and_distillation_see_the_same_images_with_other_targets(real, teacher, past):
     replay = rehearse("generative_replay", real, past)
-    assert past.teacher.passes == 6 * 2
+    assert teacher.passes == 6 * 2
     distilled = rehearse("generative_distillation", real, past)
-    assert past.teacher.passes == 2 * (6 * 2) + 6
+    assert teacher.passes == 2 * (6 * 2) + 6
     assert torch.equal(replay.x_t, distilled.x_t) and torch.equal(replay.t, distilled.t)
-    torch.testing.assert_close(distilled.target, teacher_says(past, distilled))
+    torch.testing.assert_close(distilled.target, teacher_says(teacher, distilled))
     assert abs(replay.target.std() - 1) < 0.2  # the noise
-    x_0, alpha_bar = recovered(replay, past.teacher.scheduler)
+    x_0, alpha_bar = recovered(replay, teacher.scheduler)
     assert x_0[alpha_bar.flatten() > 0.01].abs().max() < 1.01  # an image
 
 
-def test_gaussian_distillation_asks_the_teacher_about_pure_noise(real, past):
+def test_gaussian_distillation_asks_the_teacher_about_pure_noise(real, teacher, past):
     batch = rehearse("gaussian_distillation", real, past)
     assert batch.x_t.shape == (6, 1, 8, 8) and abs(batch.x_t.std() - 1) < 0.2 and abs(batch.x_t.mean()) < 0.2
-    torch.testing.assert_close(batch.target, teacher_says(past, batch))
+    torch.testing.assert_close(batch.target, teacher_says(teacher, batch))
 
 
-def test_lwf_asks_the_teacher_about_the_real_batch(real, past):
+def test_lwf_asks_the_teacher_about_the_real_batch(real, teacher, past):
     batch = rehearse("lwf", real, past)
     assert torch.equal(batch.x_t, real.x_t) and torch.equal(batch.t, real.t)
-    torch.testing.assert_close(batch.target, teacher_says(past, real))
+    torch.testing.assert_close(batch.target, teacher_says(teacher, real))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_targets_follow_the_prediction_type(prediction_type):
     scheduler = create_scheduler(prediction_type)
     x_0 = torch.rand(4, 1, 8, 8)
-    batch = noised(x_0, scheduler, random(3))
+    batch = noised(Drawn(x_0), scheduler, random(3))
     eps = random(3).randn(4, 1, 8, 8)
     alpha_bar = scheduler.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
     torch.testing.assert_close(batch.x_t, alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps)
@@ -116,7 +127,7 @@ def test_targets_follow_the_prediction_type(prediction_type):
 @pytest.mark.parametrize("task", [2, 5])
 def test_one_forward_on_both_halves_equals_two(name, task, student, real, past):
     rehearsal = rehearse(name, real, past)
-    one = continual_loss(student, real, rehearsal, task, replay_weight=0.75)
+    one = continual_loss(predicts(student), real, rehearsal, task, replay_weight=0.75)
     one.backward()
     gradients = [parameter.grad.clone() for parameter in student.parameters()]
     student.zero_grad()
@@ -132,19 +143,19 @@ def test_one_forward_on_both_halves_equals_two(name, task, student, real, past):
 def test_the_student_sees_each_image_once(name, images, student, real, past):
     seen = []
     student.register_forward_pre_hook(lambda unet, inputs: seen.append(len(inputs[0])))
-    continual_loss(student, real, rehearse(name, real, past), 2, replay_weight=0.75)
+    continual_loss(predicts(student), real, rehearse(name, real, past), 2, replay_weight=0.75)
     assert seen == [images]
 
 
 def test_without_rehearsal_the_loss_is_plain_mse(student, real):
     expected = F.mse_loss(student(real.x_t, real.t).sample, real.target)
     for task in (1, 4):
-        torch.testing.assert_close(continual_loss(student, real, None, task, replay_weight=0.75), expected)
+        torch.testing.assert_close(continual_loss(predicts(student), real, None, task, replay_weight=0.75), expected)
 
 
-def test_the_teacher_gets_no_gradient(student, real, past):
-    continual_loss(student, real, rehearse("generative_distillation", real, past), 2, 1.0).backward()
-    assert all(parameter.grad is None for parameter in past.teacher.unet.parameters())
+def test_the_teacher_gets_no_gradient(student, teacher, real, past):
+    continual_loss(predicts(student), real, rehearse("generative_distillation", real, past), 2, 1.0).backward()
+    assert all(parameter.grad is None for parameter in teacher.unet.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
@@ -174,4 +185,4 @@ class Halved(Strategy):
     """A strategy as a user would write it: rehearse on half of the real batch."""
 
     def __call__(self, real: Batch, past: Past, random: StepRandom) -> Batch:
-        return Batch(*(part[: len(part) // 2] for part in real))
+        return real.rows(slice(len(real.t) // 2))

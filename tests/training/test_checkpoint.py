@@ -71,10 +71,10 @@ TARGETED = [
     DieWhileTensorsAreWritten(3),
     DieAt("gdzoo.training.checkpoint", "sha256", nth=4),
     DieAt("gdzoo.zoo.folders", "_flush", nth=6),  # after two whole checkpoints' files: before a rename
-    DieAt("gdzoo.training.loop", "evaluate_task"),
-    DieAt("gdzoo.training.loop", "evaluate_task", after=True),
+    DieAt("gdzoo.training.unconditional", "evaluate_task"),
+    DieAt("gdzoo.training.unconditional", "evaluate_task", after=True),
     DieAt("gdzoo.training.publish", "pipeline_card"),  # while a task's folder is written
-    DieAt("gdzoo.training.loop", "publish_pipeline", after=True),  # before its checkpoints are removed
+    DieAt("gdzoo.training.unconditional", "publish_pipeline", after=True),  # before its checkpoints are removed
     DieAt("gdzoo.training.loop", "train_task", nth=2),  # between tasks
     DieAt("gdzoo.training.checkpoint", "sha256", nth=1),
 ]
@@ -106,7 +106,7 @@ def test_a_hundred_kills(tmp_path, uninterrupted):
 
 def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninterrupted):
     rare = [*TINY, "--checkpointing_steps", "1000"]  # the last step is kept all the same
-    run = launch(rare, tmp_path, DieAt("gdzoo.training.loop", "evaluate_task"))
+    run = launch(rare, tmp_path, DieAt("gdzoo.training.unconditional", "evaluate_task"))
     assert run.wait() == -signal.SIGKILL
     [last] = (tmp_path / "zoo/.training").glob("*task1/checkpoint-12")
     last.rename(last.with_name(".replaced-checkpoint-12-0a1b2c3d"))
@@ -118,7 +118,7 @@ def test_what_kills_left_of_renames_is_put_back_or_cleared_away(tmp_path, uninte
 
 
 def test_a_run_goes_on_from_one_checkpoint_through_the_tasks_after_it(tmp_path, uninterrupted):
-    run = launch(TINY, tmp_path, DieAt("gdzoo.training.loop", "publish_pipeline", nth=2))
+    run = launch(TINY, tmp_path, DieAt("gdzoo.training.unconditional", "publish_pipeline", nth=2))
     assert run.wait() == -signal.SIGKILL
     checkpoint = next((tmp_path / "zoo/.training").glob("gdzoo--split-digits-task2/checkpoint-9"))
     again = launch([*TINY, "--resume_from_checkpoint", str(checkpoint)], tmp_path)

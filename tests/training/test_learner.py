@@ -7,9 +7,10 @@ from torch.profiler import profile
 
 from gdzoo.config import TrainConfig
 from gdzoo.method.catalogue import STRATEGIES
+from gdzoo.method.objective import Drawn
 from gdzoo.method.sampling import Teacher
-from gdzoo.method.strategies import Past, create_strategy
-from gdzoo.models.unet import create_scheduler, create_unet
+from gdzoo.method.strategies import create_strategy
+from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
 from gdzoo.training.learner import Learner
 
 
@@ -18,8 +19,8 @@ def test_only_the_teacher_is_held_in_the_dtype_of_mixed_precision(any_precision,
     config, scheduler = TrainConfig(mixed_precision=precision).resolve(), create_scheduler()
     student, teacher = (create_unet("tiny", channels=1, resolution=8) for _ in range(2))
     strategy = create_strategy("generative_distillation", config)
-    past = Past(Teacher(teacher, scheduler))
-    Learner(config, Accelerator(mixed_precision=precision), scheduler, student, strategy, task=2, past=past)
+    accelerator, learns = Accelerator(mixed_precision=precision), UNetStudent(student, scheduler)
+    Learner(config, accelerator, learns, strategy, task=2, teacher=Teacher(teacher, scheduler))
     assert {weight.dtype for weight in teacher.parameters()} == {dtype}
     assert {weight.dtype for weight in student.parameters()} == {torch.float32}
 
@@ -35,8 +36,9 @@ def reads(recorded: profile) -> set[str]:
 def test_a_step_reads_nothing_back_from_the_device(strategy):
     config, scheduler = TrainConfig(use_ema=True, random_flip=True, snr_gamma=5.0).resolve(), create_scheduler()
     student, teacher = (create_unet("tiny", channels=1, resolution=8) for _ in range(2))
-    past = Past(Teacher(teacher, scheduler), buffer=torch.zeros(4, 1, 8, 8))
-    learner = Learner(config, Accelerator(), scheduler, student, create_strategy(strategy, config), task=2, past=past)
+    learns, strategy = UNetStudent(student, scheduler, random_flip=True), create_strategy(strategy, config)
+    past = dict(teacher=Teacher(teacher, scheduler), buffer=Drawn(torch.zeros(4, 1, 8, 8)))
+    learner = Learner(config, Accelerator(), learns, strategy, task=2, **past)
     pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     learner.learn(0, iter([(pixels,)]))  # works out the DDIM coefficients, once
     with profile() as step:

@@ -25,6 +25,7 @@ from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
 from gdzoo.method.strategies import strategy_class
+from gdzoo.models import unet as unet_models
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.training import learner as learning
 from gdzoo.training import prepare as preparation
@@ -64,7 +65,7 @@ def watch(die_at: int | None = None):
     if seen["environment"]:
         let_a_cpu_shard()
     rank = int(os.environ.get("RANK", 0))
-    learn, real_images, whole_unet = Learner.learn, learning.real_images, learning.whole_unet
+    learn, real_images, whole_unet = Learner.learn, unet_models.real_images, learning.whole_unet
 
     def spy_on_losses(learner, step, *args):
         loss = learn(learner, step, *args)
@@ -90,7 +91,8 @@ def watch(die_at: int | None = None):
         if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"):
             seen["written"].append(str(args[0]))
 
-    Learner.learn, learning.real_images, learning.whole_unet = spy_on_losses, spy_on_images, spy_on_shards
+    Learner.learn, learning.whole_unet = spy_on_losses, spy_on_shards
+    unet_models.real_images = spy_on_images
     sys.addaudithook(spy_on_files)
 
 

@@ -187,7 +187,7 @@ def test_ema_is_what_is_published_and_what_the_next_task_knows(cwd, monkeypatch)
 
     def spy(learner, *args, **kwargs):
         original(learner, *args, **kwargs)
-        began.append(({k: v.clone() for k, v in learner.unet.state_dict().items()}, learner.past))
+        began.append(({k: v.clone() for k, v in learner.student.network.state_dict().items()}, learner.teacher))
 
     monkeypatch.setattr(Learner, "__init__", spy)
     arguments = [*TWO_TASKS, "--strategy", "generative_distillation"]
@@ -195,8 +195,8 @@ def test_ema_is_what_is_published_and_what_the_next_task_knows(cwd, monkeypatch)
     assert train.main([*arguments, "--output_dir", "raw", "--no-use_ema"]) == 0
     assert not same(cwd / "ema/gdzoo" / repos()[0], cwd / "raw/gdzoo" / repos()[0])
     published = weights(cwd / "ema/gdzoo" / repos()[0])
-    student, past = began[1]
-    teacher = past.teacher.unet.state_dict()
+    student, teacher = began[1]
+    teacher = teacher.unet.state_dict()
     assert all(torch.equal(published[name], student[name]) for name in published)
     assert all(torch.equal(published[name], teacher[name]) for name in published)
 
