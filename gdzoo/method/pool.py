@@ -41,18 +41,20 @@ class ReplayPool:
         self.stored: dict[str, Tensor] = {}  # each [N, ...], on the accelerator's device
         self._upper = None  # cumulative probabilities of the images
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Number of images so far."""
         return len(next(iter(self.stored.values()), ()))
 
     def fill(self) -> Iterator[int]:
         """Draw what is missing; yields the number of images after each block."""
-        while len(self) < self.size:
-            drawn = self._draw(len(self) // self.block)
+        while self.count < self.size:
+            drawn = self._draw(self.count // self.block)
             if self.stored:
                 drawn = {name: torch.cat([value, drawn[name]]) for name, value in self.stored.items()}
             self.stored = {name: value[: self.size] for name, value in drawn.items()}
             self._upper = None
-            yield len(self)
+            yield self.count
 
     def _draw(self, block: int) -> dict[str, Tensor]:
         accelerator = self.accelerator
@@ -66,18 +68,18 @@ class ReplayPool:
     def take(self, count: int, random: StepRandom) -> Drawn:
         """`count` images of the pool, with replacement."""
         if self.classify is None:
-            return self._of(random.randint(len(self), count))
+            return self._of(random.randint(self.count, count))
         if self._upper is None:
             self._upper = self._balanced().cumsum(0)
         rows = torch.searchsorted(self._upper, random.rand(count), right=True)
-        return self._of(rows.clamp(max=len(self) - 1))  # rounding may leave the sum below 1
+        return self._of(rows.clamp(max=self.count - 1))  # rounding may leave the sum below 1
 
     def _of(self, rows: Tensor) -> Drawn:
         return self.teacher.from_stored({name: value[rows] for name, value in self.stored.items()})
 
     def _balanced(self) -> Tensor:
         """Probabilities [N] of the images that give every class in the pool the same share."""
-        classes = torch.zeros(len(self), dtype=torch.long, device=self.accelerator.device)
+        classes = torch.zeros(self.count, dtype=torch.long, device=self.accelerator.device)
         if self.accelerator.is_main_process:
             classes = self.classify(self.stored).to(classes)
         # All processes must use the same classes, whatever rounding does.

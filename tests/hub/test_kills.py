@@ -96,9 +96,8 @@ def test_what_one_process_downloads_is_not_swept_by_another_that_starts(hub, tmp
     arguments = [*ARGUMENTS, "--push_to_hub", "--require_push"]
     assert launch(arguments, made, use_hub).wait() == 0
     shutil.rmtree(made / "zoo")
-    before = All(
-        (use_hub, Pause("gdzoo.training.unconditional", "check_pipeline"))
-    )  # while it is in a .partial- folder
+    # While it is in a .partial- folder.
+    before = All((use_hub, Pause("gdzoo.training.unconditional", "check_pipeline")))
     arguments = [*ARGUMENTS, "--resume_from_checkpoint", "hub"]
     first = launch(arguments, cwd, before)
     first.wait_for((cwd / "paused").exists)
