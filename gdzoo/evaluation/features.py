@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
@@ -21,6 +21,7 @@ import gdzoo
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import one_line
 from gdzoo.evaluation.evaluator import Evaluator
+from gdzoo.models.fingerprints import weights_fingerprint
 
 INCEPTION = "inception"
 UNCACHED = (OSError, SafetensorError, KeyError, ValueError)  # of a cache that is damaged or cannot be made
@@ -39,15 +40,6 @@ class Extractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.extract(images)
-
-
-def weights_fingerprint(model: nn.Module, *more: str) -> str:
-    """A hash of a model's weights and of `more` settings that affect its output."""
-    digest = hashlib.sha256("\n".join(more).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def evaluator_extractor(evaluator: Evaluator, name: str) -> Extractor:

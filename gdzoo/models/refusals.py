@@ -54,8 +54,8 @@ def has_only_fp16(files: set[str]) -> bool:
     return bool(weights) and all(".fp16" in name for name in weights)
 
 
-def no_pipeline(repo_or_folder: str, error: Exception) -> str:
-    """Why there is no readable model_index.json."""
+def no_pipeline(repo_or_folder: str, error: Exception, supported: str = SUPPORTED) -> str:
+    """Why there is no readable model_index.json; `supported` says what is taken."""
     folder, files = Path(repo_or_folder), list_files(repo_or_folder)
     if not folder.is_dir():
         try:
@@ -76,7 +76,7 @@ def no_pipeline(repo_or_folder: str, error: Exception) -> str:
     with contextlib.suppress(Exception):
         if UNet2DModel.load_config(repo_or_folder).get("_class_name") == "UNet2DModel":
             return f"it is a UNet2DModel without a scheduler: {_make_pipeline(repo_or_folder)}"
-    return f"it has no {INDEX}, so it is no diffusers pipeline; {SUPPORTED}"
+    return f"it has no {INDEX}, so it is no diffusers pipeline; {supported}"
 
 
 def _make_pipeline(unet: str) -> str:

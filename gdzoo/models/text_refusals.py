@@ -1,0 +1,91 @@
+"""Why a text-to-image model from elsewhere cannot be loaded or trained: one reason, in words that follow its name."""
+
+from pathlib import Path
+
+from gdzoo.models.refusals import INDEX, list_files, no_pipeline
+
+SUPPORTED = "gdzoo takes a StableDiffusionPipeline: Stable Diffusion 1.x, 2.x and models like them"
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
+PARTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+# Settings of a UNet2DConditionModel that give it inputs beside the text.
+# Trap: one with num_class_embeds saves and loads in a StableDiffusionPipeline, and fails when it is called.
+MORE_INPUTS = (
+    *("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"),
+    *("time_cond_proj_dim",),
+)
+
+
+def no_text_pipeline(repo_or_folder: str, error: Exception) -> str:
+    """Why there is no readable model_index.json."""
+    if Path(repo_or_folder).is_file():
+        code = (
+            f"StableDiffusionPipeline.from_single_file({str(repo_or_folder)!r}, use_safetensors=True)"
+            ".save_pretrained('pipeline')"
+        )
+        return f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"'
+    files = list_files(repo_or_folder)
+    if INDEX not in files:
+        for name in LORA_FILES:
+            if name in files:
+                return (
+                    f"it has no {INDEX} but {name}: it is a LoRA, not a whole model; give its base, or fuse it:"
+                    " pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained"
+                )
+        if "unet/config.json" in files:
+            return (
+                f"it has a U-Net but no {INDEX}: put it into its base, StableDiffusionPipeline.from_pretrained(BASE,"
+                " unet=...), and save that"
+            )
+    return no_pipeline(repo_or_folder, error, SUPPORTED)
+
+
+def check_index(index: dict):
+    """Check the content of a model_index.json.
+
+    Raises:
+        ValueError: it is of another kind of pipeline.
+    """
+    kind = index.get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        raise ValueError(f"it is a {kind}, which gdzoo cannot train: {SUPPORTED}")
+    for name, supported in PARTS.items():
+        found = (index.get(name) or [None, None])[1]
+        if found != supported:
+            raise ValueError(f"its {name} is a {found}, not a {supported}: {SUPPORTED}")
+
+
+def check_configs(unet: dict, vae: dict):
+    """Check the configurations of its U-Net and VAE.
+
+    Raises:
+        ValueError: the U-Net takes or predicts more than latents and text.
+    """
+    latent, takes, predicts = vae.get("latent_channels", 4), unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if takes == 2 * latent + 1:
+        raise ValueError(f"its U-Net takes {takes} channels: it is made for inpainting; {SUPPORTED}")
+    if takes != latent or predicts != latent:
+        raise ValueError(
+            f"its U-Net takes {takes} channels and predicts {predicts}, but its VAE has {latent}; {SUPPORTED}"
+        )
+    more = next((name for name in MORE_INPUTS if unet.get(name) is not None), None)
+    if more:
+        raise ValueError(f"its U-Net has inputs beside the text ({more}), which gdzoo does not give it; {SUPPORTED}")
+
+
+def check_schedule(scheduler):
+    """Check its scheduler: whether DDIM can replace it, for training and for drawing.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    compatible = {each.__name__ for each in getattr(scheduler, "compatibles", ())} | {kind}
+    predicted = config.get("prediction_type", "epsilon")
+    if not compatible >= {"DDPMScheduler"} or predicted not in PREDICTIONS or config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"its {kind} (prediction_type {predicted}) has no plain schedule of betas: gdzoo trains models with"
+            " epsilon, v_prediction or sample, such as with a PNDM, DDIM, DDPM, Euler or DPM-Solver scheduler"
+        )
+    if config.get("rescale_betas_zero_snr") and predicted == "epsilon":
+        raise ValueError("its schedule ends in pure noise (rescale_betas_zero_snr), where epsilon predicts nothing")

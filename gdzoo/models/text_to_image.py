@@ -1,0 +1,184 @@
+"""Stable Diffusion as a kind of model (gdzoo.models.kinds): the student and the teacher of a text-to-image chain."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
+from gdzoo.method.randomness import StepRandom
+from gdzoo.models.fingerprints import tensors_fingerprint
+from gdzoo.models.latents import StableDiffusion, draw, passes_of_drawing
+from gdzoo.models.lora import STUDENT, Adapter, fused_copy
+from gdzoo.models.preservation import Preservation
+
+TEXT = "encoder_hidden_states"  # the U-Net's name for prompt embeddings [B, L, D]
+
+
+class TextStudent:
+    """A text-to-image U-Net that is trained, in the latents of a frozen VAE.
+
+    Args:
+        unet: on the device of `space`; trained whole, or through its adapter alone.
+        prompts: of each label of the data.
+        dropout: share of the images that get the empty prompt, which guidance needs.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        space: StableDiffusion,
+        prompts: Sequence[str],
+        dropout: float = 0.0,
+        adapter: Adapter | None = None,
+    ):
+        self.network, self.space, self.scheduler = unet, space, space.scheduler
+        self.dropout, self.adapter = dropout, adapter
+        self.table, self.empty = space.embed(prompts), space.embed([""])  # [labels, L, D], [1, L, D]
+
+    @property
+    def weights(self) -> nn.Module | Adapter:
+        """The trained weights alone, with state_dict() and load_state_dict()."""
+        return self.adapter or self.network
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.adapter.parameters() if self.adapter else list(self.network.parameters())
+
+    def real(self, columns: tuple[Tensor, ...], random: StepRandom) -> Drawn:
+        """Latents of moments [B, 2C, h, w], half of them of the mirrored images' moments where there are any.
+
+        Args:
+            columns: moments, the mirrored images' moments if images are mirrored, labels [B].
+        """
+        device = self.table.device
+        moments, *mirrored, labels = (column.to(device) for column in columns)
+        if mirrored:
+            chosen = random.rand(len(moments)) < 0.5
+            moments = torch.where(chosen[:, None, None, None], mirrored[0], moments)
+        count, channels, *side = moments.shape
+        latents = self.space.sample_latents(moments, random.randn(count, channels // 2, *side))
+        text = self.table[labels]
+        if self.dropout:
+            dropped = random.rand(count) < self.dropout
+            text = torch.where(dropped[:, None, None], self.empty, text)
+        return Drawn(latents, {TEXT: text})
+
+    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
+        return noised(drawn, self.scheduler, random)
+
+    def timesteps(self, count: int, random: StepRandom) -> Tensor:
+        return random.randint(self.scheduler.config.num_train_timesteps, count)
+
+    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
+        return min_snr_weight(self.scheduler, gamma, t)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return network(x_t, t, **cond).sample
+
+    def pipeline(self, network: UNet2DConditionModel) -> StableDiffusionPipeline:
+        """The pipeline to evaluate, its U-Net a float32 copy without adapters; `save_pipeline` publishes it."""
+        return self.space.with_unet(fused_copy(network))
+
+
+class TextTeacher:
+    """The frozen text-to-image model of the task before. Counts its U-Net passes, in images.
+
+    One object serves one task: its pool's key is computed once.
+
+    Args:
+        unet: a network of its own, which is frozen; or, with `adapter`, the student's, whose TEACHER adapter it is.
+        preservation: the prompts that it draws for.
+        steps, guidance, eta: of drawing. Guidance belongs to drawing alone: in a target it would act twice.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        space: StableDiffusion,
+        preservation: Preservation,
+        steps: int,
+        guidance: float = 1.0,
+        eta: float = 0.0,
+        adapter: Adapter | None = None,
+    ):
+        self.unet = unet if adapter else unet.requires_grad_(False).eval()
+        self.adapter, self.scheduler, self.latent_shape = adapter, space.scheduler, space.latent_shape
+        self.preservation, self.steps, self.guidance, self.eta = preservation, steps, guidance, eta
+        self.table = space.embed(preservation.prompts)  # [P, L, D]
+        self.dtype, self.passes = torch.float32, 0
+        self._pool_key: str | None = None
+
+    @torch.inference_mode()
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The conditional output, float32, at x_t [B, C, h, w] and t [B], in the scheduler's prediction_type."""
+        self.passes += len(x_t)
+        with self._in_place():
+            return self._run(x_t, t, cond).float()
+
+    def draw(self, count: int, random: StepRandom) -> Drawn:
+        """`count` latents from fresh noise, for prompts at random."""
+        rows = self.preservation.random_rows(count, random)
+        return Drawn(self._draw(rows, random), self._text(rows))
+
+    def condition(self, count: int, random: StepRandom) -> Cond:
+        """Embeddings of `count` preservation prompts at random."""
+        return self._text(self.preservation.random_rows(count, random))
+
+    def draw_stored(self, count: int, first: int, random: StepRandom) -> dict[str, Tensor]:
+        """Latents [count, C, h, w] of a pool from number `first` on, and the rows [count] of their prompts."""
+        rows = self.preservation.rows(first, count).to(self.table.device)
+        return {"latents": self._draw(rows, random), "rows": rows}
+
+    def from_stored(self, stored: dict[str, Tensor]) -> Drawn:
+        return Drawn(stored["latents"], self._text(stored["rows"]))
+
+    def pool_key(self) -> str:
+        """A hash of the weights, the prompts and their order, and how it draws.
+
+        Trap: a folder of class images that is known by its number of files belongs to whatever drew it.
+        """
+        if self._pool_key is None:
+            asked = [self.preservation.prompts, self.preservation.groups, self.preservation.empty_share]
+            how = [self.preservation.seed, self.steps, self.guidance, self.eta, self.latent_shape]
+            weights = {name: each for name, each in self.unet.state_dict().items() if f".{STUDENT}." not in name}
+            self._pool_key = tensors_fingerprint(weights, json.dumps([*asked, *how]))
+        return self._pool_key
+
+    def to(self, dtype: torch.dtype):
+        """Set the precision of its passes: of its weights, or by autocast where it shares the student's network."""
+        self.pool_key()  # of the float32 weights, in every precision
+        self.dtype = dtype
+        if self.adapter is None:
+            # Not the U-Net's own to(), which warns of modules to be kept in float32, though there are none.
+            nn.Module.to(self.unet, dtype)
+
+    def _draw(self, rows: Tensor, random: StepRandom) -> Tensor:
+        count = len(rows)
+        self.passes += passes_of_drawing(count, self.steps, self.guidance)
+        noise = random.randn(count, *self.latent_shape)
+        uncond = self._text(torch.zeros_like(rows))
+        with self._in_place():
+            latents = draw(
+                self._run, self.scheduler, self._text(rows), uncond, noise, self.steps, self.guidance, self.eta, random
+            )
+        return latents
+
+    def _text(self, rows: Tensor) -> Cond:
+        return {TEXT: self.table[rows.to(self.table.device)]}
+
+    def _in_place(self) -> contextlib.AbstractContextManager:
+        return self.adapter.teaching() if self.adapter else contextlib.nullcontext()
+
+    def _run(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if self.adapter is None:
+            # Autocast would cast the weights anew in every pass, and compute all normalizations in float32.
+            cond = {name: value.to(self.dtype) for name, value in cond.items()}
+            with torch.autocast(x_t.device.type, enabled=False):
+                return self.unet(x_t.to(self.dtype), t, **cond).sample
+        half = self.dtype != torch.float32
+        # Weights cast without gradients must not be used again for the student.
+        with torch.autocast(x_t.device.type, self.dtype if half else None, enabled=half, cache_enabled=False):
+            return self.unet(x_t, t, **cond).sample

@@ -1,0 +1,117 @@
+"""A tiny random Stable Diffusion in the layout of the Hub, for tests."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+RESOLUTION = 16  # pixels; the VAE makes 8x8 latents of 4 channels
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+TOKENS = 40  # that the text encoder reads: a character is a token
+
+
+def make_tiny_stable_diffusion(
+    folder: Path, prediction_type: str = "epsilon", seed: int = 0, variant: str | None = None
+) -> Path:
+    """Save it as stable-diffusion-v1-5 is saved, PNDM scheduler included; prompts are spelt in bytes.
+
+    Args:
+        variant: "fp16" saves half-precision weights alone.
+    """
+    dtype = torch.float16 if variant == "fp16" else torch.float32
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = dict(vae=_vae(), text_encoder=_text_encoder(), unet=_unet())
+    pipeline = StableDiffusionPipeline(
+        **{name: part.to(dtype) for name, part in parts.items()},
+        tokenizer=CLIPTokenizer(*_vocabulary(), model_max_length=TOKENS),
+        scheduler=_scheduler(prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, variant=variant)
+    _write_tokenizer(Path(folder) / "tokenizer")
+    return Path(folder)
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=RESOLUTION // 2,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,  # Trap: this is the number of heads
+        norm_num_groups=8,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+    )
+
+
+def _text_encoder() -> CLIPTextModel:
+    size = len(_vocabulary()[0])
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=size,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            # Trap: the defaults lie outside a small vocabulary.
+            bos_token_id=size - 2,
+            eos_token_id=size - 1,
+            pad_token_id=size - 1,
+        )
+    )
+
+
+def _scheduler(prediction_type: str) -> PNDMScheduler:
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    scheduler.register_to_config(clip_sample=False)  # as in stable-diffusion-v1-5's file, though PNDM has none
+    return scheduler
+
+
+def _vocabulary() -> tuple[dict[str, int], list[str]]:
+    characters = list(bytes_to_unicode().values())
+    words = [*characters, *(f"{each}</w>" for each in characters), BEGIN, END]
+    return {word: number for number, word in enumerate(words)}, []
+
+
+def _write_tokenizer(folder: Path):
+    """The files of the Hub's tokenizer, which transformers 4 and 5 read, instead of a tokenizer.json of version 5."""
+    for file in folder.iterdir():
+        file.unlink()
+    specials = dict(bos_token=BEGIN, eos_token=END, unk_token=END, pad_token=END)
+    (folder / "vocab.json").write_text(json.dumps(_vocabulary()[0]), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(specials))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "do_lower_case": True} | specials)
+    )
