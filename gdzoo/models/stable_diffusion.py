@@ -97,13 +97,15 @@ def _check_unattached(repo_or_folder: str, folder: Path):
 
     Trap: such a pipeline loads, with a warning, and dies when it is called ("Tensor on device meta").
     """
+    names: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with contextlib.suppress(Exception), safe_open(file, "pt") as weights:  # a damaged file is refused later
-            if any(".lora_" in name or ".base_layer." in name for name in weights.keys()):  # noqa: SIM118
-                raise ValueError(
-                    f"{repo_or_folder}: its U-Net was saved with its LoRA layers still attached: load the base and the"
-                    " LoRA, call pipe.fuse_lora() and pipe.unload_lora_weights(), and save the pipeline again"
-                )
+            names |= set(weights.keys())
+    if any(".lora_" in name or ".base_layer." in name for name in names):
+        raise ValueError(
+            f"{repo_or_folder}: its U-Net was saved with its LoRA layers still attached: load the base and the LoRA,"
+            " call pipe.fuse_lora() and pipe.unload_lora_weights(), and save the pipeline again"
+        )
 
 
 def _check_weights(what: str, model: nn.Module, missing: list[str]):

@@ -13,7 +13,7 @@ from gdzoo.method.randomness import StepRandom
 from gdzoo.models.fingerprints import tensors_fingerprint
 from gdzoo.models.latents import StableDiffusion, draw, passes_of_drawing
 from gdzoo.models.lora import STUDENT, Adapter, fused_copy
-from gdzoo.models.preservation import Preservation
+from gdzoo.models.preservation import EMPTY, Preservation
 
 TEXT = "encoder_hidden_states"  # the U-Net's name for prompt embeddings [B, L, D]
 
@@ -159,7 +159,7 @@ class TextTeacher:
         count = len(rows)
         self.passes += passes_of_drawing(count, self.steps, self.guidance)
         noise = random.randn(count, *self.latent_shape)
-        uncond = self._text(torch.zeros_like(rows))
+        uncond = {} if self.guidance == 1 else self._text(torch.full_like(rows, EMPTY))
         with self._in_place():
             latents = draw(
                 self._run, self.scheduler, self._text(rows), uncond, noise, self.steps, self.guidance, self.eta, random
