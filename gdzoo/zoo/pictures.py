@@ -18,6 +18,7 @@ REAL_COLUMNS = 10
 MOST_ROWS = 50
 # Of grids with prompts: larger images are reduced to this side, in pixels; text has at least this size.
 LARGEST_CELL, SMALLEST_TEXT = 256, 12
+SMALLEST_TITLED = 48  # wide enough for "task 12"
 LETTERS = 22  # about as many of a prompt fit in a line
 SMALLEST_SINGLE = 128  # pixels of a side of a single picture, which the Hub shows in a gallery
 SINGLES_PER_TASK = 8
@@ -108,7 +109,7 @@ def save_singles(folder: Path, samples: Sequence[tuple[int, str, Tensor]]) -> li
 
 def _side(resolution: int) -> int:
     """The side of an image in a grid: small ones are enlarged by a whole factor, large ones reduced."""
-    return min(LARGEST_CELL, resolution * max(1, -(-SMALLEST_CELL // resolution)))
+    return min(LARGEST_CELL, resolution * max(1, -(-SMALLEST_TITLED // resolution)))
 
 
 def _cell(image: Tensor, side: int) -> Image.Image:

@@ -5,6 +5,7 @@ keys where they mean the same; the names of its classes are the prompts that eac
 """
 
 import contextlib
+import re
 import reprlib
 from pathlib import Path
 
@@ -54,6 +55,7 @@ MODEL = (
     | {"metric_info?": {str: {"title": str, "direction": str, "explanation": str}}}
 )
 TEXT_TO_IMAGE = "text-to-image"  # the "kind" of its results.json
+SAMPLE_FILE = re.compile(r"[\w-]+/[\w-]+\.png", re.ASCII)
 GROUP = {  # a group of prompts at one guidance; the rows of all tasks in the history are the matrix task x group
     "group": str,
     "task": (int, None),  # the task that teaches these prompts; null: none does
@@ -160,8 +162,8 @@ def _validate_prompts(results: dict):
     taught = [(each["task"], name) for each in tasks[:task] for name in each["names"]]
     if not taught or [(each["task"], each["prompt"]) for each in prompts] != taught:
         raise ValueError(f"{RESULTS}: prompts needs the names of the tasks 1 to {task}, in this order")
-    if any(name.startswith(("/", ".")) or "\\" in name for name in (each["file"] for each in results["samples"])):
-        raise ValueError(f"{RESULTS}: samples needs the names of files in the folder")
+    if any(not SAMPLE_FILE.fullmatch(each["file"]) for each in results["samples"]):
+        raise ValueError(f"{RESULTS}: samples needs the names of files, such as samples/task1-0.png")
     if any(each["groups"] for each in (results, *results["history"])) and not results["evaluation"]:
         raise ValueError(f"{RESULTS} has groups but no evaluation, which says how they were measured")
 

@@ -16,6 +16,7 @@ from gdzoo.zoo.pictures import (
     REAL_COLUMNS,
     SINGLES_PER_TASK,
     SMALLEST_CELL,
+    SMALLEST_TITLED,
     _fitted,
     _font,
     prompt_grid,
@@ -70,7 +71,7 @@ def plain(value: int, side: int, count: int = 1) -> torch.Tensor:
     return torch.full((count, 3, side, side), value, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("side, cell", [(8, SMALLEST_CELL), (48, 48), (512, LARGEST_CELL)])
+@pytest.mark.parametrize("side, cell", [(8, SMALLEST_TITLED), (64, 64), (512, LARGEST_CELL)])
 def test_a_grid_of_prompts_shows_every_image_in_its_place(side, cell):
     rows = [("a red three", torch.cat([plain(10, side), plain(20, side)])), ("a photo of sks dog", plain(30, side))]
     grid = prompt_grid(rows, columns=["task 1", "task 2"])
@@ -83,7 +84,7 @@ def test_a_grid_of_prompts_shows_every_image_in_its_place(side, cell):
     assert values == [10, 20, 30, 255]
     for box in ((0, top + cell + 4, left, grid.height), (left, 0, grid.width, top)):  # a prompt, and the titles
         assert ImageChops.invert(grid.crop(box)).getbbox() is not None
-    assert left > 8 * SMALLEST_CELL // 3 and grid.width < 2000
+    assert _fitted("task 12", _font(12), SMALLEST_TITLED, 1) == ["task 12"]
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_touches_no_image():
