@@ -98,6 +98,19 @@ BENCHMARKS = {
     )
 }
 
+COLOURS = {"red": (255, 48, 48), "green": (48, 224, 64), "blue": (64, 96, 255), "yellow": (255, 224, 48)}
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")  # for the digits
+
+# For text-to-image chains, and not among BENCHMARKS: an unconditional chain of 40 classes shows nothing.
+CAPTIONED_DIGITS = Benchmark(
+    "captioned-digits",
+    DIGITS,
+    3,
+    8,
+    tasks="0-23;24-31;32-39",  # label = 4 * digit + colour: the digits 0 to 5, then 6 and 7, then 8 and 9
+    license="cc-by-4.0",
+)
+
 
 def _label(token: str, names: Sequence[str]) -> int:
     token = token.strip()

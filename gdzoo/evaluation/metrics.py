@@ -141,6 +141,25 @@ def kernel_distance(
     return distances.mean().item(), distances.std(correction=0).item()
 
 
+def paired_kernel_distance(original: Tensor, changed: Tensor) -> float:
+    """KID's kernel distance of two feature sets [N, D] whose rows belong together, as of drawings from the same noise.
+
+    0 for equal sets. `kernel_distance` would be below 0 there, as it takes the two sets for independent: it compares
+    each row with its own partner too.
+
+    Source: Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 4.
+
+    Raises:
+        ValueError: if the features are not both [N, D] and finite, or N < 2.
+    """
+    x, y = _checked_pair(original, changed)
+    count = len(x)
+    if count < 2 or len(y) != count:
+        raise ValueError(f"paired features need two sets of the same size, at least 2, got {count} and {len(y)}")
+    kernels = _polynomial_kernel(x, x) + _polynomial_kernel(y, y) - 2 * _polynomial_kernel(x, y)
+    return ((kernels.sum() - kernels.diagonal().sum()) / (count * (count - 1))).item()
+
+
 def _members(subsets: list[Tensor], features: Tensor) -> Tensor:
     """Which of the N features are in each of S subsets: 1 or 0 [S, N], from the rows of each subset."""
     members = torch.zeros(len(subsets), len(features), dtype=features.dtype, device=features.device)

@@ -1,5 +1,6 @@
 """Model cards: pure functions of plain dicts. The templates are in model_cards/."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from gdzoo.errors import clean, cut
 from gdzoo.method.catalogue import strategy_info
-from gdzoo.zoo.metric_catalogue import metric_info
+from gdzoo.zoo.metric_catalogue import PROMPT_METRICS, UNGUIDED, metric_info
+from gdzoo.zoo.names import repo_name
 
 _HERE = Path(__file__).parent.parent
 _TEMPLATES = jinja2.Environment(
@@ -24,6 +26,13 @@ _TEMPLATES = jinja2.Environment(
 
 
 MOST_NAMES, MOST_TASKS = 20, 40  # that a card lists
+MOST_COLUMNS, MOST_PROMPTS, MOST_CONFUSED = 10, 100, 5
+# Of a group of prompts, by the key in results.json: the title and the better direction.
+GROUP_MEASURES = {
+    "accuracy": "Accuracy (higher is better)",
+    "distance": "Distance to real images (lower is better)",
+    "drift": "Drift of the pixels (lower: kept)",
+}
 
 
 def _cell(value) -> str:
@@ -51,6 +60,7 @@ _TEMPLATES.filters |= {
     "duration": _duration,
     "names": lambda names: _shortened([_cell(name) for name in names]),
     "cut": cut,
+    "quoted": lambda prompt: json.dumps(clean(prompt), ensure_ascii=False),
     "strategy_title": lambda name: strategy_info(name).title,
 }
 
@@ -79,6 +89,42 @@ def pipeline_card(
         settings={name: value for name, value in settings.items() if value not in (None, [])},
         pretrained=pretrained,
         command=clean(command),
+        most_tasks=MOST_TASKS,
+    )
+
+
+def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str, others: Sequence[dict] = ()) -> str:
+    """The card of a task's text-to-image model.
+
+    Args:
+        results: its results.json, with its `samples`, whose files lie in the folder.
+        settings: the settings that determine the result, by name, `resolution` among them; those without a value are
+            not shown.
+        command: the command line that trains the same chain again.
+        others: the results.json of other strategies' models after the same task.
+    """
+    base = results["pretrained"]
+    if not base and results.get("rank"):  # the adapter of a chain from scratch fits the model after its first task
+        first = repo_name(results["benchmark"], results["strategy"], results["seed"], 1)
+        base = f"{repo_id.split('/')[0]}/{first}"
+    compared = [name for name in PROMPT_METRICS if name in results["metrics"]]
+    unguided = [f"{name}{UNGUIDED}" for name in compared if f"{name}{UNGUIDED}" in results["metrics"]]
+    return _TEMPLATES.get_template("text_to_image.md").render(
+        metadata=_yaml(_text_to_image_metadata(repo_id, results, settings)),
+        repo_id=repo_id,
+        results=results,
+        lora_base=base,
+        prompts=results["prompts"][-MOST_PROMPTS:],
+        metrics={name: metric_info(name) for name in [*compared, *unguided]},
+        compared={name: metric_info(name) for name in compared},
+        matrices=_group_matrices(results),
+        confused=_confused(results),
+        comparison=[each for each in (results, *others) if each["metrics"]],
+        strategy=strategy_info(results["strategy"]),
+        settings={name: value for name, value in settings.items() if value not in (None, [])},
+        resolution=settings["resolution"],
+        command=clean(command),
+        most_columns=MOST_COLUMNS,
         most_tasks=MOST_TASKS,
     )
 
@@ -142,6 +188,69 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
             for name, value in results["metrics"].items()
         ]
     return metadata
+
+
+def _text_to_image_metadata(repo_id: str, results: dict, settings: dict) -> ModelCardData:
+    slug = results["strategy"].rpartition(".")[2].replace("_", "-")
+    tags = ["text-to-image", "dreambooth", *(["lora"] if results.get("rank") else [])]
+    metadata = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=results["license"],
+        datasets=_dataset_ids({"dataset_name": settings.get("dataset_name") or ""}),
+        tags=[*tags, "gdzoo", results["benchmark"], "diffusion", "continual-learning", slug],
+        instance_prompt=clean(results["prompts"][-1]["prompt"]),
+        widget=[{"text": clean(each["prompt"]), "output": {"url": each["file"]}} for each in results["samples"]],
+        base_model=results["base_model"],
+        # A whole pipeline, with the adapter fused: "adapter" is for repositories that hold nothing else.
+        base_model_relation="finetune" if results["base_model"] else None,
+    )
+    if results["metrics"]:
+        evaluation = results["evaluation"]
+        how = f"guidance {evaluation['guidance_scale']:g}, {evaluation['eval_steps']} steps"
+        metadata.model_name = repo_id.split("/")[1]
+        metadata.eval_results = [
+            EvalResult(
+                task_type="text-to-image",
+                task_name="Text-to-Image",
+                dataset_type=results["benchmark"],
+                dataset_name=f"{results['benchmark']}, tasks 1 to {results['task']}",
+                metric_type=name,
+                metric_name=metric_info(name).title + ("" if name.endswith(UNGUIDED) else f" ({how})"),
+                metric_value=float(value),
+            )
+            for name, value in results["metrics"].items()
+        ]
+    return metadata
+
+
+def _group_matrices(results: dict) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:
+    """Title and rows of a table for each measure that there is: a row for each group, its values after each task."""
+    if not results["evaluation"]:
+        return []
+    guidance, history = results["evaluation"]["guidance_scale"], results["history"][-MOST_COLUMNS:]
+    judged = [{row["group"]: row for row in each["groups"] if row["guidance"] == guidance} for each in history]
+    names = dict.fromkeys(row["group"] for row in sorted(results["groups"], key=lambda row: row["task"] is None))
+    matrices = []
+    for measure, title in GROUP_MEASURES.items():
+        table = [(name, [rows.get(name, {}).get(measure) for rows in judged]) for name in names]
+        table = [(name, values) for name, values in table if any(value is not None for value in values)]
+        matrices += [(title, table)] if table else []
+    return matrices
+
+
+def _confused(results: dict) -> list[dict]:
+    """The most frequent wrong drawings at the judged guidance, over all groups."""
+    if not results["evaluation"]:
+        return []
+    guidance = results["evaluation"]["guidance_scale"]
+    found = [
+        pair | {"drawings": row["drawings"] // max(1, row["prompts"])}
+        for row in results["groups"]
+        if row["guidance"] == guidance
+        for pair in row["confusion"] or []
+    ]
+    return sorted(found, key=lambda pair: -pair["count"])[:MOST_CONFUSED]
 
 
 def _dataset_ids(benchmark: dict) -> list[str] | None:

@@ -23,6 +23,47 @@ METRICS = {
 }
 
 
+# Of text-to-image models; gdzoo/evaluation/prompts.py computes them. "Old" are the prompts of earlier tasks,
+# "new" those of the last one.
+PROMPT_METRICS = {
+    "old_accuracy": MetricInfo(
+        "old accuracy", "higher", "share of drawings for old prompts that the evaluator confirms"
+    ),
+    "new_accuracy": MetricInfo(
+        "new accuracy", "higher", "share of drawings for new prompts that the evaluator confirms"
+    ),
+    "old_distance": MetricInfo("old distance", "lower", "Fréchet distance of drawings for old prompts to real images"),
+    "new_distance": MetricInfo("new distance", "lower", "Fréchet distance of drawings for new prompts to real images"),
+    "old_kid": MetricInfo("old KID", "lower", "kernel distance of drawings for old prompts to real images"),
+    "new_kid": MetricInfo("new KID", "lower", "kernel distance of drawings for new prompts to real images"),
+    "drift": MetricInfo(
+        "drift",
+        "lower",
+        "distance of the pixels (root mean square, 0 to 1) to the original model's drawings from the same noise, for"
+        " prompts that the original model knew",
+    ),
+    "drift_fid": MetricInfo(
+        "drift, Fréchet", "lower", "drift as Fréchet distance between the features of all these drawings"
+    ),
+    "drift_kid": MetricInfo(
+        "drift, kernel", "lower", "drift as kernel distance between the features of all these drawings"
+    ),
+    "held_out_drift": MetricInfo("held-out drift", "lower", "drift for prompts that were not used for preservation"),
+    "held_out_drift_fid": MetricInfo(
+        "held-out drift, Fréchet", "lower", "held-out drift as Fréchet distance of features"
+    ),
+    "held_out_drift_kid": MetricInfo(
+        "held-out drift, kernel", "lower", "held-out drift as kernel distance of features"
+    ),
+}
+UNGUIDED = "_guidance_1"  # ends the name of a metric of drawings without classifier-free guidance
+
+
 def metric_info(name: str) -> MetricInfo:
     """The entry of `name`; its name alone for a metric that this version does not know."""
-    return METRICS.get(name, MetricInfo(name, "", ""))
+    known = METRICS | PROMPT_METRICS
+    guided = name.removesuffix(UNGUIDED)
+    if guided != name and guided in PROMPT_METRICS:
+        info = PROMPT_METRICS[guided]
+        return info._replace(title=f"{info.title}, guidance 1", explanation=f"{info.explanation}; at guidance 1")
+    return known.get(name, MetricInfo(name, "", ""))

@@ -1,6 +1,11 @@
-"""The schema of results.json: its version, one validator and one reader. Does not import torch."""
+"""The schemas of results.json: their version, one validator and one reader. Does not import torch.
+
+A file without "kind" is of an unconditional model. A text-to-image model (`TEXT_TO_IMAGE`) is described by the same
+keys where they mean the same; the names of its classes are the prompts that each task teaches.
+"""
 
 import contextlib
+import re
 import reprlib
 from pathlib import Path
 
@@ -49,6 +54,53 @@ MODEL = (
     | {"strategy_info?": {"title": str, "colour": str, "description": str, "order": int}}
     | {"metric_info?": {str: {"title": str, "direction": str, "explanation": str}}}
 )
+TEXT_TO_IMAGE = "text-to-image"  # the "kind" of its results.json
+SAMPLE_FILE = re.compile(r"[\w-]+/[\w-]+\.png", re.ASCII)
+GROUP = {  # a group of prompts at one guidance; the rows of all tasks in the history are the matrix task x group
+    "group": str,
+    "task": (int, None),  # the task that teaches these prompts; null: none does
+    "taught": bool,
+    "guidance": NUMBER,
+    "prompts": int,
+    "drawings": int,
+    "real_images": int,  # of these prompts; 0: some of them have none
+    "accuracy": (NUMBER, None),
+    "attributes": (NUMBER, None),
+    "confusion": ([{"asked": str, "predicted": str, "count": int}], None),  # only what was wrong
+    "distance": (NUMBER, None),  # to real images: Fréchet, and kernel
+    "kid": (NUMBER, None),
+    "drift": (NUMBER, None),  # from the original model: of pixels, Fréchet, and kernel
+    "drift_fid": (NUMBER, None),
+    "drift_kid": (NUMBER, None),
+}
+PROMPT_ENTRY = {"task": int, "metrics": {str: NUMBER}, "groups": [GROUP], "cost": COST}
+PROMPT_EVALUATION = (
+    {"drawings": int, "seed": int, "guidance_scale": NUMBER, "eval_steps": int}
+    | {"original": str}  # the model that drift is measured from
+    | {"evaluator": (str, None), "features": (str, None), "fingerprint?": str, "reference_split": (str, None)}
+    | {"feature_dim?": int, "distance_samples_needed?": int}
+)
+PROMPT_MODEL = (
+    MADE_WITH
+    | {"kind": str, "run": str, "benchmark": str, "strategy": str, "seed": int, "recipe?": str}
+    | {"base_model": (str, None)}
+    # The stranger's model that the chain began with, and its licence, which all models of the chain keep; null for a
+    # chain from scratch, and for an unknown licence.
+    | {"pretrained": (str, None), "license": (str, None)}
+    | {"rank?": (int, None)}  # of the adapter in lora/; absent or null: there is none
+    | {
+        "tasks": [
+            {"task": int, "classes": [int], "names": [str], "class_prompts?": [(str, None)], "images": (int, None)}
+        ]
+    }
+    # Every prompt taught so far, in the order of training.
+    | {"prompts": [{"task": int, "prompt": str, "class_prompt": (str, None)}]}
+    | {"guidance_scale": NUMBER, "eval_steps": int}  # that the model is meant for, also where it was not evaluated
+    | {"samples": [{"task": int, "prompt": str, "file": str}]}  # single pictures beside samples.png
+    | PROMPT_ENTRY
+    | {"evaluation": (PROMPT_EVALUATION, None), "history": [PROMPT_ENTRY]}
+    | {name: MODEL[name] for name in ("strategy_info?", "metric_info?")}
+)
 EVALUATOR = (
     MADE_WITH
     | {"benchmark": str, "names": [str], "drawn?": (str, None), "accuracy": NUMBER, "steps": int, "seed": int}
@@ -59,12 +111,21 @@ RECIPE = {"steps": int, "replay_samples": int, "eval_steps": int, "test_split": 
 CHAIN = {"namespace": str, "benchmark": str, "strategy": str, "seed": int, "run": str, "accuracy": [NUMBER]}
 
 
+def is_text_to_image(results: dict) -> bool:
+    return results.get("kind") == TEXT_TO_IMAGE
+
+
 def validate_results(results: dict):
     """Check everything that cards, tables, plots and the terminal read from a model's results.json.
 
     Raises ValueError, in one line, which names the key.
     """
-    _check_form(results, MODEL)
+    if "kind" in results and not is_text_to_image(results):
+        raise ValueError(
+            f"{RESULTS}: kind is {reprlib.repr(results['kind'])}, and this gdzoo reads {TEXT_TO_IMAGE}, or none for"
+            " unconditional models: update gdzoo"
+        )
+    _check_form(results, PROMPT_MODEL if is_text_to_image(results) else MODEL)
     task, tasks = results["task"], results["tasks"]
     if not 1 <= task <= len(tasks):
         raise ValueError(f"{RESULTS}: task is {task}, but there are {len(tasks)} tasks")
@@ -72,16 +133,39 @@ def validate_results(results: dict):
     if any(len(each["names"]) != len(each["classes"]) for each in tasks):
         raise ValueError(f"{RESULTS}: each of tasks needs as many names as classes")
     _check_numbered(results["history"], task, "history")
+    if results["metrics"] and not results["evaluation"]:
+        raise ValueError(f"{RESULTS} has metrics but no evaluation, which says how they were measured")
+    if is_text_to_image(results):
+        _validate_prompts(results)
+    else:
+        _validate_classes(results)
+
+
+def _validate_classes(results: dict):
+    """What is particular to an unconditional model."""
     for where, entry in [("", results), *((f"history[{i}].", entry) for i, entry in enumerate(results["history"]))]:
         if entry.get("per_task"):
             _check_numbered(entry["per_task"], entry["task"], f"{where}per_task")
         if entry["metrics"] and not entry["metrics"].keys() >= {"fid", "kld"}:
             raise ValueError(f"{RESULTS}: {where}metrics has no fid or no kld")
     evaluation = results["evaluation"]
-    if results["metrics"] and not evaluation:
-        raise ValueError(f"{RESULTS} has metrics but no evaluation, which says how they were measured")
     if evaluation and not evaluation.get("fid_reliable", True) and "fid_samples_needed" not in evaluation:
         raise ValueError(f"{RESULTS} has no evaluation.fid_samples_needed")
+
+
+def _validate_prompts(results: dict):
+    """What is particular to a text-to-image model."""
+    task, tasks, prompts = results["task"], results["tasks"], results["prompts"]
+    for each in tasks:
+        if len(each.get("class_prompts", each["names"])) != len(each["names"]):
+            raise ValueError(f"{RESULTS}: each of tasks needs as many class_prompts as names")
+    taught = [(each["task"], name) for each in tasks[:task] for name in each["names"]]
+    if not taught or [(each["task"], each["prompt"]) for each in prompts] != taught:
+        raise ValueError(f"{RESULTS}: prompts needs the names of the tasks 1 to {task}, in this order")
+    if any(not SAMPLE_FILE.fullmatch(each["file"]) for each in results["samples"]):
+        raise ValueError(f"{RESULTS}: samples needs the names of files, such as samples/task1-0.png")
+    if any(each["groups"] for each in (results, *results["history"])) and not results["evaluation"]:
+        raise ValueError(f"{RESULTS} has groups but no evaluation, which says how they were measured")
 
 
 def catalogue_info(results: dict) -> dict:
@@ -149,7 +233,7 @@ def other_results(folder: Path, results: dict) -> list[dict]:
 
     Folders that cannot be read are skipped: they must not prevent the publication of a trained model.
     """
-    same = ("benchmark", "seed", "recipe", "task", "tasks", "evaluation")
+    same = ("kind", "benchmark", "seed", "recipe", "task", "tasks", "evaluation")
     found = []
     for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
         with contextlib.suppress(ValueError):

@@ -234,7 +234,7 @@ def test_evaluator_card():
 
 def test_templates_lie_where_the_wheel_and_the_repository_have_them():
     names = {path.name for path in (Path(cards.__file__).parents[2] / "model_cards").iterdir()}
-    assert names == {"pipeline.md", "evaluator.md"}
+    assert names == {"pipeline.md", "text_to_image.md", "evaluator.md"}
 
 
 def test_the_card_of_many_classes_and_tasks_can_be_read():

@@ -10,19 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gdzoo.evaluation.tables import reliability
+from gdzoo.report.__main__ import make_report
 from gdzoo.report.collection import read_zoo
 from gdzoo.report.tables import write_csv
 from gdzoo.training import terminal
+from gdzoo.zoo.cards import text_to_image_card
+from gdzoo.zoo.names import repo_name
 from gdzoo.zoo.results import (
     SCHEMA_VERSION,
     catalogue_info,
+    is_text_to_image,
     other_results,
     read_folder,
     read_models,
     read_results,
     validate_results,
 )
+from tests.hub.store import validate_card
 from tests.zoo.test_cards import EVALUATOR, card, results
+from tests.zoo.text_to_image import concepts, group, text_to_image_results
 
 # As gdzoo wrote it before results.json had a version (commit d266466), of a benchmark with fewer classes.
 OLD_MODEL = """{
@@ -277,3 +283,96 @@ def test_other_strategies_are_found_if_measured_in_the_same_way(tmp_path):
     evaluation = other["evaluation"] | {"eval_samples": 64}
     write(tmp_path / "split-digits-joint-task2", results(strategy="joint") | {"evaluation": evaluation})
     assert other_results(tmp_path / "split-digits-task2", here) == [other]
+
+
+# ---- text-to-image ----
+
+
+def prompts(**changes) -> dict:
+    return text_to_image_results(**changes)
+
+
+@pytest.mark.parametrize("content", [prompts(), prompts(task=1), concepts(1), concepts(2)])
+def test_a_text_to_image_model_is_read(content, tmp_path):
+    validate_results(content | catalogue_info(content))
+    name = repo_name(content["benchmark"], content["strategy"], content["seed"], content["task"])
+    folder = write(tmp_path / "gdzoo" / name, content)
+    assert read_folder(folder) == content | {"folder": folder, "config": {}}
+    assert catalogue_info(content)["metric_info"]["new_accuracy_guidance_1"]["title"] == "new accuracy, guidance 1"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"kind": "video"}, "kind is 'video', and this gdzoo reads text-to-image, or none for unconditional models"),
+        ({"kind": []}, "kind is [], and this gdzoo reads"),
+        ({"pretrained": 1}, "pretrained is 1, not a string"),
+        ({"groups": [{"group": "x"}]}, "results.json has no groups[0].task"),
+        ({"groups": [group("x", None, 1.0, accuracy="high")]}, "groups[0].accuracy is 'high', not a finite number"),
+        ({"groups": [group("x", None, 1.0, confusion=[{"asked": "a"}])]}, "has no groups[0].confusion[0].predicted"),
+        ({"prompts": []}, "prompts needs the names of the tasks 1 to 2, in this order"),
+        ({"prompts": prompts()["prompts"][::-1]}, "prompts needs the names of the tasks 1 to 2, in this order"),
+        ({"samples": [{"task": 1, "prompt": "x", "file": "../x.png"}]}, "samples needs the names of files"),
+        ({"samples": [{"task": 1, "prompt": "x", "file": "/x.png"}]}, "samples needs the names of files"),
+        ({"samples": [{"task": 1, "prompt": "x", "file": "a/../../x.png"}]}, "samples needs the names of files"),
+        ({"evaluation": None}, "results.json has metrics but no evaluation"),
+        ({"evaluation": None, "metrics": {}}, "results.json has groups but no evaluation"),
+        ({"evaluation": prompts()["evaluation"] | {"original": None}}, "evaluation.original is None, not a string"),
+        ({"history": prompts()["history"][:1]}, "history needs the tasks 1 to 2, in this order"),
+        ({"guidance_scale": "1.5"}, "guidance_scale is '1.5', not a finite number"),
+        ({"task": 4}, "task is 4, but there are 3 tasks"),
+    ],
+)
+def test_another_form_of_a_text_to_image_model_is_refused(change, reason):
+    assert reason in refusal(prompts() | change)
+
+
+def test_each_class_prompt_belongs_to_a_prompt():
+    content = prompts()
+    content["tasks"][0] |= {"class_prompts": [None]}
+    assert refusal(content) == "results.json: each of tasks needs as many class_prompts as names"
+
+
+@pytest.mark.parametrize("name", sorted(prompts().keys() - {"schema_version", "kind", "rank"}))
+def test_every_key_of_a_text_to_image_model_is_needed(name):
+    content = prompts()
+    del content[name]
+    assert refusal(content) == f"results.json has no {name}"
+
+
+WHOLE = concepts(2) | catalogue_info(concepts(2))
+
+
+@given(st.data())
+def test_what_is_accepted_of_a_text_to_image_model_can_be_shown(tmp_path_factory, data):
+    content = copy.deepcopy(WHOLE)
+    part = data.draw(st.sampled_from([part for part in parts(content) if part]))
+    key = data.draw(st.sampled_from(sorted(part) if isinstance(part, dict) else range(len(part))))
+    if data.draw(st.booleans()):
+        del part[key]
+    else:
+        part[key] = data.draw(json_values | st.sampled_from([1, 2, "lwf", {}, [], 10**9]))
+    try:
+        validate_results(content)
+    except ValueError as error:
+        assert str(error).startswith("results.json") and "\n" not in str(error)
+        return
+    if "kind" not in content:
+        return
+    text = text_to_image_card("gdzoo/pets-task2", content, {"resolution": 8}, "train", [content])
+    assert validate_card(text) == ([], [])
+    folder = write(tmp_path_factory.mktemp("zoo") / "gdzoo" / "pets-task2", content)
+    make_report(folder.parents[1], folder / "report") if not read_models(folder.parents[1])[2] else None
+
+
+def test_a_zoo_may_hold_both_kinds(tmp_path):
+    write(tmp_path / "gdzoo" / "split-digits-task2", results())
+    write(tmp_path / "gdzoo" / "tiny-captions-task2", prompts())
+    models, _, left_out = read_models(tmp_path)
+    assert [is_text_to_image(each) for each in models] == [False, True] and not left_out
+    # The same name with another kind is another measurement.
+    other = prompts(strategy="lwf")
+    write(tmp_path / "gdzoo" / "tiny-captions-lwf-task2", other)
+    folder = tmp_path / "gdzoo" / "tiny-captions-task2"
+    assert other_results(folder, prompts()) == [other]
+    assert other_results(folder, results() | {"benchmark": "tiny-captions"}) == []
