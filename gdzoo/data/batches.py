@@ -95,15 +95,17 @@ class TaskImages:
                 epoch, skip = epoch + skip // length, skip % length
 
 
-def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> Tensor:
-    """A buffer of real images, uint8 [at most size, C, H, W]: equally many of each label, chosen by the seed.
+def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A buffer of real images, uint8 [N, C, H, W], and their labels [N]: equally many of each, chosen by the seed.
+
+    N is at most `size`.
 
     Raises:
         DataError: none of them can be decoded.
     """
     shares = {label: size // len(labels) + (position < size % len(labels)) for position, label in enumerate(labels)}
     with contextlib.closing(data.read(labels, shuffle=(seed, 0), most=shares)) as read:
-        kept = [images for images, _ in read]
+        kept = list(read)
     if not kept:
         raise DataError(f"data set {data.benchmark.dataset_name}: no image of a task can be decoded: check its files")
-    return torch.cat(kept)
+    return tuple(torch.cat(column) for column in zip(*kept, strict=True))

@@ -6,7 +6,6 @@ Strategies, pools, the optimizer step and checkpoints use these alone: they know
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from gdzoo.method.objective import Batch, Cond, Drawn
@@ -44,8 +43,8 @@ class Student(Protocol):
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The output of `network`, which is the student's own or what accelerate has made of it."""
 
-    def pipeline(self, network: nn.Module) -> DiffusionPipeline:
-        """The stock pipeline to publish, of the trained network."""
+    def trained(self, network: nn.Module) -> Any:
+        """What is measured and published of the trained network, such as a pipeline."""
 
 
 class Teacher(Protocol):

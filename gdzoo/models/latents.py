@@ -1,6 +1,7 @@
 """The frozen parts of a Stable Diffusion: images to latents and back, prompts to embeddings, and DDIM in latents."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
@@ -24,13 +25,20 @@ class StableDiffusion:
 
     Args:
         resolution: pixels of a side of the images.
+        folder: of the pipeline's files, which are published again; None: it is new.
 
     Raises:
         ValueError: the resolution does not fit, or the scheduler is of another kind.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, device: torch.device | str, resolution: int):
-        self.pipeline = pipeline
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        device: torch.device | str,
+        resolution: int,
+        folder: Path | None = None,
+    ):
+        self.pipeline, self.folder = pipeline, folder
         self.vae = pipeline.vae.requires_grad_(False).eval().float()
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().float()
         self.tokenizer, self.device, self.resolution = pipeline.tokenizer, torch.device(device), resolution

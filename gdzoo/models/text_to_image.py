@@ -3,9 +3,10 @@
 import contextlib
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
@@ -16,6 +17,19 @@ from gdzoo.models.lora import STUDENT, Adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
 
 TEXT = "encoder_hidden_states"  # the U-Net's name for prompt embeddings [B, L, D]
+
+
+class TrainedText(NamedTuple):
+    """A text-to-image model to be measured and published.
+
+    Attributes:
+        unet: in float32, without adapters.
+        adapter: what is in `unet` already, to be published beside it; None: all weights were trained.
+    """
+
+    space: StableDiffusion
+    unet: UNet2DConditionModel
+    adapter: Adapter | None = None
 
 
 class TextStudent:
@@ -78,9 +92,8 @@ class TextStudent:
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return network(x_t, t, **cond).sample
 
-    def pipeline(self, network: UNet2DConditionModel) -> StableDiffusionPipeline:
-        """The pipeline to evaluate, its U-Net a float32 copy without adapters; `save_pipeline` publishes it."""
-        return self.space.with_unet(fused_copy(network))
+    def trained(self, network: UNet2DConditionModel) -> TrainedText:
+        return TrainedText(self.space, fused_copy(network).to(self.table.device), self.adapter)
 
 
 class TextTeacher:

@@ -46,7 +46,7 @@ class UNetStudent:
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return network(x_t, t).sample
 
-    def pipeline(self, network: nn.Module) -> DDIMPipeline:
+    def trained(self, network: nn.Module) -> DDIMPipeline:
         return DDIMPipeline(network.eval(), self.scheduler)
 
 

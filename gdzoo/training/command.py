@@ -15,6 +15,7 @@ import transformers
 from safetensors import SafetensorError
 
 from gdzoo.config import ConfigError, TrainConfig
+from gdzoo.config_text_to_image import TextToImageConfig
 from gdzoo.data.caches import use_writable_caches
 from gdzoo.data.streaming import DataError
 from gdzoo.errors import clean, one_line
@@ -27,8 +28,10 @@ from gdzoo.training.prepare import prepare
 from gdzoo.training.resume import consult_hub, hub_target
 from gdzoo.training.run import Run
 from gdzoo.training.terminal import not_pushed
+from gdzoo.training.text_preparation import prepare_text_to_image
 
 _RUNNING = threading.Lock()
+_PREPARE = {TrainConfig: prepare, TextToImageConfig: prepare_text_to_image}  # by the kind of settings
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def train(config: TrainConfig) -> list[dict]:
 
 def prepare_all(config: TrainConfig) -> tuple[Run, Evaluator | None, Pusher | None]:
     """Everything that is checked, opened or downloaded before work. Raises ConfigError, DataError."""
-    run = prepare(config)
+    run = _PREPARE[type(config)](config)
     consult_hub(run)
     evaluator = find_evaluator(run)
     pushes = run.config.push_to_hub and run.accelerator.is_main_process

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple, Protocol
 
-from diffusers import DiffusionPipeline
-
 from gdzoo.data.batches import TaskImages
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Reference
@@ -34,33 +32,35 @@ class Job(Protocol):
     def start(self, run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> Start:
         """The student of a task, its teacher, and what it may use of earlier tasks."""
 
-    def images(self, run: Run, chain: Chain, task: int) -> TaskImages:
+    def images(self, run: Run, chain: Chain, task: int, student: Student) -> TaskImages:
         """The real data of a task, in the columns that the student reads."""
 
-    def untrained(self, run: Run, task: int) -> DiffusionPipeline | None:
+    def untrained(self, run: Run, task: int) -> Any:
         """The model after a task that is not trained; None: the task is trained."""
 
     def load(self, run: Run, folder) -> Any:
-        """A published model, as the student's `pipeline` returns it."""
+        """A published model, as `Student.trained` returns it."""
 
     def measure(
         self,
         run: Run,
         chain: Chain,
         task: int,
-        pipeline: Any,
+        trained: Any,
         evaluator: Evaluator | None,
         reference: Reference | None,
     ) -> tuple[dict, Any] | None:
         """Entries of results.json, and pictures, on the main process; all processes must call."""
 
-    def measured(self, folder, reference: Reference | None) -> tuple[dict, Any] | None:
+    def measured(
+        self, run: Run, chain: Chain, folder, evaluator: Evaluator | None, reference: Reference | None
+    ) -> tuple[dict, Any] | None:
         """What `measure` returned of the model in a folder; None if it would measure otherwise now."""
 
     def results(self, run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
         """The content of results.json, but for what `publish` adds."""
 
-    def publish(self, run: Run, chain: Chain, task: int, pipeline: Any, pictures: Any, results: dict):
+    def publish(self, run: Run, chain: Chain, task: int, trained: Any, pictures: Any, results: dict):
         """Write the folder of a task."""
 
     def check_publishing(self, run: Run):

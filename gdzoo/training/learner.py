@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -126,10 +126,10 @@ class Learner:
             "pool": self.pool,
         }
 
-    def pipeline(self) -> DiffusionPipeline:
-        """The pipeline to publish: the student, its weights averaged with --use_ema. All processes must call."""
+    def trained(self) -> Any:
+        """What is measured and published: the student, its weights averaged with --use_ema. All processes must call."""
         if self.ema:
             self.ema.copy_to(self.student.parameters())
         # Without accelerate's autocast: it is evaluated in float32, as it will be loaded.
         network = self.accelerator.unwrap_model(self.student.network, keep_fp32_wrapper=False)
-        return self.student.pipeline(whole_unet(network))
+        return self.student.trained(whole_unet(network))

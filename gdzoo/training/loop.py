@@ -173,17 +173,18 @@ def train_and_publish(
     looks = task == 1 and accelerator.is_main_process
     shared = broadcast_object_list([find_first_task(run, chain) if looks else None])[0]
     if shared:
-        pipeline, cost = run.job.load(run, shared), read_results(shared)["cost"]
-    elif pipeline := run.job.untrained(run, task):
+        trained, cost = run.job.load(run, shared), read_results(shared)["cost"]
+    elif trained := run.job.untrained(run, task):
         cost = cost_of(chain, accelerator, Progress())
     else:
-        pipeline, cost = train_task(run, chain, task, evaluator)
-    found = broadcast_object_list([accelerator.is_main_process and shared and run.job.measured(shared, reference)])[0]
-    found = found or run.job.measure(run, chain, task, pipeline, evaluator, reference)
+        trained, cost = train_task(run, chain, task, evaluator)
+    looks = accelerator.is_main_process and shared
+    found = broadcast_object_list([looks and run.job.measured(run, chain, shared, evaluator, reference)])[0]
+    found = found or run.job.measure(run, chain, task, trained, evaluator, reference)
     if accelerator.is_main_process:
         metrics, pictures = found
         content = run.job.results(run, chain, task, metrics, cost, earlier)
-        run.job.publish(run, chain, task, pipeline, pictures, content)
+        run.job.publish(run, chain, task, trained, pictures, content)
     accelerator.wait_for_everyone()
 
 
@@ -191,7 +192,7 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     """Train a student on one task, starting from the published model of the task before, which is its teacher.
 
     Returns:
-        The pipeline to publish (its weights averaged with --use_ema), and what it cost.
+        What is to be published (its weights averaged with --use_ema), and what it cost.
     """
     config, accelerator = chain.config, run.accelerator
     reset_peak_memory(accelerator.device)
@@ -200,7 +201,7 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     student, strategy = start.student, create_strategy(chain.strategy, config)
     previous = start.teacher, start.pool, start.buffer
     learner = Learner(config, accelerator, student, strategy, task, *previous, at_once=run.steps_at_once)
-    images = run.job.images(run, chain, task)
+    images = run.job.images(run, chain, task, student)
     checkpoints = task_checkpoints(chain, task, accelerator, learner.parts)
     progress = restore(checkpoints, learner, config, accelerator)
 
@@ -225,9 +226,9 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
             # Also after the last step: evaluation may take long.
             due = progress.step % config.checkpointing_steps == 0 or progress.step == config.max_train_steps
             saver.save(due, agree=progress.step % READ_LOSS_EVERY == 0)
-    pipeline = learner.pipeline()
+    trained = learner.trained()
     accelerator.free_memory()
-    return pipeline, cost_of(chain, accelerator, progress)
+    return trained, cost_of(chain, accelerator, progress)
 
 
 def restore(checkpoints: Checkpoints, learner: Learner, config: TrainConfig, accelerator: Accelerator) -> Progress:

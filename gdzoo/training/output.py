@@ -154,5 +154,6 @@ def _delete(chain: Chain):
     for first in (chain.folder(1), chain.checkpoint_folder(1)):
         stem = first.name.removesuffix("1")
         for folder in first.parent.glob(f"{stem}*"):
-            if folder.name.removeprefix(stem).isdecimal():
+            task = folder.name.removeprefix(stem)
+            if task.isdecimal() and int(task) >= chain.first_task:
                 remove_folder(folder)

@@ -78,8 +78,15 @@ def results_of(run: Run, chain: Chain, task: int, found: dict, cost: dict, earli
         found: what `evaluate_task` returned of the model.
         earlier: the results of the tasks before.
     """
+    results = common_results(run, chain, task) | {**found, "cost": cost}
+    kept = ("task", "metrics", "per_task", "cost")
+    return results | {"history": [{name: each.get(name) for name in kept} for each in [*earlier, results]]}
+
+
+def common_results(run: Run, chain: Chain, task: int) -> dict:
+    """Which model it is: the entries that all kinds of models have."""
     config, counts = chain.config, run.data.counts["train"]
-    results = {
+    return {
         "gdzoo": gdzoo.__version__,
         "run": config.run_id(),
         "benchmark": config.benchmark,
@@ -98,11 +105,7 @@ def results_of(run: Run, chain: Chain, task: int, found: dict, cost: dict, earli
             }
             for number, labels in enumerate(chain.tasks, start=1)
         ],
-        **found,
-        "cost": cost,
     }
-    kept = ("task", "metrics", "per_task", "cost")
-    return results | {"history": [{name: each.get(name) for name in kept} for each in [*earlier, results]]}
 
 
 def base_model(chain: Chain, task: int) -> str | None:

@@ -23,10 +23,13 @@ class Chain:
     Attributes:
         config: resolved, of this strategy and this seed alone.
         tasks: the labels of each task; the seed may shuffle them.
+        known: the results.json of the model that the chain goes on from, where it is not in this zoo: its tasks are the
+            first of `tasks`.
     """
 
     config: TrainConfig
     tasks: list[list[int]]
+    known: dict | None = None
 
     @property
     def strategy(self) -> str:
@@ -43,7 +46,12 @@ class Chain:
 
     @property
     def task_numbers(self) -> range:
-        return range(1, len(self.tasks) + 1)
+        """Those that are trained here."""
+        return range(self.first_task, len(self.tasks) + 1)
+
+    @property
+    def first_task(self) -> int:
+        return self.known["task"] + 1 if self.known else 1
 
     def seen(self, task: int) -> list[int]:
         """The labels of the tasks up to this one."""
@@ -138,9 +146,9 @@ def published_results(chain: Chain) -> list[dict]:
     Of a chain that was resumed from the Hub, the zoo may have the last task alone; its history has the earlier ones.
     """
     there = {task: read_results(chain.folder(task)) for task in chain.task_numbers if chain.folder(task).exists()}
-    if not there:
+    if not there and not chain.known:
         return []
-    last = there[max(there)]
+    last = there[max(there)] if there else chain.known
     unknown = {"evaluation": None}  # the history does not say how an earlier task was measured
     return [there.get(entry["task"], last | unknown | entry) for entry in last["history"]]
 

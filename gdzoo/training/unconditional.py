@@ -57,13 +57,13 @@ class UnconditionalJob:
         )
         buffer = pool = None
         if method.uses_buffer:
-            kept = keep_some(data, chain.seen(task - 1), config.buffer_size, config.seed)
+            kept, _ = keep_some(data, chain.seen(task - 1), config.buffer_size, config.seed)
             buffer = Drawn(to_float(kept.to(device)))
         if method.draws_replay and config.replay_pool:
             pool = replay_pool(chain, task, teacher, run.accelerator, evaluator)
         return Start(UNetStudent(student.to(device), published.scheduler, config.random_flip), teacher, pool, buffer)
 
-    def images(self, run: Run, chain: Chain, task: int) -> TaskImages:
+    def images(self, run: Run, chain: Chain, task: int, student: UNetStudent) -> TaskImages:
         """The real images of a task; prints how many could not be decoded, if any."""
         config, data, every = chain.config, run.data, strategy_class(chain.strategy).sees_all_classes
         labels, seed = chain.seen(task) if every else chain.tasks[task - 1], seed_from(config.seed, task)
@@ -85,20 +85,22 @@ class UnconditionalJob:
         run: Run,
         chain: Chain,
         task: int,
-        pipeline: DDIMPipeline,
+        trained: DDIMPipeline,
         evaluator: Evaluator | None,
         reference: Reference | None,
     ) -> tuple[dict, Image.Image] | None:
-        return evaluate_task(chain, task, pipeline, evaluator, reference)
+        return evaluate_task(chain, task, trained, evaluator, reference)
 
-    def measured(self, folder: Path, reference: Reference | None) -> tuple[dict, Image.Image] | None:
+    def measured(
+        self, run: Run, chain: Chain, folder: Path, evaluator: Evaluator | None, reference: Reference | None
+    ) -> tuple[dict, Image.Image] | None:
         return shared_measurement(folder, reference)
 
     def results(self, run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
         return results_of(run, chain, task, found, cost, earlier)
 
-    def publish(self, run: Run, chain: Chain, task: int, pipeline: DDIMPipeline, pictures: Image.Image, results: dict):
-        publish_pipeline(chain.folder(task), pipeline, pictures, results, chain.config)
+    def publish(self, run: Run, chain: Chain, task: int, trained: DDIMPipeline, pictures: Image.Image, results: dict):
+        publish_pipeline(chain.folder(task), trained, pictures, results, chain.config)
 
     def check_publishing(self, run: Run):
         check_publishing(run)

@@ -9,12 +9,16 @@ from pathlib import Path
 
 from gdzoo import machine
 from gdzoo.config import TrainConfig
+from gdzoo.config_text_to_image import TextToImageConfig
 from gdzoo.training.interruption import Interrupted, raised_signals
+
+KINDS = {kind.__name__: kind for kind in (TrainConfig, TextToImageConfig)}
 
 
 def main() -> int:
     """Returns: as `gdzoo.train.main`."""
-    config = TrainConfig(**json.loads(sys.stdin.readline()))
+    given = json.loads(sys.stdin.readline())
+    config = KINDS[given["kind"]](**given["settings"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folders = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries and subprocesses print is no folder

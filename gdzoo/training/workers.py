@@ -72,7 +72,8 @@ class Workers:
         self._thread(self._follow_tasks, process)
         self._thread(self._follow_bars, process, position)
         with contextlib.suppress(BrokenPipeError):  # it has ended: its chains are left to this process
-            process.stdin.write(json.dumps(dataclasses.asdict(self.settings)).encode() + b"\n")
+            given = {"kind": type(self.settings).__name__, "settings": dataclasses.asdict(self.settings)}
+            process.stdin.write(json.dumps(given).encode() + b"\n")
             process.stdin.flush()
 
     def __exit__(self, kind, error, traceback):

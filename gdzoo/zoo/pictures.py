@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
@@ -105,6 +106,13 @@ def save_singles(folder: Path, samples: Sequence[tuple[int, str, Tensor]]) -> li
             _cell(image, side * max(1, -(-SMALLEST_SINGLE // side))).save(folder / file)
             written.append({"task": task, "prompt": prompt, "file": file})
     return written
+
+
+def read_single(file: Path, resolution: int) -> Tensor:
+    """A picture of `save_singles` as it was drawn, uint8 [3, resolution, resolution]. Raises OSError."""
+    with Image.open(file) as picture:
+        picture = picture.convert("RGB").resize((resolution, resolution), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _side(resolution: int) -> int:

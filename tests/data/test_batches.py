@@ -193,14 +193,15 @@ def test_a_class_of_which_nothing_can_be_decoded(tmp_path):
 
 
 def test_buffer_holds_as_many_of_each_class(data):
-    kept = keep_some(data, [3, 0, 2], size=8, seed=1)
+    kept, labels = keep_some(data, [3, 0, 2], size=8, seed=1)
     assert kept.dtype == torch.uint8 and kept.shape == (8, 1, 8, 8)
     chosen = numbers([(kept, None)])
     assert Counter(number % 4 for number in chosen) == {3: 3, 0: 3, 2: 2}
     assert len(set(chosen)) == 8
-    assert torch.equal(kept, keep_some(data, [3, 0, 2], size=8, seed=1))
-    assert not torch.equal(kept, keep_some(data, [3, 0, 2], size=8, seed=2))
+    assert Counter(labels.tolist()) == {3: 3, 0: 3, 2: 2}
+    assert torch.equal(kept, keep_some(data, [3, 0, 2], size=8, seed=1)[0])
+    assert not torch.equal(kept, keep_some(data, [3, 0, 2], size=8, seed=2)[0])
 
 
 def test_buffer_larger_than_the_data(data):
-    assert sorted(numbers([(keep_some(data, [1], size=1000, seed=0), None)])) == list(range(1, COUNT, 4))
+    assert sorted(numbers([(keep_some(data, [1], size=1000, seed=0)[0], None)])) == list(range(1, COUNT, 4))

@@ -57,7 +57,7 @@ def test_the_picture_of_many_classes_is_small_and_takes_one_pass(many, passes):
 
 
 def test_the_buffer_of_many_classes_takes_one_pass(many, passes):
-    kept = keep_some(many, range(CLASSES), 2000, seed=1)
+    kept, _ = keep_some(many, range(CLASSES), 2000, seed=1)
     assert len(passes) == 1 and len(kept) == 2000
     # Two of the first 500 classes, one of each other.
     values = kept[:, 0, 0, 0].tolist()

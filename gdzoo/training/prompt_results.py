@@ -1,0 +1,266 @@
+"""Evaluation of a text-to-image task, the content of its results.json, and its folder."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gdzoo.data.prompts import HELD_OUT_PROMPTS, general_prompts
+from gdzoo.evaluation.measure import SAMPLE_SEED
+from gdzoo.evaluation.prompts import (
+    CLASS,
+    HELD_OUT,
+    PRESERVED,
+    Drawings,
+    Judge,
+    PromptGroup,
+    Source,
+    evaluate_prompts,
+)
+from gdzoo.method.randomness import seed_from
+from gdzoo.models.latents import StableDiffusion, draw
+from gdzoo.models.stable_diffusion import save_pipeline
+from gdzoo.models.text_to_image import TEXT, TrainedText
+from gdzoo.training.checkpoint import Progress
+from gdzoo.training.results import common_results, cost_of
+from gdzoo.training.run import Chain, Run
+from gdzoo.zoo.cards import text_to_image_card
+from gdzoo.zoo.environment import made_with
+from gdzoo.zoo.folders import atomic_folder, write_json
+from gdzoo.zoo.names import CARD, RESULTS, SAMPLES, TRAIN_CONFIG, repo_of
+from gdzoo.zoo.pictures import prompt_grid, read_single, save_singles
+from gdzoo.zoo.results import (
+    SCHEMA_VERSION,
+    TEXT_TO_IMAGE,
+    catalogue_info,
+    other_results,
+    read_results,
+    validate_results,
+)
+
+KEPT_ENTRIES = ("task", "metrics", "groups", "cost")  # of a model, in the history of later ones
+PICTURES_OF_TASK = 4  # rows of samples.png
+
+# A picture of a prompt: the task that taught it, the prompt, and uint8 [3, H, W].
+Picture = tuple[int, str, Tensor]
+
+
+# ---- evaluation ----
+
+
+def groups_of(run: Run, chain: Chain, task: int, class_prompts: list[str | None], general: bool) -> list[PromptGroup]:
+    """What the model after a task is judged by: the prompts of each task, and on a stranger's model others' too."""
+    names = run.data.names
+    groups = [
+        PromptGroup(f"task {number}", number, tuple(names[label] for label in labels), taught=True)
+        for number, labels in enumerate(chain.tasks[:task], start=1)
+    ]
+    classes = dict.fromkeys(filter(None, (class_prompts[label] for labels in chain.tasks for label in labels)))
+    if classes:
+        groups.append(PromptGroup(CLASS, None, tuple(classes), taught=False))
+    if general:
+        groups.append(PromptGroup(PRESERVED, None, tuple(general_prompts()), taught=False))
+        groups.append(PromptGroup(HELD_OUT, None, tuple(HELD_OUT_PROMPTS), taught=False))
+    return groups
+
+
+def drawer(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel], steps: int, batch_size: int):
+    """Draws prompts by a model, all processes together: see gdzoo.evaluation.prompts.Draw.
+
+    Args:
+        unet: returns the model when it is first needed.
+    """
+
+    def draw_prompts(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
+        state, network, parts = PartialState(), unet(), []
+
+        def predict(x_t: Tensor, t: Tensor, cond: dict) -> Tensor:
+            return network(x_t, t, **cond).sample
+
+        starts = range(0, len(prompts), batch_size)
+        with tqdm(total=len(prompts), desc="drawings", unit="image", dynamic_ncols=True, leave=False) as bar:
+            for start in starts[state.process_index :: state.num_processes]:
+                asked = prompts[start : start + batch_size]
+                noise = torch.stack([_noise(space, seed, start + place) for place in range(len(asked))])
+                cond, uncond = ({TEXT: space.embed(each)} for each in (asked, [""] * len(asked)))
+                x_t = noise.to(space.device)
+                parts.append((start, space.decode(draw(predict, space.scheduler, cond, uncond, x_t, steps, guidance))))
+                bar.update(len(asked) * state.num_processes)
+        parts = sorted(gather_object(parts), key=lambda part: part[0])
+        return torch.cat([images for _, images in parts]) if state.is_main_process else None
+
+    return draw_prompts
+
+
+def _noise(space: StableDiffusion, seed: int, number: int) -> Tensor:
+    """Of drawing `number`, however many there are; drawn on the CPU, the same for all devices."""
+    generator = torch.Generator().manual_seed(seed_from(seed, number + 1))
+    return torch.randn(space.latent_shape, generator=generator)
+
+
+class Originals:
+    """Drawings of the models that drift is measured from, which a run draws once."""
+
+    def __init__(self):
+        self._drawn: dict[tuple, Drawings | None] = {}
+
+    def source(self, key: Path, judge: Judge, model: Source, tasks: int) -> Source:
+        """The drawings of the model in the folder `key`, which knows the prompts of the first `tasks` tasks."""
+
+        def drawings(group: PromptGroup, guidance: float) -> Drawings | None:
+            if group.task and group.task > tasks:
+                return None
+            name = (key, group.prompts, guidance, judge.count)
+            if name not in self._drawn:
+                self._drawn[name] = model(group, guidance)
+            return self._drawn[name]
+
+        return drawings
+
+
+def measure(
+    judge: Judge,
+    groups: list[PromptGroup],
+    task: int,
+    student: Source,
+    original: Source | None,
+    original_task: int,
+    eval_steps: int,
+    original_name: str,
+) -> tuple[dict, list[Picture]] | None:
+    """Entries of results.json and pictures of each task, on the main process; all processes must call."""
+    found = evaluate_prompts(
+        student, groups, judge, task=task, original=original, original_task=original_task, keep=judge.count
+    )
+    if found is None:
+        return None
+    entries, kept = found
+    entries["evaluation"] |= {"eval_steps": eval_steps, "original": original_name}
+    pictures = []
+    for group in groups:
+        if group.taught:
+            images, asked = kept[group.name], group.asked(judge.count)
+            step = max(1, len(set(asked)) // PICTURES_OF_TASK)  # spread over the prompts of the task
+            chosen = list(range(0, len(images), step))[:PICTURES_OF_TASK]
+            pictures += [(group.task, asked[place], images[place]) for place in chosen]
+    return entries, pictures
+
+
+def measured(folder: Path, judge: Judge, resolution: int) -> tuple[dict, list[Picture]] | None:
+    """What `measure` returned of the model in a folder; None if it was measured otherwise."""
+    results = read_results(folder)
+    if any((results["evaluation"] or {}).get(name) != value for name, value in judge.facts(None).items()):
+        return None
+    pictures = [(*key, image) for key, image in read_pictures(folder, resolution).items()]
+    return {name: results[name] for name in ("metrics", "groups", "evaluation")}, pictures
+
+
+# ---- publication ----
+
+
+def results_of_prompts(
+    run: Run,
+    chain: Chain,
+    task: int,
+    found: dict,
+    cost: dict,
+    earlier: list[dict],
+    class_prompts: list[str | None],
+    base: tuple[str | None, str | None],
+) -> dict:
+    """The content of results.json, but for what `publish` adds.
+
+    Args:
+        class_prompts: of each label.
+        base: the name of the stranger's model that the chain began with, and its licence; None where there is none.
+    """
+    config, names = chain.config, run.data.names
+    results = {"kind": TEXT_TO_IMAGE} | common_results(run, chain, task) | {"pretrained": base[0], "license": base[1]}
+    for entry in results["tasks"]:
+        entry["class_prompts"] = [class_prompts[label] for label in entry["classes"]]
+    if chain.known:  # how many images others taught their concepts with
+        results["tasks"][: chain.known["task"]] = chain.known["tasks"][: chain.known["task"]]
+    results |= {
+        "rank": config.rank,
+        "prompts": [
+            {"task": number, "prompt": names[label], "class_prompt": class_prompts[label]}
+            for number, labels in enumerate(chain.tasks[:task], start=1)
+            for label in labels
+        ],
+        "guidance_scale": config.guidance_scale,
+        "eval_steps": config.eval_steps,
+        **found,
+        "cost": cost,
+    }
+    return results | {"history": [{name: each[name] for name in KEPT_ENTRIES} for each in [*earlier, results]]}
+
+
+def publish(chain: Chain, task: int, trained: TrainedText, pictures: list[Picture], results: dict):
+    """Write a task's folder: a stock StableDiffusionPipeline, an adapter, pictures, results, settings and the card."""
+    folder, config = chain.folder(task), chain.config
+    # Trap: from_pretrained records where a model came from, and save_pretrained would publish that local path.
+    trained.unet.register_to_config(_name_or_path=None)
+    with atomic_folder(folder) as partial:
+        if trained.space.folder:
+            save_pipeline(partial, trained.unet, trained.space.folder)
+        else:
+            trained.space.with_unet(trained.unet).save_pretrained(partial, safe_serialization=True)
+        if trained.adapter:
+            trained.adapter.save(partial)
+        samples = save_singles(partial, pictures)
+        results = {"schema_version": SCHEMA_VERSION} | results | {"samples": samples}
+        results |= catalogue_info(results) | made_with()
+        validate_results(results)
+        samples_by_task(chain, task, pictures).save(partial / SAMPLES)
+        write_json(partial / RESULTS, results)
+        write_json(partial / TRAIN_CONFIG, config.to_dict())
+        card = _card(folder, results, chain, other_results(folder, results))
+        (partial / CARD).write_text(card, encoding="utf-8")
+
+
+def samples_by_task(chain: Chain, task: int, pictures: list[Picture]) -> Image.Image:
+    """A row for each prompt, and a column for the model after each task that taught it or a later one."""
+    columns = {task: {(number, prompt): image for number, prompt, image in pictures}}
+    for before in range(1, task):
+        with contextlib.suppress(ValueError, OSError):  # not in this zoo: the chain was resumed from the Hub
+            columns[before] = read_pictures(chain.folder(before), chain.config.resolution)
+    order, (blank, *_) = sorted(columns), [torch.full_like(image, 255) for _, _, image in pictures]
+    rows = []
+    for number, prompt, _ in dict.fromkeys((number, prompt, None) for number, prompt, _ in pictures):
+        images = [columns[column].get((number, prompt), blank) for column in order]
+        rows.append((prompt, torch.stack(images)))
+    return prompt_grid(rows, [f"task {column}" for column in order])
+
+
+def read_pictures(folder: Path, resolution: int) -> dict[tuple[int, str], Tensor]:
+    """The picture of each task and prompt of a published model. Raises ValueError, OSError: it cannot be read."""
+    samples = read_results(folder)["samples"]
+    return {(each["task"], each["prompt"]): read_single(folder / each["file"], resolution) for each in samples}
+
+
+def _card(folder: Path, results: dict, chain: Chain, others: list[dict]) -> str:
+    config = chain.config
+    return text_to_image_card(repo_of(folder), results, config.results_dict(), config.command(), others)
+
+
+def check_publishing(run: Run, results: Callable[[Chain, dict, dict], dict]):
+    """Make every chain's card from its settings: after training no setting may be wrong.
+
+    Args:
+        results: makes the content of results.json of task 1 of a chain, of what was found and what it cost.
+    """
+    unmeasured = {"metrics": {}, "groups": [], "evaluation": None}
+    for chain in run.chains:
+        content = results(chain, unmeasured, cost_of(chain, run.accelerator, Progress())) | {"samples": []}
+        content |= catalogue_info(content) | made_with()
+        validate_results(content)
+        _card(chain.folder(1), content, chain, [])
+        json.dumps(chain.config.to_dict(), allow_nan=False)

@@ -1,0 +1,79 @@
+"""The terminal output of a run that trains text-to-image models."""
+
+import shlex
+from pathlib import Path
+
+from gdzoo.data.benchmarks import shortened
+from gdzoo.errors import clean, cut
+from gdzoo.training.run import Run
+from gdzoo.zoo.metric_catalogue import metric_info
+from gdzoo.zoo.names import chain_title
+
+MOST_TASKS = 10  # that are shown
+LONGEST_LINE, LONGEST_PROMPT = 240, 40  # characters
+# Columns of the last table: those that were measured, at most four of them.
+SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance", "drift", "held_out_drift")
+MOST_COLUMNS = 4
+
+
+def run_summary(run: Run, class_prompts: list[str | None], base: str | None) -> str:
+    """What is taught, to which model, and how it is preserved and measured, before anything is."""
+    config, data, tasks = run.config, run.data, run.chains[0].tasks
+    lines = [_task_summary(run, number, labels) for number, labels in enumerate(tasks[:MOST_TASKS], start=1)]
+    if len(tasks) > MOST_TASKS:
+        lines.append(f"and {len(tasks) - MOST_TASKS} more tasks")
+    lines.append(f"taught to {base}" if base else "task 1 is trained from scratch")
+    how = f"a LoRA adapter of rank {config.rank}" if config.rank else "all weights of the U-Net"
+    lines.append(f"trained: {how}, {config.max_train_steps:,} steps a task, learning rate {config.learning_rate:g}")
+    if config.evaluator != "none":
+        lines.append(f"measured: {config.eval_samples:,} drawings of each task's prompts, by an image classifier")
+    else:
+        lines.append(f"measured: the drift of {config.eval_samples:,} drawings for each group of prompts")
+    lines += [*config.warnings, *data.left_out, *data.remarks]
+    title = f"{config.benchmark}, {len(tasks)} task{'s' * (len(tasks) > 1)}:"
+    return "\n    ".join(cut(clean(line), LONGEST_LINE) for line in [title, *lines])
+
+
+def _task_summary(run: Run, number: int, labels: list[int]) -> str:
+    counts, names = run.data.counts["train"], [cut(run.data.names[label], LONGEST_PROMPT) for label in labels]
+    images = sum(counts[label] for label in labels)
+    return f"task {number}: {shortened([repr(name) for name in names], 4)} ({images:,} images)"
+
+
+def task_line(result: dict) -> str:
+    """One line about a finished task."""
+    taught = shortened([cut(name, LONGEST_PROMPT) for name in result["tasks"][result["task"] - 1]["names"]], 4)
+    found = result["metrics"]
+    shown = [f"{metric_info(name).title} {_number(name, found[name])}" for name in SHOWN if name in found]
+    return f"{_title(result)} after task {result['task']} ({taught}): {', '.join(shown) or 'not evaluated'}"
+
+
+def final_table(results: list[dict]) -> str:
+    """A row for each strategy, seed and task; columns for old and new prompts."""
+    names = [name for name in SHOWN if any(name in result["metrics"] for result in results)][:MOST_COLUMNS]
+    titles = [metric_info(name).title for name in names]
+    width = max(26, *(len(_title(result)) + 2 for result in results))
+    lines = [f"{'':{width}}  task" + "".join(f"{title:>15}" for title in titles)]
+    for result in results:
+        cells = [_number(name, result["metrics"].get(name)) for name in names]
+        lines.append(f"{_title(result):{width}}{result['task']:6}" + "".join(f"{cell:>15}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _title(result: dict) -> str:
+    return chain_title(result["strategy"], result["seed"])
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if "accuracy" in name or name.endswith("drift") else f"{value:.1f}"
+
+
+def next_command(last: Path) -> str:
+    """Draws from the last model."""
+    code = (
+        "from diffusers import DiffusionPipeline; "
+        f"DiffusionPipeline.from_pretrained({str(last)!r})(PROMPT).images[0].save('image.png')"
+    )
+    return shlex.join(["python", "-c", code])

@@ -1,0 +1,287 @@
+"""Text-to-image chains: a task is a concept, or a set of captions; its models, and what they are trained on."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tqdm.auto import tqdm
+
+from gdzoo.config import ConfigError
+from gdzoo.data.batches import TaskImages, keep_some
+from gdzoo.data.prompts import preservation_groups
+from gdzoo.data.streaming import DataError
+from gdzoo.evaluation.evaluator import Evaluator
+from gdzoo.evaluation.features import Extractor, Reference
+from gdzoo.evaluation.measure import SAMPLE_SEED
+from gdzoo.evaluation.prompts import Judge, Source
+from gdzoo.method.objective import Drawn
+from gdzoo.method.pool import ReplayPool
+from gdzoo.method.randomness import seed_from
+from gdzoo.method.strategies import strategy_class
+from gdzoo.models.latents import StableDiffusion
+from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, Adapter, add_adapter
+from gdzoo.models.preservation import Preservation
+from gdzoo.models.small_stable_diffusion import create_pipeline
+from gdzoo.models.stable_diffusion import load_stable_diffusion
+from gdzoo.models.text_to_image import TEXT, TextStudent, TextTeacher, TrainedText
+from gdzoo.training.jobs import Start
+from gdzoo.training.prompt_results import (
+    Originals,
+    Picture,
+    check_publishing,
+    drawer,
+    groups_of,
+    measure,
+    measured,
+    publish,
+    results_of_prompts,
+)
+from gdzoo.training.prompt_terminal import final_table, next_command, run_summary, task_line
+from gdzoo.training.run import Chain, Run, evaluator_folder
+from gdzoo.zoo.names import repo_of
+
+OWN_LICENSE = "apache-2.0"  # of models that are trained from scratch
+
+
+class Base(NamedTuple):
+    """A stranger's model, which a chain begins with.
+
+    Attributes:
+        pipeline: in float32, on the CPU.
+        folder: of its files.
+        name: the repository's, or the folder's without its path.
+        license: None if it is not known.
+    """
+
+    pipeline: StableDiffusionPipeline
+    folder: Path
+    name: str
+    license: str | None
+
+
+class TextToImageJob:
+    """See gdzoo.training.jobs.Job.
+
+    Args:
+        base: what the first concept is taught to; None: the first task is trained from scratch.
+        class_prompts: of each label of the data; None for those without.
+        extractor: of --features; None: the evaluator's features, if there is one.
+    """
+
+    def __init__(self, base: Base | None, class_prompts: list[str | None], extractor: Extractor | None = None):
+        self.base, self.class_prompts, self.extractor = base, class_prompts, extractor
+        self.shares_first_task = base is None
+        self.originals = Originals()
+        self._spaces: dict[Path, StableDiffusion] = {}
+
+    # ---- models ----
+
+    def start(self, run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> Start:
+        config, device, method = chain.config, run.accelerator.device, strategy_class(chain.strategy)
+        if task == 1 and not self.base:
+            space = self._new_space(run, chain)
+            return Start(self._student(run, chain, space.pipeline.unet.to(device), space))
+        space = self.space(run, chain, task)
+        unet, adapter = self._previous_unet(run, chain, task).to(device), None
+        if config.rank:
+            adapter = add_adapter(unet, config.rank, seed_from(config.seed, task) % 2**32)
+            if (published := chain.folder(task - 1) / LORA_FOLDER / LORA_FILE).exists():
+                adapter.load(published)
+        own = unet if adapter else copy.deepcopy(unet)
+        drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
+        teacher = TextTeacher(own, space, self.preservation(run, chain, task), **drawing)
+        student = self._student(run, chain, unet, space, adapter)
+        pool = buffer = None
+        if method.draws_replay and config.replay_pool:
+            key = (config.seed, task)
+            pool = ReplayPool(teacher, run.accelerator, config.replay_pool, key, config.sample_batch_size)
+        if method.uses_buffer:
+            buffer = self._buffer(run, chain, task, student)
+        return Start(student, teacher, pool, buffer)
+
+    def _student(
+        self, run: Run, chain: Chain, unet: UNet2DConditionModel, space: StableDiffusion, adapter: Adapter | None = None
+    ) -> TextStudent:
+        if chain.config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return TextStudent(unet, space, run.data.names, chain.config.caption_dropout, adapter)
+
+    def space(self, run: Run, chain: Chain, task: int) -> StableDiffusion:
+        """The frozen parts of the model that a task, not the first from scratch, starts from."""
+        folder = self.base.folder if self.base else chain.folder(task - 1)
+        if folder not in self._spaces:
+            pipeline = self.base.pipeline if self.base else load_stable_diffusion(str(folder))[0]
+            resolution = chain.config.resolution
+            self._spaces[folder] = StableDiffusion(pipeline, run.accelerator.device, resolution, folder)
+        return self._spaces[folder]
+
+    def _new_space(self, run: Run, chain: Chain) -> StableDiffusion:
+        """The frozen parts of a chain from scratch, and an untrained U-Net in its pipeline."""
+        device, data = run.accelerator.device, run.data
+        images = torch.cat([images for images, _ in data.read(range(len(data.names)))])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the bits of the VAE must not depend on their number
+        try:
+            with tqdm(desc="VAE", unit="step", dynamic_ncols=True, disable=not run.accelerator.is_main_process) as bar:
+                pipeline = create_pipeline(
+                    images, data.names, chain.config.seed, device, progress=lambda steps: _shown(steps, bar)
+                )
+        finally:
+            torch.set_num_threads(threads)
+        return StableDiffusion(pipeline, device, chain.config.resolution)
+
+    def _previous_unet(self, run: Run, chain: Chain, task: int) -> UNet2DConditionModel:
+        """What the task before published; with --rank without the adapter, which is loaded into it."""
+        first = 1 if self.base is None else 0  # the task whose model adapters belong to
+        before = first if chain.config.rank else task - 1
+        if before == 0:
+            return copy.deepcopy(self.base.pipeline.unet)
+        return UNet2DConditionModel.from_pretrained(chain.folder(before), subfolder="unet", use_safetensors=True)
+
+    def preservation(self, run: Run, chain: Chain, task: int) -> Preservation:
+        """The prompts that the teacher of a task draws for."""
+        groups = preservation_groups(
+            chain.config.preservation_prompts,
+            earlier=[run.data.names[label] for label in chain.seen(task - 1)],
+            classes=[self.class_prompts[label] for label in chain.seen(task) if self.class_prompts[label]],
+            current=[run.data.names[label] for label in chain.tasks[task - 1]],
+            general=self.base is not None,
+        )
+        return Preservation(groups, chain.config.preservation_empty_share, chain.config.seed)
+
+    def untrained(self, run: Run, task: int) -> None:
+        """All tasks are trained: a stranger's model is not published again."""
+        return None
+
+    def load(self, run: Run, folder: Path) -> TrainedText:
+        """Of task 1 from scratch, which strategies share: it has no adapter."""
+        pipeline, _ = load_stable_diffusion(str(folder))
+        space = StableDiffusion(pipeline, run.accelerator.device, run.config.resolution, folder)
+        return TrainedText(space, pipeline.unet.to(run.accelerator.device))
+
+    # ---- data ----
+
+    def images(self, run: Run, chain: Chain, task: int, student: TextStudent) -> TaskImages:
+        """The real images of a task, as moments of the VAE: computed once."""
+        config, data, device = chain.config, run.data, run.accelerator.device
+        every = strategy_class(chain.strategy).sees_all_classes
+        labels = chain.seen(task) if every else chain.tasks[task - 1]
+        images = TaskImages(data, labels, seed_from(config.seed, task), device, config.cache_limit_gb)
+        if images.cache is None:
+            raise DataError(f"task {task}: its images need more than {config.cache_limit_gb} GB of memory: give fewer")
+        pixels, image_labels = images.cache
+        space = student.space
+        mirrored = [pixels.flip(-1)] if config.random_flip else []
+        images.cache = *(space.encode_images(each).to(device) for each in [pixels, *mirrored]), image_labels
+        space.offload()  # training needs neither the VAE nor the text encoder
+        return images
+
+    def _buffer(self, run: Run, chain: Chain, task: int, student: TextStudent) -> Drawn:
+        """Latents of real images of earlier tasks, with their captions."""
+        config = chain.config
+        pixels, labels = keep_some(run.data, chain.seen(task - 1), config.buffer_size, config.seed)
+        moments = student.space.encode_images(pixels)
+        latents = student.space.sample_latents(moments, torch.zeros_like(moments.chunk(2, 1)[0]))
+        device = run.accelerator.device
+        return Drawn(latents.to(device), {TEXT: student.table[labels.to(device)]})
+
+    # ---- evaluation and publication ----
+
+    def measure(
+        self,
+        run: Run,
+        chain: Chain,
+        task: int,
+        trained: TrainedText,
+        evaluator: Evaluator | None,
+        reference: Reference | None,
+    ) -> tuple[dict, list[Picture]] | None:
+        config, judge = chain.config, self._judge(run, chain, evaluator, reference)
+        groups = groups_of(run, chain, task, self.class_prompts, general=self.base is not None)
+
+        def drawings_of(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel]) -> Source:
+            return judge.source(drawer(space, unet, config.eval_steps, config.eval_batch_size))
+
+        first = 0 if self.base else 1  # the task after which the original model stood
+        original = None
+        if task > first:
+            load = functools.cache(lambda: self._original_unet(chain).to(run.accelerator.device).eval())
+            key = self.base.folder if self.base else chain.folder(1)
+            original = self.originals.source(key, judge, drawings_of(trained.space, load), first)
+        student = drawings_of(trained.space, lambda: trained.unet)
+        name = self.base.name if self.base else repo_of(chain.folder(1))
+        found = measure(judge, groups, task, student, original, first, config.eval_steps, name)
+        trained.space.offload()
+        return found
+
+    def _original_unet(self, chain: Chain) -> UNet2DConditionModel:
+        if self.base:
+            return copy.deepcopy(self.base.pipeline.unet)
+        return UNet2DConditionModel.from_pretrained(chain.folder(1), subfolder="unet", use_safetensors=True)
+
+    def _judge(self, run: Run, chain: Chain, evaluator: Evaluator | None, reference: Reference | None) -> Judge:
+        config = chain.config
+        name = None
+        if evaluator:
+            trains = config.evaluator == "train"
+            name = repo_of(evaluator_folder(config)) if trains else config.to_dict()["evaluator"]
+        return Judge(
+            config.eval_samples,
+            SAMPLE_SEED,
+            config.guidance_scale,
+            evaluator,
+            name,
+            run.data.names if evaluator else (),
+            self.extractor,
+            None if self.extractor else reference,
+        )
+
+    def measured(self, run: Run, chain: Chain, folder: Path, evaluator, reference) -> tuple[dict, list[Picture]] | None:
+        return measured(folder, self._judge(run, chain, evaluator, reference), chain.config.resolution)
+
+    def results(self, run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
+        base = (self.base.name, self.base.license) if self.base else (None, OWN_LICENSE)
+        results = results_of_prompts(run, chain, task, found, cost, earlier, self.class_prompts, base)
+        if task == 1 and self.base and not Path(chain.config.pretrained_model_name_or_path).exists():
+            results["base_model"] = self.base.name
+        return results
+
+    def publish(self, run: Run, chain: Chain, task: int, trained: TrainedText, pictures: list[Picture], results: dict):
+        publish(chain, task, trained, pictures, results)
+
+    def check_publishing(self, run: Run):
+        check_publishing(run, lambda chain, found, cost: self.results(run, chain, 1, found, cost, []))
+
+    def check_fetched(self, run: Run, folder: Path, what: str):
+        try:
+            pipeline, _ = load_stable_diffusion(str(folder))
+        except ValueError as error:
+            raise ConfigError(f"{what} cannot be loaded: {error}") from error
+        expected = self.base and self.base.pipeline.unet.config
+        for name, value in (expected or {}).items():
+            there = pipeline.unet.config.get(name)
+            if not name.startswith("_") and there != (list(value) if isinstance(there, list) else value):
+                raise ConfigError(f"{what} has another U-Net than {self.base.name}: {name} is {there}, not {value}")
+
+    def summary(self, run: Run) -> str:
+        return run_summary(run, self.class_prompts, self.base and self.base.name)
+
+    def task_line(self, result: dict) -> str:
+        return task_line(result)
+
+    def final_table(self, results: list[dict]) -> str:
+        return final_table(results)
+
+    def next_command(self, run: Run, last: Path) -> str:
+        return next_command(last)
+
+
+def _shown(steps: range, bar: tqdm) -> Iterator[int]:
+    bar.reset(len(steps))
+    for step in steps:
+        yield step
+        bar.update()
