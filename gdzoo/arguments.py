@@ -1,20 +1,20 @@
-"""The command line and YAML files: a flag or a line for each field of TrainConfig."""
+"""The command line and YAML files: a flag or a line for each setting of a kind of chains."""
 
 import argparse
 import dataclasses
+import os
+import sys
 import typing
 from pathlib import Path
 
 import yaml
 
-from gdzoo.config import ConfigError, TrainConfig, plain_type
+from gdzoo.config import TrainConfig
 from gdzoo.errors import clean, one_line
+from gdzoo.settings import ConfigError, OtherFlag, Settings, plain_type
 
-# The flags that most people need, which --help shows first; all others follow in the groups of their settings.
-MOST_USED = (
-    *("benchmark", "strategy", "recipe", "seeds", "task_datasets", "resolution", "pretrained_model_name_or_path"),
-    *("output_dir", "resume_from_checkpoint", "chains", "push_to_hub", "hub_namespace"),
-)
+MOST_USED = TrainConfig.most_used
+NOTES = "notes on other flags"  # in argparse's namespace; no flag has such a name
 NULL = ("", "~", "null")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -26,18 +26,17 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(kind: type[Settings] = TrainConfig) -> argparse.ArgumentParser:
     """The command line, a flag for each field, grouped."""
     parser = _Parser(
-        prog="accelerate launch gdzoo/train.py",
+        prog=f"accelerate launch {kind.script}",
         usage="%(prog)s [--FLAG VALUE ...]",
-        description="Train a diffusion model on one task after another, with one or more strategies. Where no default"
-        " is shown, the benchmark's recipe decides (gdzoo/data/benchmarks.py).",
+        description=kind.description,
         add_help=False,  # its group would be the first
     )
-    specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+    specs = _flags(kind)
     first = parser.add_argument_group("most used")
-    for name in MOST_USED:
+    for name in kind.most_used:
         _add(first, specs.pop(name))
     first.add_argument("--config", metavar="FILE.yaml", help="settings from a file; the command line wins")
     first.add_argument("-h", "--help", action="help", help="show all flags")
@@ -47,7 +46,28 @@ def make_parser() -> argparse.ArgumentParser:
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], spec)
+    for name, other in kind.other_flags.items():
+        parser.add_argument(f"--{name}", action=_Other, other=other, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+class _Other(argparse.Action):
+    """A flag of diffusers' scripts that is no setting here: it is refused, or noted."""
+
+    def __init__(self, *args, other: OtherFlag, **kwargs):
+        super().__init__(*args, nargs=other.values, **kwargs)
+        self.other = other
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.other.refused:
+            parser.error(f"--{self.dest}: {self.other.text}")
+        if self.other.text:
+            notes = getattr(namespace, NOTES, {}) | {self.dest: self.other.text}
+            setattr(namespace, NOTES, notes)
+
+
+def _flags(kind: type[Settings]) -> dict[str, dataclasses.Field]:
+    return {spec.name: spec for spec in dataclasses.fields(kind) if spec.metadata["flag"]}
 
 
 def _add(group, spec: dataclasses.Field):
@@ -68,25 +88,30 @@ def _argument(spec: dataclasses.Field) -> dict:
     return dict(type=kind, help=text, metavar=spec.name.split("_")[-1].upper(), **nargs)
 
 
-def parse_args(argv: list[str]) -> TrainConfig:
+def parse_args(argv: list[str], kind: type[Settings] = TrainConfig) -> Settings:
     """The config of a command line; a flag or a file that is wrong ends the process with code 2 and one line."""
-    parser = make_parser()
+    parser, notes = make_parser(kind), {}
     try:
         if file := parser.parse_args(argv).config:
             try:
-                parser.set_defaults(**read_settings(file))
+                settings, notes = read_settings(file, kind)
+                parser.set_defaults(**settings)
                 parser.parse_args([])  # converts and checks the values of the file alone
             except ConfigError as error:
                 raise ConfigError(f"--config {file}: {error}") from error
         flags = vars(parser.parse_args(argv))
         del flags["config"]
-        return TrainConfig(**flags)
+        notes |= flags.pop(NOTES, {})
+        config = kind(**flags)
     except ConfigError as error:
         parser.exit(2, clean(f"gdzoo: {error}") + "\n")
+    if notes and os.environ.get("RANK", "0") == "0":
+        print(*(f"gdzoo: --{name}: {text}" for name, text in notes.items()), sep="\n", file=sys.stderr)
+    return config
 
 
-def read_settings(file: str) -> dict:
-    """The settings in a YAML file, as text that the parser converts as it does the command line's.
+def read_settings(file: str, kind: type[Settings] = TrainConfig) -> tuple[dict, dict[str, str]]:
+    """The settings in a YAML file, as text that the parser converts as it does the command line's, and notes.
 
     Raises:
         ConfigError
@@ -98,11 +123,16 @@ def read_settings(file: str) -> dict:
         raise ConfigError(one_line(error, 400)) from error
     if not isinstance(settings, dict):
         raise ConfigError("write one setting a line, such as `seed: 42`")
-    known = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+    known, others = _flags(kind), {name: kind.other_flags[name] for name in settings if name in kind.other_flags}
     for name in settings:
-        if name not in known:
+        if name in others and others[name].refused:
+            raise ConfigError(f"{name}: {others[name].text}")
+        if name not in known and name not in others:
             raise ConfigError(f"there is no setting {name!r}")
-    return {name: _value(known[name], value) for name, value in settings.items() if value not in NULL}
+    values = {
+        name: _value(known[name], value) for name, value in settings.items() if value not in NULL and name not in others
+    }
+    return values, {name: other.text for name, other in others.items() if other.text}
 
 
 def _value(spec: dataclasses.Field, value: str | list[str]):
