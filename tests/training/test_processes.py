@@ -202,7 +202,7 @@ def weights(cwd: Path, name: str) -> bytes:
 
 def test_two_processes_learn_as_one_does(one, two):
     assert len(losses_of(one, 2)) == STEPS
-    assert losses_of(two, 2) == pytest.approx(losses_of(one, 2), rel=1e-5)
+    assert losses_of(two, 2) == pytest.approx(losses_of(one, 2), rel=1e-4)
 
 
 @pytest.mark.parametrize("strategy", OTHERS)
@@ -212,7 +212,7 @@ def test_two_processes_learn_as_one_does_by_every_strategy(once, strategy):
         for name, make in (("processes-one-short", in_one), ("processes-two-short", in_two))
     ]
     assert len(curves[0]) == 12
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 def of_task(labels: list[int]) -> Counter:
@@ -273,7 +273,7 @@ def test_two_processes_draw_and_use_the_pool_as_one_does(tmp_path):
     in_two(flags)(tmp_path / "two")
     curves = [losses_of(tmp_path / cwd, 2) for cwd in ("one", "two")]
     assert len(curves[0]) == 20
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 # ---- with FSDP ----
@@ -295,7 +295,7 @@ def test_two_processes_with_fsdp_learn_as_one_does(one, sharded):
     assert sum(held) == total[0] and max(held) < 0.6 * total[0]
     for task in (1, 2):
         assert len(losses_of(sharded, task)) == STEPS
-    assert losses_of(sharded, 2) == pytest.approx(losses_of(one, 2), rel=1e-5)
+    assert losses_of(sharded, 2) == pytest.approx(losses_of(one, 2), rel=1e-4)
 
 
 def test_fsdp_publishes_a_plain_unet(sharded, one):
@@ -324,7 +324,7 @@ def test_fsdp_goes_on_bit_for_bit_and_so_do_processes_without_it(tmp_path, shard
 
     runs = launch_two([*arguments, *RESUME], without)
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
-    assert losses_of(without, 1) == pytest.approx(losses_of(sharded, 1)[20:], rel=1e-5)
+    assert losses_of(without, 1) == pytest.approx(losses_of(sharded, 1)[20:], rel=1e-4)
 
 
 def test_other_kinds_of_fsdp_are_refused(monkeypatch):
