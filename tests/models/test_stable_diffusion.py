@@ -175,7 +175,6 @@ def test_a_repository_of_the_hub_is_checked_before_its_weights_are_fetched(base,
     from gdzoo.models import stable_diffusion
 
     fetched = []
-    configs = {"model_index.json": "load_config"}
     monkeypatch.setattr(stable_diffusion, "check_reachable", lambda repo: None)
     monkeypatch.setattr(stable_diffusion, "list_files", lambda repo: {"unet/diffusion_pytorch_model.safetensors"})
     load_index = DiffusionPipeline.load_config
@@ -193,7 +192,6 @@ def test_a_repository_of_the_hub_is_checked_before_its_weights_are_fetched(base,
         return str(base)
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
-    assert configs
     _, folder = load_stable_diffusion("user/model", revision="v2")
     assert folder == base
     assert fetched == [("user/model", dict(use_safetensors=True, safety_checker=None, revision="v2", variant=None))]
@@ -253,7 +251,7 @@ def test_a_text_encoder_in_half_precision_under_its_plain_name_is_published_so_t
 def test_latents_are_those_of_the_vae_in_batches(space, monkeypatch):
     pixels = torch.randint(256, (5, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)
     expected = space.vae.encode(to_float(pixels)).latent_dist
-    monkeypatch.setattr("gdzoo.models.latents.AT_ONCE", 2 * RESOLUTION**2 / 512**2)
+    monkeypatch.setattr(space, "_at_once", lambda: 2)
     moments = space.encode_images(pixels)
     torch.testing.assert_close(moments, expected.parameters)
     noise = torch.randn(5, *space.latent_shape)
@@ -302,13 +300,19 @@ def test_prompts_that_are_too_long_are_told(space):
     assert str(TOKENS) in shortened(space.too_long(prompts), space.tokens)
 
 
-def test_offloaded_parts_come_back(space):
+def test_offloaded_parts_come_back_when_they_are_used(space, monkeypatch):
     moved = []
-    space.device = torch.device("meta")
-    space.vae.to = lambda device: moved.append(str(device)) or space.vae
-    space.text_encoder.to = lambda device: moved.append(str(device)) or space.text_encoder
+    for name in ("vae", "text_encoder"):
+        part = getattr(space, name)
+        monkeypatch.setattr(part, "to", lambda device, name=name, part=part: moved.append((name, str(device))) or part)
     space.offload()
-    assert moved == ["cpu", "cpu"]
+    assert moved == [("vae", "cpu"), ("text_encoder", "cpu")]
+    moved.clear()
+    space.device = torch.device("cpu:0")  # stands for the accelerator
+    space.encode_images(torch.zeros(1, 3, RESOLUTION, RESOLUTION, dtype=torch.uint8))
+    space.decode(torch.zeros(1, *space.latent_shape))
+    space.embed(["a red three"])
+    assert moved == [("vae", "cpu:0"), ("vae", "cpu:0"), ("text_encoder", "cpu:0")]
 
 
 @pytest.mark.parametrize("resolution", [0, 15, 18, 17])
