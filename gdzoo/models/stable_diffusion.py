@@ -83,7 +83,8 @@ def _fetch(repo_or_folder: str, revision: str | None, variant: str | None) -> tu
     except (ValueError, OSError) as error:
         reason = one_line(error) if isinstance(error, (OSError, json.JSONDecodeError)) else error
         raise ValueError(f"{repo_or_folder}: {reason}") from error
-    if variant is None and has_only_fp16(list_files(repo_or_folder)):
+    # Offline the Hub lists nothing, but the cache may have the model.
+    if variant is None and has_only_fp16(list_files(repo_or_folder) or list_files(str(folder))):
         variant = "fp16"
     if local:
         return folder, variant
