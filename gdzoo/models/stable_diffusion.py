@@ -6,24 +6,35 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel
 
+from gdzoo.errors import one_line
+from gdzoo.models.latents import ddim_scheduler
 from gdzoo.models.refusals import INDEX, check_reachable, has_only_fp16, list_files, no_weights
 from gdzoo.models.text_refusals import check_configs, check_index, no_text_pipeline
 
 # Without the safety checker, which gdzoo does not use and would be a gigabyte.
 NO_CHECKER = dict(safety_checker=None, requires_safety_checker=False)
 NEURAL = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+CONFIGS = [INDEX, "*/config.json", "scheduler/*.json"]  # small files, which say whether a model can be trained
 COPIED = ("text_encoder", "tokenizer", "vae", "scheduler", "feature_extractor")  # folders of the base
 
 
 def load_stable_diffusion(
-    repo_or_folder: str, revision: str | None = None, variant: str | None = None
+    repo_or_folder: str | Path, revision: str | None = None, variant: str | None = None
 ) -> tuple[StableDiffusionPipeline, Path]:
     """A Stable Diffusion pipeline in float32, and the local folder that its files lie in; the Hub's is its cache.
 
@@ -33,6 +44,7 @@ def load_stable_diffusion(
     Raises:
         ValueError: in one line, if it cannot be loaded or trained.
     """
+    repo_or_folder = str(repo_or_folder)
     folder, variant = _fetch(repo_or_folder, revision, variant)
     _check_unattached(repo_or_folder, folder / "unet")
     try:
@@ -53,31 +65,45 @@ def load_stable_diffusion(
 
 def _fetch(repo_or_folder: str, revision: str | None, variant: str | None) -> tuple[Path, str | None]:
     """The local folder of its files, and which variant to read there. What cannot be trained is not downloaded."""
+    local, folder = Path(repo_or_folder).is_dir(), Path(repo_or_folder)
     check_reachable(repo_or_folder)
     try:
-        index = DiffusionPipeline.load_config(repo_or_folder, revision=revision)
+        if not local:
+            folder = Path(snapshot_download(repo_or_folder, revision=revision, allow_patterns=CONFIGS))
+        index = DiffusionPipeline.load_config(folder)
     except Exception as error:  # no common error type
         raise ValueError(f"{repo_or_folder}: {no_text_pipeline(repo_or_folder, error)}") from error
     try:
         check_index(index)
-        configs = {
-            name: UNet2DConditionModel.load_config(repo_or_folder, subfolder=name, revision=revision)
-            for name in ("unet", "vae")
-        }
-        check_configs(configs["unet"], configs["vae"])
-    except ValueError as error:
-        raise ValueError(f"{repo_or_folder}: {error}") from error
-    except Exception as error:
-        raise ValueError(f"{repo_or_folder}: {no_weights(repo_or_folder, error)}") from error
-    if variant is None and has_only_fp16(list_files(repo_or_folder)):
+        unet, vae = (
+            json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae")
+        )
+        check_configs(unet, vae)
+        ddim_scheduler(_load_scheduler(folder, index))
+    except (ValueError, OSError) as error:
+        reason = one_line(error) if isinstance(error, (OSError, json.JSONDecodeError)) else error
+        raise ValueError(f"{repo_or_folder}: {reason}") from error
+    # Offline the Hub lists nothing, but the cache may have the model.
+    if variant is None and has_only_fp16(list_files(repo_or_folder) or list_files(str(folder))):
         variant = "fp16"
-    if Path(repo_or_folder).is_dir():
-        return Path(repo_or_folder), variant
+    if local:
+        return folder, variant
     fetch = functools.partial(DiffusionPipeline.download, use_safetensors=True, safety_checker=None)
     try:
         return Path(fetch(repo_or_folder, revision=revision, variant=variant)), variant
     except Exception as error:
         raise ValueError(f"{repo_or_folder}: {no_weights(repo_or_folder, error)}") from error
+
+
+def _load_scheduler(folder: Path, index: dict) -> SchedulerMixin:
+    name = (index.get("scheduler") or [None, None])[1]
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise ValueError(f"its scheduler is a {name}, which diffusers {diffusers.__version__} does not have")
+    try:
+        return kind.from_pretrained(folder, subfolder="scheduler")
+    except Exception as error:  # no common error type
+        raise ValueError(f"its {name} cannot be read ({one_line(error)})") from error
 
 
 def _load_part(kind: type, folder: Path, variant: str | None) -> tuple[nn.Module, list[str]]:

@@ -10,7 +10,15 @@ import pandas as pd
 from gdzoo.errors import clean
 from gdzoo.report.collection import COSTS, SUMMARIES, Collection, Comparison, estimates, read_zoo
 from gdzoo.report.plots import draw_all
-from gdzoo.report.tables import by_task, chain_table, matrix_table, title, write_csv
+from gdzoo.report.prompts import (
+    GROUPS_CSV,
+    MODELS_CSV,
+    PromptComparison,
+    compare_prompted,
+    prompted_section,
+    write_prompted_csv,
+)
+from gdzoo.report.tables import COST_NOTE, by_task, chain_table, made_with, matrix_table, missing_list, write_csv
 from gdzoo.zoo.metric_catalogue import METRICS
 from gdzoo.zoo.results import RECIPE, read_downstream
 
@@ -23,7 +31,8 @@ def make_report(root: Path, output: Path) -> Collection:
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder")
     collection = read_zoo(root)
-    if not collection.comparisons:
+    prompted = compare_prompted(collection.text_to_image)
+    if not collection.comparisons and not prompted:
         left_out = "; ".join(f"{name}: {reason}" for name, reason in collection.left_out)
         raise ValueError(
             f"{root} contains no model of gdzoo in {root}/NAMESPACE/REPO{f' ({left_out})' if left_out else ''}"
@@ -31,30 +40,37 @@ def make_report(root: Path, output: Path) -> Collection:
     downstream = read_downstream(root)
     output.mkdir(parents=True, exist_ok=True)
     stems = Counter()
-    parts = ["# Report on a gdzoo zoo", overview(collection)]
+    parts = ["# Report on a gdzoo zoo", overview(collection, prompted)]
     for comparison in collection.comparisons:
         condition = comparison.condition
         stem = f"{condition.namespace}-{condition.benchmark}-{condition.eval_samples or 0}"
         stems[stem] += 1
         stem += f"-{stems[stem]}" if stems[stem] > 1 else ""
         parts += section(comparison, collection, downstream, output, stem)
+    for number, comparison in enumerate(prompted, start=1):
+        parts += prompted_section(comparison, collection.evaluators, output, f"text-to-image-{number}")
     left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in collection.left_out)
     parts += ["## Left out", left_out or "Nothing."]
     (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    write_csv(collection, output / "results.csv")
+    if collection.comparisons:
+        write_csv(collection, output / "results.csv")
+    if prompted:
+        write_prompted_csv(prompted, output)
     return collection
 
 
-def overview(collection: Collection) -> str:
+def overview(collection: Collection, prompted: list[PromptComparison]) -> str:
     """The size of the zoo, and how to read the report."""
-    models = sum(len(each.models) for each in collection.comparisons)
-    missing = sum(len(each.missing()) for each in collection.comparisons)
+    comparisons = [*collection.comparisons, *prompted]
+    models, missing = sum(len(each.models) for each in comparisons), sum(len(each.missing()) for each in comparisons)
+    files = ["[results.csv](results.csv)"] if collection.comparisons else []
+    files += [f"[{MODELS_CSV}]({MODELS_CSV}) and [{GROUPS_CSV}]({GROUPS_CSV})"] if prompted else []
     return (
         f"{models} models, {missing} missing, {len(collection.left_out)} folders left out. Numbers are the mean ± the"
         " sample standard deviation over seeds. *(2 of 3)* means that only 2 of 3 seeds have the number, *missing* that"
         " there is no such model, *n/a* that the model exists but the number does not. Results measured with different"
         " data, sample counts or evaluators cannot be compared and are in separate tables. The numbers of each model"
-        " are in [results.csv](results.csv). Each figure is also saved as SVG."
+        f" are in {', '.join(files)}. Each figure is also saved as SVG."
     )
 
 
@@ -81,11 +97,6 @@ def section(
     return [*parts, "### Missing", missing_list(comparison)]
 
 
-COST_NOTE = (
-    "Passes count the images that pass through a U-Net; those of the teacher are for drawing replay images and for"
-    " predictions on them. All strategies of a run share the model of task 1. Seconds depend on the load of the"
-    " machine. On a CPU, peak memory is that of the whole process while a task was trained."
-)
 SAMPLES_NOTE = "The first 16 samples of each model, from the same initial noise and of one seed, named in the caption."
 MATRIX_NOTE = (
     "Row k, column j: the samples of the model after task k that the evaluator assigns to a class of task j, compared"
@@ -139,15 +150,6 @@ def downstream_section(comparison: Comparison, downstream: list[dict]) -> list[s
     return parts
 
 
-def missing_list(comparison: Comparison) -> str:
-    """One line for each chain that lacks models."""
-    tasks = {}
-    for strategy, seed, task in comparison.missing():
-        tasks.setdefault((strategy, seed), []).append(str(task))
-    lines = [f"- {title(strategy)}, seed {seed}: task {', '.join(found)}" for (strategy, seed), found in tasks.items()]
-    return "\n".join(lines) or "Nothing."
-
-
 def heading(comparison: Comparison) -> str:
     condition = comparison.condition
     measured = f"{condition.eval_samples} samples, {condition.features}" if condition.features else "not evaluated"
@@ -156,7 +158,7 @@ def heading(comparison: Comparison) -> str:
 
 def caption(comparison: Comparison) -> str:
     """Sample count, features, data, versions and hardware in one line, for below a figure."""
-    condition, models, seeds = comparison.condition, comparison.models.values(), len(comparison.seeds)
+    condition = comparison.condition
     measured = "not evaluated"
     if condition.features is not None:
         weights = f" ({condition.fingerprint})" if condition.fingerprint else ""
@@ -164,16 +166,8 @@ def caption(comparison: Comparison) -> str:
             f"{condition.eval_samples} samples of {condition.eval_steps} DDIM steps, {condition.feature_dim} features"
             f" of {condition.features}{weights}, real images: {condition.reference_split}"
         )
-    versions = " / ".join(sorted({_versions(model) for model in models} - {""}))
-    hardware = " / ".join(sorted({model["hardware"] for model in models}))
     recipe = "" if condition.recipe == "paper" else f"recipe {condition.recipe}"
-    parts = (measured, condition.data, recipe, f"{seeds} seed{'s' if seeds > 1 else ''}", versions, hardware)
-    return "; ".join(filter(None, parts))
-
-
-def _versions(model: dict) -> str:
-    wanted = ("torch", "diffusers", "transformers")
-    return ", ".join(f"{name} {model['versions'][name]}" for name in wanted if name in model["versions"])
+    return "; ".join(filter(None, (measured, condition.data, recipe, *made_with(comparison))))
 
 
 def how_measured(comparison: Comparison, collection: Collection) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from gdzoo.evaluation.summaries import average_final_quality, average_incremental_quality, forgetting
 from gdzoo.method.catalogue import in_order
 from gdzoo.zoo.metric_catalogue import METRICS
-from gdzoo.zoo.results import read_models
+from gdzoo.zoo.results import is_text_to_image, read_models
 
 KEY = ["strategy", "seed", "task"]
 COSTS = {
@@ -168,25 +168,36 @@ def _of_task(row: dict | None, name: str) -> float | None:
 
 
 def _chain_row(tasks: pd.DataFrame) -> dict:
-    """The rows of one chain as one; an unknown cost of one task makes that of the chain unknown."""
+    """The rows of one chain as one."""
+    row = chain_costs(tasks)
+    for name, (metric, summarize) in SUMMARIES.items():
+        row[name] = summarize(tasks.filter(regex=f"^{metric}_task").to_numpy(float))
+    return row
+
+
+def chain_costs(tasks: pd.DataFrame) -> dict:
+    """The COSTS and PASSES of a chain; an unknown cost of one task makes that of the chain unknown."""
     costs = tasks[list(COSTS)].astype(float)
     row = costs.sum(skipna=False).to_dict()
     row["peak_memory_mib"] = costs["peak_memory_mib"].max(skipna=False)
     images = (costs["images_per_second"] * costs["seconds"]).sum(skipna=False)
     row["images_per_second"] = images / (row["seconds"] or math.nan)  # a pretrained model alone took 0 s
     row[PASSES] = row["student_passes"] + row["teacher_passes"]
-    for name, (metric, summarize) in SUMMARIES.items():
-        row[name] = summarize(tasks.filter(regex=f"^{metric}_task").to_numpy(float))
     return row
 
 
 @dataclass
 class Collection:
-    """A zoo: its comparisons, its evaluators by NAMESPACE/REPO, and (folder, reason) of what cannot be read."""
+    """A zoo: its comparisons, its evaluators by NAMESPACE/REPO, and (folder, reason) of what cannot be read.
+
+    Attributes:
+        text_to_image: the results of the text-to-image models, which gdzoo/report/prompts.py compares.
+    """
 
     comparisons: list[Comparison]
     evaluators: dict[str, dict]
     left_out: list[tuple[str, str]]
+    text_to_image: list[dict] = field(default_factory=list)
 
 
 def read_zoo(root: Path) -> Collection:
@@ -194,23 +205,31 @@ def read_zoo(root: Path) -> Collection:
     models, evaluators, left_out = read_models(root)
     comparisons = {}
     for results in models:
+        if is_text_to_image(results):
+            continue
         condition = _condition(results)
         comparison = comparisons.setdefault(condition, Comparison(condition))
         comparison.models[results["strategy"], results["seed"], results["task"]] = results
-    _fill_from_history(comparisons.values())
-    return Collection([comparisons[condition] for condition in sorted(comparisons, key=str)], evaluators, left_out)
+    fill_from_history(comparisons.values())
+    found = [comparisons[condition] for condition in sorted(comparisons, key=str)]
+    return Collection(found, evaluators, left_out, [*filter(is_text_to_image, models)])
 
 
 def _condition(results: dict) -> Condition:
     namespace, evaluation, config = results["folder"].parent.name, results["evaluation"] or {}, results["config"]
-    data = " ".join(f"--{name} {config[name]}" for name in DATA_SETTINGS if config.get(name) not in (None, []))
+    data = data_of(config)
     recipe = config.get("recipe") or "paper"  # the only one of older versions
     known = (namespace, results["benchmark"], len(results["tasks"]), data, recipe)
     facts = (evaluation.get(name) for name in Condition._fields[len(known) : -1])
     return Condition(*known, *facts, evaluation.get("seed"))
 
 
-def _fill_from_history(comparisons):
+def data_of(config: dict) -> str:
+    """The DATA_SETTINGS in a train_config.json that have a value."""
+    return " ".join(f"--{name} {config[name]}" for name in DATA_SETTINGS if config.get(name) not in (None, []))
+
+
+def fill_from_history(comparisons):
     """Add the tasks whose folder is gone, from the history of later tasks of the same chain."""
     existing = {(each.condition[:2], key) for each in comparisons for key in each.models}
     for comparison in comparisons:

@@ -49,9 +49,21 @@ def draw_all(comparison: Comparison, caption: str, folder: Path, stem: str) -> d
     Returns:
         The file name of each figure's PNG, by its content: a metric, "matrix", "samples" or "cost".
     """
+    return _save(_figures(comparison), caption, folder, stem)
+
+
+def draw_metrics(
+    comparison: Comparison, metrics: dict[str, MetricInfo], caption: str, folder: Path, stem: str
+) -> dict[str, str]:
+    """One figure of each metric over the tasks, as `draw_all` writes them."""
+    figures = ((name, metric_over_tasks(comparison, name, info), "") for name, info in metrics.items())
+    return _save(figures, caption, folder, stem)
+
+
+def _save(figures: Iterator[tuple[str, Figure, str]], caption: str, folder: Path, stem: str) -> dict[str, str]:
     files = {}
     with matplotlib.rc_context(SETTINGS):
-        for name, figure, note in _figures(comparison):
+        for name, figure, note in figures:
             # A letter of this size is about 3.4 points wide.
             lines = textwrap.fill(caption + note, width=int(figure.get_figwidth() * 72 / 3.4))
             figure.text(0, -0.02, lines, fontsize=6.5, color="#555555", va="top", linespacing=1.4)
@@ -101,7 +113,7 @@ def metric_over_tasks(comparison: Comparison, name: str, info: MetricInfo) -> Fi
         if not known:
             continue
         label = title(strategy) + seeds_note(comparison, *known.values())
-        label += f", then {MISSING}" if max(known) < comparison.condition.tasks else ""
+        label += f", then {MISSING}" if max(known) < comparison.tasks[-1] else ""
         mean, std, _ = np.array([*known.values()]).T
         std = np.nan_to_num(std)
         axes.plot([*known], mean, label=label, markersize=4.5, linewidth=1.6, **style)

@@ -9,6 +9,11 @@ from gdzoo.method.catalogue import strategy_info
 from gdzoo.report.collection import KEY, Collection, Comparison, Estimate
 
 MISSING, UNKNOWN = "missing", "n/a"
+COST_NOTE = (
+    "Passes count the images that pass through a U-Net; those of the teacher are for drawing replay images and for"
+    " predictions on them. All strategies of a run share the model of task 1. Seconds depend on the load of the"
+    " machine. On a CPU, peak memory is that of the whole process while a task was trained."
+)
 
 
 def title(strategy: str) -> str:
@@ -61,6 +66,28 @@ def matrix_table(comparison: Comparison, strategy: str, metric: str) -> str:
     return markdown_table([title(strategy), *(f"on task {j}" for j in tasks)], rows)
 
 
+def missing_list(comparison: Comparison) -> str:
+    """One line for each chain that lacks models."""
+    tasks = {}
+    for strategy, seed, task in comparison.missing():
+        tasks.setdefault((strategy, seed), []).append(str(task))
+    lines = [f"- {title(strategy)}, seed {seed}: task {', '.join(found)}" for (strategy, seed), found in tasks.items()]
+    return "\n".join(lines) or "Nothing."
+
+
+def made_with(comparison: Comparison) -> list[str]:
+    """The number of seeds, the versions and the hardware, for captions."""
+    models, seeds = comparison.models.values(), len(comparison.seeds)
+    versions = " / ".join(sorted({_versions(model) for model in models} - {""}))
+    hardware = " / ".join(sorted({model["hardware"] for model in models}))
+    return [f"{seeds} seed{'s' if seeds > 1 else ''}", versions, hardware]
+
+
+def _versions(model: dict) -> str:
+    wanted = ("torch", "diffusers", "transformers")
+    return ", ".join(f"{name} {model['versions'][name]}" for name in wanted if name in model["versions"])
+
+
 def write_csv(collection: Collection, file: Path):
     """Write one row per model and one per missing model, with the columns of `Comparison.table`."""
     rows = []
@@ -70,5 +97,9 @@ def write_csv(collection: Collection, file: Path):
         for key in sorted([*comparison.models, *comparison.missing()]):
             named = dict(zip(KEY, key, strict=True)) | {"state": "there" if key in found else MISSING}
             rows.append(condition | named | found.get(key, {}))
+    write_rows(rows, file)
+
+
+def write_rows(rows: list[dict], file: Path):
     # dtype object: integers stay integers beside missing values
     pd.DataFrame(rows, dtype=object).to_csv(file, index=False, lineterminator="\n")

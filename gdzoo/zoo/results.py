@@ -233,14 +233,24 @@ def other_results(folder: Path, results: dict) -> list[dict]:
 
     Folders that cannot be read are skipped: they must not prevent the publication of a trained model.
     """
-    same = ("kind", "benchmark", "seed", "recipe", "task", "tasks", "evaluation")
+    same = ("kind", "benchmark", "seed", "recipe", "task", "tasks")
     found = []
     for file in sorted(folder.parent.glob(f"{results['benchmark']}*-task{results['task']}/{RESULTS}")):
         with contextlib.suppress(ValueError):
             other = read_results(file.parent)
-            if other["strategy"] != results["strategy"] and all(other.get(name) == results.get(name) for name in same):
+            if (
+                other["strategy"] != results["strategy"]
+                and all(other.get(name) == results.get(name) for name in same)
+                and _measurement(other) == _measurement(results)
+            ):
                 found.append(other)
     return found
+
+
+def _measurement(results: dict) -> dict | None:
+    """How a model was measured; the original model of a chain from scratch has the strategy in its name."""
+    evaluation = results["evaluation"]
+    return evaluation and {name: value for name, value in evaluation.items() if name != "original"}
 
 
 def read_downstream(root: Path) -> list[dict]:

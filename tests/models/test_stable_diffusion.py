@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
+from gdzoo.models import stable_diffusion
 from gdzoo.models.latents import StableDiffusion, ddim_scheduler, draw, flops_of_forward, shortened
 from gdzoo.models.lora import fused_copy
 from gdzoo.models.stable_diffusion import load_stable_diffusion, save_pipeline
@@ -172,34 +173,52 @@ def test_what_is_no_pipeline_is_said(base, tmp_path):
 
 def test_a_repository_of_the_hub_is_checked_before_its_weights_are_fetched(base, copied, monkeypatch):
     """Its folder is the client's cache, and the safety checker's gigabyte is not fetched."""
-    from gdzoo.models import stable_diffusion
-
     fetched = []
-    configs = {"model_index.json": "load_config"}
-    monkeypatch.setattr(stable_diffusion, "check_reachable", lambda repo: None)
-    monkeypatch.setattr(stable_diffusion, "list_files", lambda repo: {"unet/diffusion_pytorch_model.safetensors"})
-    load_index = DiffusionPipeline.load_config
-    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda repo, **kwargs: load_index(copied))
-    unet = stable_diffusion.UNet2DConditionModel
-    load_part = unet.load_config
-
-    def part_config(repo, **kwargs):
-        return load_part(copied, subfolder=kwargs["subfolder"]) if repo == "user/model" else load_part(repo, **kwargs)
-
-    monkeypatch.setattr(unet, "load_config", part_config)
 
     def download(repo, **kwargs):
         fetched.append((repo, kwargs))
         return str(base)
 
+    def small_files(repo, revision, allow_patterns):
+        assert (repo, revision) == ("user/model", "v2") and not any("safetensors" in each for each in allow_patterns)
+        return str(copied)
+
+    monkeypatch.setattr(stable_diffusion, "check_reachable", lambda repo: None)
+    monkeypatch.setattr(stable_diffusion, "list_files", lambda repo: {"unet/diffusion_pytorch_model.safetensors"})
+    monkeypatch.setattr(stable_diffusion, "snapshot_download", small_files)
     monkeypatch.setattr(DiffusionPipeline, "download", download)
-    assert configs
+    for file in copied.rglob("*.safetensors"):
+        file.unlink()
     _, folder = load_stable_diffusion("user/model", revision="v2")
     assert folder == base
-    assert fetched == [("user/model", dict(use_safetensors=True, safety_checker=None, revision="v2", variant=None))]
+    kwargs = dict(use_safetensors=True, safety_checker=None, revision="v2", variant=None)
+    assert fetched == [("user/model", kwargs)]
     change_json(copied / "unet/config.json", in_channels=9)
     assert "inpainting" in refusal("user/model", revision="v2")
     assert len(fetched) == 1
+
+
+def test_an_unsupported_scheduler_is_named(copied):
+    def saved(scheduler):
+        scheduler.save_pretrained(copied / "scheduler")
+        change_json(copied / "model_index.json", scheduler=["diffusers", type(scheduler).__name__])
+
+    saved(FlowMatchEulerDiscreteScheduler())
+    assert "its FlowMatchEulerDiscreteScheduler" in refusal(copied)
+    saved(DDIMScheduler(beta_schedule="linear"))
+    change_json(copied / "scheduler/scheduler_config.json", beta_schedule="cubic")
+    assert "cubic" in refusal(copied)
+    change_json(copied / "model_index.json", scheduler=["diffusers", "NewScheduler"])
+    assert "its scheduler is a NewScheduler" in refusal(copied)
+    saved(EulerDiscreteScheduler(prediction_type="v_prediction"))
+    load_stable_diffusion(copied)
+
+
+def test_damaged_configurations_are_refused(copied):
+    (copied / "unet/config.json").write_text("{")
+    assert "JSONDecodeError" in refusal(copied)
+    (copied / "unet/config.json").unlink()
+    assert "FileNotFoundError" in refusal(copied)
 
 
 # ---- publishing ----
@@ -231,9 +250,16 @@ def test_the_published_folder_has_the_bases_bytes_and_the_students_unet(base, co
 def test_other_formats_and_variants_of_the_base_are_not_copied(copied, tmp_path):
     for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"):
         shutil.copyfile(copied / "vae/diffusion_pytorch_model.safetensors", copied / "vae" / name)
-    change_json(copied / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    change_json(
+        copied / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+    )
+    (copied / "feature_extractor").mkdir()
+    (copied / "feature_extractor/preprocessor_config.json").write_text("{}")
     pipeline, folder = load_stable_diffusion(copied)
     save_pipeline(tmp_path / "published", pipeline.unet, folder)
+    assert (tmp_path / "published/feature_extractor/preprocessor_config.json").read_text() == "{}"
     names = sorted(file.name for file in (tmp_path / "published/vae").iterdir())
     assert names == ["config.json", "diffusion_pytorch_model.safetensors"]
     picture(DiffusionPipeline.from_pretrained(tmp_path / "published"))
@@ -253,7 +279,7 @@ def test_a_text_encoder_in_half_precision_under_its_plain_name_is_published_so_t
 def test_latents_are_those_of_the_vae_in_batches(space, monkeypatch):
     pixels = torch.randint(256, (5, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)
     expected = space.vae.encode(to_float(pixels)).latent_dist
-    monkeypatch.setattr("gdzoo.models.latents.AT_ONCE", 2 * RESOLUTION**2 / 512**2)
+    monkeypatch.setattr(space, "_at_once", lambda: 2)
     moments = space.encode_images(pixels)
     torch.testing.assert_close(moments, expected.parameters)
     noise = torch.randn(5, *space.latent_shape)
@@ -302,13 +328,19 @@ def test_prompts_that_are_too_long_are_told(space):
     assert str(TOKENS) in shortened(space.too_long(prompts), space.tokens)
 
 
-def test_offloaded_parts_come_back(space):
+def test_offloaded_parts_come_back_when_they_are_used(space, monkeypatch):
     moved = []
-    space.device = torch.device("meta")
-    space.vae.to = lambda device: moved.append(str(device)) or space.vae
-    space.text_encoder.to = lambda device: moved.append(str(device)) or space.text_encoder
+    for name in ("vae", "text_encoder"):
+        part = getattr(space, name)
+        monkeypatch.setattr(part, "to", lambda device, name=name, part=part: moved.append((name, str(device))) or part)
     space.offload()
-    assert moved == ["cpu", "cpu"]
+    assert moved == [("vae", "cpu"), ("text_encoder", "cpu")]
+    moved.clear()
+    space.device = torch.device("cpu:0")  # stands for the accelerator
+    space.encode_images(torch.zeros(1, 3, RESOLUTION, RESOLUTION, dtype=torch.uint8))
+    space.decode(torch.zeros(1, *space.latent_shape))
+    space.embed(["a red three"])
+    assert moved == [("vae", "cpu:0"), ("vae", "cpu:0"), ("text_encoder", "cpu:0")]
 
 
 @pytest.mark.parametrize("resolution", [0, 15, 18, 17])
