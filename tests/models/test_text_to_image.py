@@ -137,7 +137,9 @@ def test_the_students_pipeline_is_stock_and_without_adapters(loaded):
     adapter = add_adapter(loaded.unet, 2, seed=0)
     shake(adapter)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
-    pipeline = student.pipeline(loaded.unet)
+    trained = student.trained(loaded.unet)
+    assert trained.adapter is adapter
+    pipeline = loaded.space.with_unet(trained.unet)
     assert type(pipeline) is StableDiffusionPipeline
     assert not any(".lora_" in name for name in pipeline.unet.state_dict())
     pipeline.set_progress_bar_config(disable=True)
@@ -301,7 +303,7 @@ def test_an_adapter_serves_two_roles_in_what_accelerate_prepared(loaded, any_pre
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     batch = drawn_batch(student, teacher)
     plain = expected(batch.x_t, batch.t, **batch.cond).sample
-    fused = student.pipeline(loaded.unet).unet(batch.x_t, batch.t, **batch.cond).sample
+    fused = student.trained(loaded.unet).unet(batch.x_t, batch.t, **batch.cond).sample
     torch.testing.assert_close(fused, plain)
     shake(adapter)
     teacher.predict(*batch[:2], batch.cond)
