@@ -158,6 +158,14 @@ class TrainConfig(Settings, ImageSettings):
         self._check_folder("dataset_root")
         super().check_paths()
 
+    @property
+    def data_folders(self) -> list[Path]:
+        folders = [Path(name) for name in self.task_datasets]
+        if self.dataset_root:
+            names = [self.dataset_name or "", *self.task_datasets]
+            folders += [Path(self.dataset_root, name) for name in names if name]
+        return folders
+
     def _check_images(self, strategy: str, keeps_images: bool):
         if self.pretrained_model_name_or_path and keeps_images:
             raise ConfigError(f"--strategy {strategy} needs the real images of all tasks; a pretrained model has none")
@@ -277,6 +285,10 @@ class TrainConfig(Settings, ImageSettings):
         if isinstance(tasks, str) and tasks.isdecimal():
             tasks = int(tasks)
         return dataclasses.replace(base, tasks=tasks, **given)
+
+    def learning_rate_of(self, task: int) -> float:
+        """The same for all tasks."""
+        return self.learning_rate
 
     def tasks_known(self, task: int) -> int:
         """The number of tasks that the model after `task` counts as; a pretrained one, task 1, may count as several."""

@@ -182,6 +182,11 @@ class Settings(HubSettings, OutputSettings, EvaluationSettings, TrainingSettings
         return self.hub_namespace or "gdzoo"
 
     @property
+    def data_folders(self) -> list[Path]:
+        """The local folders, where they exist, that images are read from."""
+        return []
+
+    @property
     def resume_from_hub(self) -> str | None:
         """The value of --resume_from_checkpoint, if it names something on the Hub."""
         where = self.resume_from_checkpoint

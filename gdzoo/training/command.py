@@ -28,10 +28,8 @@ from gdzoo.training.prepare import prepare
 from gdzoo.training.resume import consult_hub, hub_target
 from gdzoo.training.run import Run
 from gdzoo.training.terminal import not_pushed
-from gdzoo.training.text_preparation import prepare_text_to_image
 
 _RUNNING = threading.Lock()
-_PREPARE = {TrainConfig: prepare, TextToImageConfig: prepare_text_to_image}  # by the kind of settings
 
 
 @contextlib.contextmanager
@@ -58,7 +56,13 @@ def train(config: TrainConfig) -> list[dict]:
 
 def prepare_all(config: TrainConfig) -> tuple[Run, Evaluator | None, Pusher | None]:
     """Everything that is checked, opened or downloaded before work. Raises ConfigError, DataError."""
-    run = _PREPARE[type(config)](config)
+    if isinstance(config, TextToImageConfig):
+        # Here, since it imports text encoders, which takes seconds.
+        from gdzoo.training.text_preparation import prepare_text_to_image
+
+        run = prepare_text_to_image(config)
+    else:
+        run = prepare(config)
     consult_hub(run)
     evaluator = find_evaluator(run)
     pushes = run.config.push_to_hub and run.accelerator.is_main_process

@@ -58,7 +58,8 @@ class Learner:
             past, key = make_past(student, teacher, pool, buffer), (config.seed, task)
             self.rehearsal = Rehearsal(strategy, past, teacher, key, config.max_train_steps, at_once)
         self.passes = 0  # images through the student
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
+        rate = config.learning_rate_of(task)
+        optimizer = torch.optim.Adam(student.parameters(), lr=rate, fused=True)
         # The schedule is not prepared: accelerate would step it once for each process.
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,

@@ -23,7 +23,7 @@ def check_output(run: Run):
     folder = Path(root, config.namespace).resolve()
     if Path(gdzoo.__file__).resolve().parent in (folder, *folder.parents):
         raise ConfigError(f"--output_dir {root} would put models into the package's own folder: choose another")
-    for source in data_folders(config):
+    for source in filter(Path.is_dir, map(Path, config.data_folders)):
         if root.resolve().is_relative_to(source.resolve()):
             raise ConfigError(f"--output_dir {root} lies in the data's folder {source}, where it would be read as data")
     folders = [chain.folder(task) for chain in run.chains for task in chain.task_numbers]
@@ -33,15 +33,6 @@ def check_output(run: Run):
     if not config.overwrite_output_dir:
         for chain in run.chains:
             check_published(chain, run.data)
-
-
-def data_folders(config: TrainConfig) -> list[Path]:
-    """The local folders that images are read from."""
-    folders = [Path(name) for name in config.task_datasets]
-    if config.dataset_root:
-        names = [config.dataset_name or "", *config.task_datasets]
-        folders += [Path(config.dataset_root, name) for name in names if name]
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def check_published(chain: Chain, data: ImageData):

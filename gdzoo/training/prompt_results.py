@@ -148,10 +148,16 @@ def measure(
     for group in groups:
         if group.taught:
             images, asked = kept[group.name], group.asked(judge.count)
-            step = max(1, len(set(asked)) // PICTURES_OF_TASK)  # spread over the prompts of the task
-            chosen = list(range(0, len(images), step))[:PICTURES_OF_TASK]
-            pictures += [(group.task, asked[place], images[place]) for place in chosen]
+            pictures += [(group.task, asked[place], images[place]) for place in _spread(group, len(images))]
     return entries, pictures
+
+
+def _spread(group: PromptGroup, drawings: int) -> list[int]:
+    """Some drawings of a group: of different prompts from all over it, if it has as many."""
+    prompts = min(len(group.prompts), drawings)
+    if prompts < 2 * PICTURES_OF_TASK:
+        return list(range(min(PICTURES_OF_TASK, drawings)))
+    return [place * (prompts // PICTURES_OF_TASK + 1) % prompts for place in range(PICTURES_OF_TASK)]
 
 
 def measured(folder: Path, judge: Judge, resolution: int) -> tuple[dict, list[Picture]] | None:
@@ -159,7 +165,7 @@ def measured(folder: Path, judge: Judge, resolution: int) -> tuple[dict, list[Pi
     results = read_results(folder)
     if any((results["evaluation"] or {}).get(name) != value for name, value in judge.facts(None).items()):
         return None
-    pictures = [(*key, image) for key, image in read_pictures(folder, resolution).items()]
+    pictures = read_pictures(folder, resolution)
     return {name: results[name] for name in ("metrics", "groups", "evaluation")}, pictures
 
 
@@ -227,23 +233,28 @@ def publish(chain: Chain, task: int, trained: TrainedText, pictures: list[Pictur
 
 
 def samples_by_task(chain: Chain, task: int, pictures: list[Picture]) -> Image.Image:
-    """A row for each prompt, and a column for the model after each task that taught it or a later one."""
-    columns = {task: {(number, prompt): image for number, prompt, image in pictures}}
+    """A row for each picture, and a column for the model after each task that taught its prompt or a later one."""
+    columns = {task: _numbered(pictures)}
     for before in range(1, task):
         with contextlib.suppress(ValueError, OSError):  # not in this zoo: the chain was resumed from the Hub
-            columns[before] = read_pictures(chain.folder(before), chain.config.resolution)
-    order, (blank, *_) = sorted(columns), [torch.full_like(image, 255) for _, _, image in pictures]
-    rows = []
-    for number, prompt, _ in dict.fromkeys((number, prompt, None) for number, prompt, _ in pictures):
-        images = [columns[column].get((number, prompt), blank) for column in order]
-        rows.append((prompt, torch.stack(images)))
+            columns[before] = _numbered(read_pictures(chain.folder(before), chain.config.resolution))
+    order, blank = sorted(columns), torch.full_like(pictures[0][2], 255)
+    rows = [(key[1], torch.stack([columns[column].get(key, blank) for column in order])) for key in columns[task]]
     return prompt_grid(rows, [f"task {column}" for column in order])
 
 
-def read_pictures(folder: Path, resolution: int) -> dict[tuple[int, str], Tensor]:
-    """The picture of each task and prompt of a published model. Raises ValueError, OSError: it cannot be read."""
+def _numbered(pictures: list[Picture]) -> dict[tuple[int, str, int], Tensor]:
+    """By task, prompt, and which picture of this prompt it is."""
+    found = {}
+    for task, prompt, image in pictures:
+        found[task, prompt, sum(key[:2] == (task, prompt) for key in found)] = image
+    return found
+
+
+def read_pictures(folder: Path, resolution: int) -> list[Picture]:
+    """The pictures of a published model. Raises ValueError, OSError: they cannot be read."""
     samples = read_results(folder)["samples"]
-    return {(each["task"], each["prompt"]): read_single(folder / each["file"], resolution) for each in samples}
+    return [(each["task"], each["prompt"], read_single(folder / each["file"], resolution)) for each in samples]
 
 
 def _card(folder: Path, results: dict, chain: Chain, others: list[dict]) -> str:

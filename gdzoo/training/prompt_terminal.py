@@ -70,10 +70,12 @@ def _number(name: str, value: float | None) -> str:
     return f"{value:.3f}" if "accuracy" in name or name.endswith("drift") else f"{value:.1f}"
 
 
-def next_command(last: Path) -> str:
-    """Draws from the last model."""
+def next_command(run: Run, last: Path) -> str:
+    """Draws the prompt that was taught last."""
+    prompt = run.data.names[run.chains[0].tasks[-1][-1]]
     code = (
-        "from diffusers import DiffusionPipeline; "
-        f"DiffusionPipeline.from_pretrained({str(last)!r})(PROMPT).images[0].save('image.png')"
+        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(last)!r})({prompt!r},"
+        f" guidance_scale={run.config.guidance_scale:g}).images[0].save('drawing.png')"
     )
-    return shlex.join(["python", "-c", code])
+    plain = not set(code) & set('"$`\\!')  # what a shell would read in double quotes
+    return f'python -c "{code}"' if plain else shlex.join(["python", "-c", code])

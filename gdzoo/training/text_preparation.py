@@ -83,11 +83,11 @@ def license_of(repo_or_folder: str, folder: Path) -> str | None:
 
 def open_data(config: TextToImageConfig) -> tuple[ImageData, list[str | None]]:
     """The images, whose labels have prompts as names, and the class prompt of each label. Raises DataError."""
-    if not config.concepts:
+    if not config.pretrained_model_name_or_path:
         data = CaptionedDigits()
         return data, [None] * len(data.names)
-    data = ConceptData(config.concepts, config.resolution, config.center_crop, config.seed)
-    return data, [concept.class_prompt for concept in config.concepts]
+    data = ConceptData(config.concept_list, config.resolution, config.center_crop, config.seed)
+    return data, [concept.class_prompt for concept in config.concept_list]
 
 
 def with_checked_prompts(config: TextToImageConfig, base: Base, data: ImageData) -> TextToImageConfig:

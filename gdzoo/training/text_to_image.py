@@ -15,7 +15,7 @@ from gdzoo.data.batches import TaskImages, keep_some
 from gdzoo.data.prompts import preservation_groups
 from gdzoo.data.streaming import DataError
 from gdzoo.evaluation.evaluator import Evaluator
-from gdzoo.evaluation.features import Extractor, Reference
+from gdzoo.evaluation.features import Extractor, Reference, reference_features
 from gdzoo.evaluation.measure import SAMPLE_SEED
 from gdzoo.evaluation.prompts import Judge, Source
 from gdzoo.method.objective import Drawn
@@ -87,7 +87,7 @@ class TextToImageJob:
             return Start(self._student(run, chain, space.pipeline.unet.to(device), space))
         space = self.space(run, chain, task)
         unet, adapter = self._previous_unet(run, chain, task).to(device), None
-        if config.rank:
+        if config.adapts(task):
             adapter = add_adapter(unet, config.rank, seed_from(config.seed, task) % 2**32)
             if (published := chain.folder(task - 1) / LORA_FOLDER / LORA_FILE).exists():
                 adapter.load(published)
@@ -137,7 +137,7 @@ class TextToImageJob:
     def _previous_unet(self, run: Run, chain: Chain, task: int) -> UNet2DConditionModel:
         """What the task before published; with --rank without the adapter, which is loaded into it."""
         first = 1 if self.base is None else 0  # the task whose model adapters belong to
-        before = first if chain.config.rank else task - 1
+        before = first if chain.config.adapts(task) else task - 1
         if before == 0:
             return copy.deepcopy(self.base.pipeline.unet)
         return UNet2DConditionModel.from_pretrained(chain.folder(before), subfolder="unet", use_safetensors=True)
@@ -237,8 +237,14 @@ class TextToImageJob:
             name,
             run.data.names if evaluator else (),
             self.extractor,
-            None if self.extractor else reference,
+            self._reference(run) if self.extractor and evaluator else reference,
         )
+
+    def _reference(self, run: Run) -> Reference | None:
+        """The real images in the features of --features; cached on disk."""
+        if not run.accelerator.is_main_process:
+            return None
+        return reference_features(run.data, range(len(run.data.names)), self.extractor)
 
     def measured(self, run: Run, chain: Chain, folder: Path, evaluator, reference) -> tuple[dict, list[Picture]] | None:
         return measured(folder, self._judge(run, chain, evaluator, reference), chain.config.resolution)
@@ -277,7 +283,7 @@ class TextToImageJob:
         return final_table(results)
 
     def next_command(self, run: Run, last: Path) -> str:
-        return next_command(last)
+        return next_command(run, last)
 
 
 def _shown(steps: range, bar: tqdm) -> Iterator[int]:
