@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo.data.prompts import HELD_OUT_PROMPTS, general_prompts
-from gdzoo.evaluation.measure import SAMPLE_SEED
 from gdzoo.evaluation.prompts import (
     CLASS,
     HELD_OUT,

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from huggingface_hub import HfApi, ModelCard
 
 from gdzoo import machine
