@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gdzoo.data.prompts import HELD_OUT_PROMPTS, general_prompts
+from gdzoo.data.prompts import GENERAL, held_out
 from gdzoo.evaluation.prompts import (
     CLASS,
     HELD_OUT,
@@ -55,7 +55,7 @@ Picture = tuple[int, str, Tensor]
 # ---- evaluation ----
 
 
-def groups_of(run: Run, chain: Chain, task: int, class_prompts: list[str | None], general: bool) -> list[PromptGroup]:
+def groups_of(run: Run, chain: Chain, task: int, class_prompts: list[str | None], on_base: bool) -> list[PromptGroup]:
     """What the model after a task is judged by: the prompts of each task, and on a stranger's model others' too."""
     names = run.data.names
     groups = [
@@ -65,9 +65,10 @@ def groups_of(run: Run, chain: Chain, task: int, class_prompts: list[str | None]
     classes = dict.fromkeys(filter(None, (class_prompts[label] for labels in chain.tasks for label in labels)))
     if classes:
         groups.append(PromptGroup(CLASS, None, tuple(classes), taught=False))
-    if general:
-        groups.append(PromptGroup(PRESERVED, None, tuple(general_prompts()), taught=False))
-        groups.append(PromptGroup(HELD_OUT, None, tuple(HELD_OUT_PROMPTS), taught=False))
+    if on_base:
+        preserved = chain.config.preserved or GENERAL
+        groups.append(PromptGroup(PRESERVED, None, tuple(preserved), taught=False))
+        groups.append(PromptGroup(HELD_OUT, None, tuple(held_out(preserved)), taught=False))
     return groups
 
 

@@ -144,14 +144,15 @@ class TextToImageJob:
 
     def preservation(self, run: Run, chain: Chain, task: int) -> Preservation:
         """The prompts that the teacher of a task draws for."""
+        config, names = chain.config, run.data.names
         groups = preservation_groups(
-            chain.config.preservation_prompts,
-            earlier=[run.data.names[label] for label in chain.seen(task - 1)],
-            classes=[self.class_prompts[label] for label in chain.seen(task) if self.class_prompts[label]],
-            current=[run.data.names[label] for label in chain.tasks[task - 1]],
+            current=[names[label] for label in chain.tasks[task - 1]],
+            earlier=[names[label] for label in chain.seen(task - 1)],
+            classes=[self.class_prompts[label] for label in chain.seen(task)],
+            given=config.preserved,
             general=self.base is not None,
         )
-        return Preservation(groups, chain.config.preservation_empty_share, chain.config.seed)
+        return Preservation(tuple(group.prompts for group in groups), config.preservation_empty_share, config.seed)
 
     def untrained(self, run: Run, task: int) -> None:
         """All tasks are trained: a stranger's model is not published again."""
@@ -201,7 +202,7 @@ class TextToImageJob:
         reference: Reference | None,
     ) -> tuple[dict, list[Picture]] | None:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
-        groups = groups_of(run, chain, task, self.class_prompts, general=self.base is not None)
+        groups = groups_of(run, chain, task, self.class_prompts, on_base=self.base is not None)
 
         def drawings_of(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel]) -> Source:
             return judge.source(drawer(space, unet, config.eval_steps, config.eval_batch_size))
