@@ -190,6 +190,7 @@ def results_of_prompts(
     """
     config, names = chain.config, run.data.names
     results = {"kind": TEXT_TO_IMAGE} | common_results(run, chain, task) | {"pretrained": base[0], "license": base[1]}
+    del results["recipe"]  # there is none of text-to-image chains
     for entry in results["tasks"]:
         entry["class_prompts"] = [class_prompts[label] for label in entry["classes"]]
     if chain.known:  # how many images others taught their concepts with

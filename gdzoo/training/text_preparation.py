@@ -86,7 +86,9 @@ def open_data(config: TextToImageConfig) -> tuple[ImageData, list[str | None]]:
     if not config.pretrained_model_name_or_path:
         data = CaptionedDigits()
         return data, [None] * len(data.names)
-    data = ConceptData(config.concept_list, config.resolution, config.center_crop, config.seed)
+    data = ConceptData(
+        config.get_benchmark(), config.concept_list, config.center_crop, config.seed, config.dataloader_num_workers
+    )
     return data, [concept.class_prompt for concept in config.concept_list]
 
 
