@@ -100,6 +100,21 @@ def decode_image(
     return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
 
 
+def needed_bits(cell: dict | list) -> int:
+    """8, or the smallest of BITS that hold the values of an image with more. Raises Exception, as decode_image."""
+    image = _open(cell)
+    if isinstance(image, np.ndarray):
+        return max(8, _bits_for(int(image.max(initial=0))))
+    image.load()
+    return 8
+
+
+def decode_rgb(cell: dict | list, image_bits: int | None = None) -> Image.Image:
+    """An image of any kind and size as 8-bit RGB, upright, white where it is transparent; otherwise as decode_image."""
+    image = _open(cell)
+    return _opaque(Image.fromarray(_in_8_bits(image, image_bits)) if isinstance(image, np.ndarray) else image, "RGB")
+
+
 def _open(cell: dict | list) -> Image.Image | np.ndarray:
     """An image of 8 bits, or integers from 0 to 2**31 - 1 [H, W] or [H, W, C]: PIL would clip them at 255."""
     if isinstance(cell, list):

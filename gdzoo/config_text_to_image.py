@@ -1,0 +1,502 @@
+"""The settings of text-to-image chains; imports neither torch nor what imports it.
+
+Flags are named as in diffusers' train_dreambooth.py, train_dreambooth_lora.py and train_custom_diffusion.py.
+"""
+
+import dataclasses
+import os
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.data.concepts_list import (
+    KEYS,
+    Concept,
+    check_distinct,
+    check_folders,
+    concept_from,
+    read_concepts,
+    unread_keys,
+)
+from gdzoo.data.prompts import read_prompts
+from gdzoo.method.catalogue import MAIN_STRATEGY, STRATEGIES
+from gdzoo.settings import (
+    DATA,
+    EVALUATION,
+    METHOD,
+    MODEL,
+    TRAINING,
+    ConfigError,
+    OtherFlag,
+    Settings,
+    option,
+    public_name,
+    slug,
+)
+
+CAPTIONED = "captioned-digits"
+FACTOR = 8  # of the VAE of every Stable Diffusion
+
+# Of the embedded benchmark: a small model, trained from scratch at task 1.
+CAPTIONED_DIGITS = dict(
+    resolution=8,
+    caption_dropout=0.1,
+    strategy=["generative_replay", "generative_distillation"],
+    num_class_images=1024,
+    sample_batch_size=256,
+    replay_pool_steps=20,
+    train_batch_size=64,
+    max_train_steps=400,
+    learning_rate=1e-3,
+    lr_warmup_steps=20,
+    use_ema=True,
+    ema_decay=0.98,
+    snr_gamma=5.0,
+    evaluator="train",
+    evaluator_steps=600,
+    eval_samples=240,
+    eval_steps=20,
+    eval_batch_size=240,
+    guidance_scale=1.5,
+)
+# Of concepts after a pretrained model: the batch, steps and rates of diffusers' DreamBooth guides.
+CONCEPTS = dict(
+    resolution=512,
+    caption_dropout=0.0,
+    strategy=[MAIN_STRATEGY],
+    # Custom Diffusion's default; DreamBooth's 100 would draw each kind of preserved prompt about 30 times only.
+    num_class_images=200,
+    sample_batch_size=8,
+    replay_pool_steps=50,
+    train_batch_size=1,
+    max_train_steps=800,
+    learning_rate=5e-6,
+    lr_warmup_steps=0,
+    use_ema=False,
+    ema_decay=0.9999,
+    evaluator="none",
+    evaluator_steps=3000,
+    eval_samples=64,
+    eval_steps=25,
+    eval_batch_size=8,
+    guidance_scale=7.5,
+)
+# With --rank: of an adapter, whose weights start at zero.
+CAPTIONED_ADAPTER = dict(learning_rate=3e-3)
+CONCEPTS_ADAPTER = dict(learning_rate=1e-4, max_train_steps=500)
+
+_OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
+_OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults: leave it out", True)
+_LOCAL_PHOTOS = OtherFlag("photos are read from local folders: use --instance_data_dir or --concepts_list", True)
+_NO_TOKEN = OtherFlag(
+    "no new token is learned: leave it out, and use a rare word, as in --instance_prompt 'a photo of sks dog'", True
+)
+_NO_VALIDATION = "nothing is drawn during training; each task ends with its samples and its evaluation (--eval_samples)"
+_ONE_ADAPTER = "leave it out: the adapter is plain LoRA on attention, feed-forward and convolutions, with alpha = rank"
+
+# Flags of diffusers' scripts that are no settings here: those that change nothing are taken, others are refused.
+OTHER_FLAGS = {
+    "with_prior_preservation": OtherFlag(
+        "--strategy decides what is preserved, and how; DreamBooth's prior preservation is generative_replay", values=0
+    ),
+    "class_data_dir": OtherFlag(
+        "this folder is not read or written: images of the class are drawn from the model before each task"
+        " (--num_class_images)"
+    ),
+    "prior_generation_precision": OtherFlag("images of the class are drawn in the precision of --mixed_precision"),
+    "real_prior": OtherFlag("images of the class are drawn from the model: leave it out", True, 0),
+    "hub_model_id": OtherFlag("each task has a repository OWNER/NAME-taskK: use --hub_namespace and --benchmark", True),
+    "train_text_encoder": OtherFlag("the text encoder is never trained: leave it out", True, 0),
+    "text_encoder_lr": OtherFlag("the text encoder is never trained: leave it out", True),
+    "text_encoder_use_attention_mask": _OWN_ENCODER._replace(values=0),
+    "tokenizer_name": _OWN_ENCODER,
+    "tokenizer_max_length": _OWN_ENCODER,
+    "pretrained_vae_model_name_or_path": OtherFlag("the VAE stays the pretrained model's own: leave it out", True),
+    "skip_save_text_encoder": OtherFlag("every published pipeline is complete", values=0),
+    "pre_compute_text_embeddings": OtherFlag("they always are", values=0),
+    "validation_prompt": OtherFlag(_NO_VALIDATION),
+    "validation_images": OtherFlag(_NO_VALIDATION, values="+"),
+    "validation_steps": OtherFlag(_NO_VALIDATION),
+    "validation_epochs": OtherFlag(_NO_VALIDATION),
+    "validation_scheduler": OtherFlag(_NO_VALIDATION),
+    "num_validation_images": OtherFlag(_NO_VALIDATION),
+    "num_train_epochs": OtherFlag("use --max_train_steps, which is that of each task", True),
+    "scale_lr": OtherFlag("give the --learning_rate that is meant", True, 0),
+    "lr_num_cycles": OtherFlag("diffusers' default is used: leave it out", True),
+    "lr_power": OtherFlag("diffusers' default is used: leave it out", True),
+    "use_8bit_adam": OtherFlag("to save memory, use --rank, --gradient_checkpointing or --mixed_precision", True, 0),
+    "optimizer": _OWN_ADAM,
+    "adam_beta1": _OWN_ADAM,
+    "adam_beta2": _OWN_ADAM,
+    "adam_weight_decay": _OWN_ADAM,
+    "adam_epsilon": _OWN_ADAM,
+    "offset_noise": OtherFlag("noise has no offset: leave it out", True, 0),
+    "class_labels_conditioning": OtherFlag("Stable Diffusion takes prompts alone: leave it out", True),
+    "enable_xformers_memory_efficient_attention": OtherFlag(
+        "PyTorch's own attention, as economical, is used", values=0
+    ),
+    "set_grads_to_none": OtherFlag("they always are", values=0),
+    "logging_dir": OtherFlag("logs are written to OUTPUT_DIR/.training/logs"),
+    "local_rank": OtherFlag(""),
+    "lora_dropout": OtherFlag(_ONE_ADAPTER, True),
+    "lora_alpha": OtherFlag(_ONE_ADAPTER, True),
+    "lora_layers": OtherFlag(_ONE_ADAPTER, True),
+    "use_dora": OtherFlag(_ONE_ADAPTER, True, 0),
+    "output_kohya_format": OtherFlag("the adapter is saved in diffusers' format: leave it out", True, 0),
+    "no_safe_serialization": OtherFlag("weights are saved as safetensors alone: leave it out", True, 0),
+    "freeze_model": OtherFlag("all of the U-Net is trained, or an adapter (--rank): leave it out", True),
+    "modifier_token": _NO_TOKEN,
+    "initializer_token": _NO_TOKEN,
+    "hflip": OtherFlag("use --random_flip", True, 0),
+    "noaug": OtherFlag("photos are cropped, and mirrored with --random_flip, but not changed otherwise", values=0),
+    "dataset_name": _LOCAL_PHOTOS,
+    "dataset_config_name": _LOCAL_PHOTOS,
+    "image_column": _LOCAL_PHOTOS,
+    "caption_column": _LOCAL_PHOTOS,
+    "repeats": OtherFlag("use --max_train_steps: photos are repeated as often as it needs", True),
+}
+_CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
+
+
+@dataclass
+class PromptSettings:
+    """The fields of text-to-image chains alone."""
+
+    benchmark: str | None = option(
+        None,
+        DATA,
+        f"name of the chain's models (default: that of the concepts file or of the folder of photos; without a"
+        f" pretrained model it is {CAPTIONED}, which is embedded)",
+    )
+    instance_data_dir: str | None = option(None, DATA, "folder of a concept's photos", result=False)
+    instance_prompt: str | None = option(
+        None, DATA, "the concept's prompt, with a rare word, e.g. 'a photo of sks dog'", result=False
+    )
+    class_prompt: str | None = option(
+        None, DATA, "the prompt of its class, which is preserved, e.g. 'a photo of a dog'", result=False
+    )
+    concepts_list: str | None = option(
+        None,
+        DATA,
+        f"JSON file of several concepts, taught one after another: a list of objects with {', '.join(KEYS)}",
+        result=False,
+    )
+    concepts: list[dict] = option(
+        [], DATA, "the concepts themselves, with the keys of a concepts list", result=False, flag=False
+    )
+    resolution: int | None = option(None, DATA, "photos are resized and cropped to this many pixels square", minimum=8)
+    center_crop: bool = option(False, DATA, "crop photos at the centre (default: at random, once for each photo)")
+    random_flip: bool = option(False, DATA, "mirror half of the real images")
+    caption_dropout: float | None = option(
+        None, DATA, "share of real images whose prompt is replaced by the empty one", minimum=0, maximum=1
+    )
+    dataloader_num_workers: int = option(0, DATA, "threads that decode images ahead", minimum=0, result=False)
+
+    strategy: list[str] = option(
+        [],
+        METHOD,
+        f"one or more of {', '.join(STRATEGIES)}; or my_package.MyStrategy. generative_replay is DreamBooth's prior"
+        f" preservation (default: {MAIN_STRATEGY}; of {CAPTIONED} generative_replay, too)",
+    )
+    prior_loss_weight: float = option(
+        1.0, METHOD, "weight of the rehearsal, of images or targets of the old", minimum=0
+    )
+    num_class_images: int | None = option(
+        None,
+        METHOD,
+        f"images that are drawn from the model before each task (default: {CONCEPTS['num_class_images']}); 0: fresh"
+        " ones at each step",
+        minimum=0,
+    )
+    sample_batch_size: int | None = option(None, METHOD, "how many of them are drawn at once", minimum=1, result=False)
+    replay_pool_steps: int | None = option(None, METHOD, "DDIM steps of each", minimum=1)
+    replay_guidance_scale: float = option(
+        1.0, METHOD, "guidance at which they are drawn (1: none, at half the cost)", minimum=1
+    )
+    replay_batch_size: int | None = option(None, METHOD, "default: train_batch_size", minimum=1)
+    buffer_size: int = option(100, METHOD, "real images that experience_replay keeps", minimum=1)
+    preservation_prompts: str | None = option(
+        None,
+        METHOD,
+        "file of the prompts to preserve, one a line (default: all earlier instance prompts, all class prompts, and"
+        " general captions)",
+    )
+    preserved: list[str] = option(
+        [], METHOD, "the lines of --preservation_prompts themselves", result=False, flag=False
+    )
+    preservation_empty_share: float = option(
+        0.1, METHOD, "share of the empty prompt among those that are preserved", minimum=0
+    )
+
+    pretrained_model_name_or_path: str | None = option(
+        None,
+        MODEL,
+        "the text-to-image pipeline to teach, a repo or folder, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5",
+    )
+    revision: str | None = option(None, MODEL, "its branch, tag or commit")
+    variant: str | None = option(None, MODEL, "its files of one precision, e.g. fp16")
+    rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the U-Net)", minimum=1)
+
+
+@dataclass
+class TextToImageConfig(Settings, PromptSettings):
+    """All settings of a run; the flags have the same names."""
+
+    gradient_checkpointing: bool = option(
+        False, TRAINING, "compute activations again in the backward pass, to save memory", result=False
+    )
+    evaluator: str | None = option(
+        None,
+        EVALUATION,
+        f"train, none, or a transformers image classifier (default: none; of {CAPTIONED} train)",
+    )
+    features: str | None = option(
+        None, EVALUATION, "image model (repo or folder of transformers) in whose features drawings are compared"
+    )
+    eval_samples: int | None = option(None, EVALUATION, "images drawn for each group of prompts", minimum=10)
+    eval_batch_size: int | None = option(None, EVALUATION, "images drawn at once", minimum=1, result=False)
+    guidance_scale: float | None = option(None, EVALUATION, "guidance that models are judged at", minimum=1)
+
+    script = "gdzoo/train_text_to_image.py"
+    description = (
+        "Teach a text-to-image model one concept after another, and keep what it knew. Without"
+        f" --pretrained_model_name_or_path a small one learns the embedded benchmark {CAPTIONED}. Other flags of"
+        " diffusers' DreamBooth scripts are taken where they change nothing here, else refused with what to use"
+        " instead."
+    )
+    most_used = (
+        *("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "class_prompt", "concepts_list"),
+        *("resolution", "strategy", "rank", "max_train_steps", "learning_rate", "benchmark"),
+        *("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_namespace"),
+    )
+    other_flags = types.MappingProxyType(OTHER_FLAGS)
+    folders = (
+        *("output_dir", "pretrained_model_name_or_path", "instance_data_dir", "concepts_list"),
+        "preservation_prompts",
+    )
+    models = ("evaluator", "features", "pretrained_model_name_or_path")
+    divisors = ("replay_pool_steps", "eval_steps")
+
+    # What the training code reads of every config, where text-to-image chains have no choice.
+    torch_compile = False
+    class_order = "dataset"  # the concepts' own
+    cache_limit_gb = 4.0
+    replay_eta = 0.0
+    replay_pool_balanced = False
+    dataset_root = dataset_name = test_split = recipe = None
+
+    @property
+    def replay_weight(self) -> float:
+        """The weight of the rehearsal."""
+        return self.prior_loss_weight
+
+    @property
+    def replay_pool(self) -> int:
+        """Images of the pool; 0: there is none."""
+        return self.num_class_images
+
+    @property
+    def replay_steps(self) -> int:
+        """DDIM steps of an image that is drawn afresh."""
+        return self.replay_pool_steps
+
+    @property
+    def concept_list(self) -> list[Concept]:
+        """The concepts of a resolved config, in the order of the tasks; none of the embedded benchmark."""
+        return [Concept(*(entry[key] for key in KEYS)) for entry in self.concepts]
+
+    @property
+    def data_folders(self) -> list[Path]:
+        """The local folders that photos are read from."""
+        return [Path(concept.folder) for concept in self.concept_list]
+
+    def tasks_known(self, task: int) -> int:
+        """The number of tasks that the model after `task` counts as; a pretrained model is one by itself."""
+        return task + 1 if self.pretrained_model_name_or_path else task
+
+    def trains_adapter(self, task: int) -> bool:
+        """Whether `task` trains an adapter; task 1 of the embedded benchmark trains a whole model from scratch."""
+        return self.rank is not None and (task > 1 or bool(self.pretrained_model_name_or_path))
+
+    def learning_rate_of(self, task: int) -> float:
+        """The adapter's rate would spoil task 1 of the embedded benchmark, which trains all weights."""
+        return (
+            self.learning_rate if self.rank is None or self.trains_adapter(task) else CAPTIONED_DIGITS["learning_rate"]
+        )
+
+    def get_benchmark(self) -> Benchmark:
+        """The images of a resolved config, as far as no folder need be opened."""
+        if not self.pretrained_model_name_or_path:
+            digits = BENCHMARKS["split-digits"]
+            return dataclasses.replace(digits, name=CAPTIONED, channels=3, tasks="0-23;24-31;32-39", defaults={})
+        folders = ", ".join(public_name(concept.folder).removeprefix("./") for concept in self.concept_list)
+        return Benchmark(self.benchmark, folders, 3, self.resolution, tasks=None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a resolved config can do that its user may not want; a line each, for the terminal."""
+        lines, classes = [], {concept.class_prompt for concept in self.concept_list}
+        if self.concepts_list and unread_keys(self.concepts_list):
+            lines.append(f"--concepts_list: class_data_dir {OTHER_FLAGS['class_data_dir'].text.partition(' ')[2]}")
+        if set(self.strategy) == {"finetune"} or not self.concepts:
+            return lines
+        if self.preserved and set(self.preserved) <= classes:
+            lines.append(
+                "--preservation_prompts holds class prompts alone: other classes may take on what is taught; add"
+                " prompts for many other things"
+            )
+        for concept in self.concept_list:
+            if not concept.class_prompt and not self.preserved:
+                lines.append(
+                    f"{concept.prompt!r} has no class prompt: its class is not preserved, and may take on its look;"
+                    " give --class_prompt"
+                )
+        return lines
+
+    def _name(self):
+        self._check_concept_flags()
+        if self.pretrained_model_name_or_path:
+            try:
+                self.concepts = [concept.to_dict() for concept in self._read_concepts()]
+                check_distinct(self.concept_list)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        self.benchmark = self.benchmark or self._derived_name()
+        if self.preservation_prompts and not self.preserved:
+            try:
+                self.preserved = read_prompts(self.preservation_prompts)
+            except ValueError as error:
+                raise ConfigError(f"--preservation_prompts {self.preservation_prompts}: {error}") from error
+
+    def _check_concept_flags(self):
+        given = [flag for flag in (*_CONCEPT_FLAGS, "concepts_list") if getattr(self, flag)]
+        if not self.pretrained_model_name_or_path:
+            for flag in (*given, *(flag for flag in ("revision", "variant") if getattr(self, flag))):
+                raise ConfigError(
+                    f"--{flag} goes with --pretrained_model_name_or_path, e.g."
+                    " stable-diffusion-v1-5/stable-diffusion-v1-5"
+                )
+            if self.concepts:
+                raise ConfigError("concepts go with --pretrained_model_name_or_path")
+            if self.benchmark not in (None, CAPTIONED):
+                raise ConfigError(
+                    f"--benchmark {self.benchmark}: without --pretrained_model_name_or_path it is {CAPTIONED}"
+                )
+            return
+        if self.benchmark == CAPTIONED:
+            raise ConfigError(f"--benchmark {CAPTIONED} is the embedded one, without a pretrained model: rename")
+        if self.concepts_list and len(given) > 1:
+            raise ConfigError(f"--{given[0]} does not go with --concepts_list, whose entries have it")
+        if not self.concepts_list and not self.concepts:
+            for flag in ("instance_data_dir", "instance_prompt"):
+                if not getattr(self, flag):
+                    raise ConfigError(
+                        f"--{flag} is missing: a concept has --instance_data_dir and --instance_prompt; several are in"
+                        " --concepts_list"
+                    )
+
+    def _read_concepts(self) -> list[Concept]:
+        """Those that Python gave, or that were read before; of the file; or the one of the flags."""
+        if self.concepts:
+            return [concept_from(entry, f"concept {number}") for number, entry in enumerate(self.concepts, start=1)]
+        if self.concepts_list:
+            return read_concepts(self.concepts_list)
+        return [concept_from({flag: getattr(self, flag) for flag in _CONCEPT_FLAGS}, "--instance_data_dir")]
+
+    def _derived_name(self) -> str:
+        if not self.pretrained_model_name_or_path:
+            return CAPTIONED
+        file = Path(self.concepts_list).stem if self.concepts_list else None
+        name = slug(file or Path(os.path.abspath(self.concepts[0]["instance_data_dir"])).name)
+        return f"own-{name}" if name == CAPTIONED or name in BENCHMARKS else name
+
+    def _default_values(self) -> dict:
+        if self.pretrained_model_name_or_path:
+            return CONCEPTS | (CONCEPTS_ADAPTER if self.rank else {})
+        return CAPTIONED_DIGITS | (CAPTIONED_ADAPTER if self.rank else {})
+
+    def _check_together(self):
+        if self.resolution % FACTOR:
+            raise ConfigError(f"--resolution {self.resolution}: it is a multiple of {FACTOR}, the factor of the VAE")
+        if not self.pretrained_model_name_or_path and self.resolution != CAPTIONED_DIGITS["resolution"]:
+            raise ConfigError(f"--resolution {self.resolution}: the images of {CAPTIONED} have 8 pixels; leave it out")
+        if self.pretrained_model_name_or_path and self.evaluator == "train":
+            raise ConfigError(
+                "--evaluator train: photos of a few concepts cannot train one; name a transformers image classifier"
+            )
+        if self.preservation_empty_share >= 1:
+            raise ConfigError(
+                f"--preservation_empty_share {self.preservation_empty_share}: it is less than 1; the empty prompt alone"
+                " preserves nothing that is prompted"
+            )
+        self._check_preserved()
+        super()._check_together()
+
+    def _check_preserved(self):
+        if self.preserved and not self.pretrained_model_name_or_path:
+            raise ConfigError("--preservation_prompts goes with --pretrained_model_name_or_path")
+        for concept in self.concept_list if self.preserved else ():
+            if set(self.preserved) <= {concept.prompt}:
+                raise ConfigError(
+                    f"--preservation_prompts holds {concept.prompt!r} alone, which is being taught: add prompts to keep"
+                )
+
+    def _check_images(self, strategy: str, keeps_images: bool):
+        if self.pretrained_model_name_or_path and keeps_images:
+            raise ConfigError(f"--strategy {strategy} needs the real images of all tasks; a pretrained model has none")
+
+    def check_paths(self):
+        super().check_paths()
+        try:
+            check_folders(self.concept_list)
+        except ValueError as error:
+            flag = f"--concepts_list {self.concepts_list}: " if self.concepts_list else "--"
+            raise ConfigError(f"{flag}{error}") from error
+
+    def _public(self) -> dict:
+        """Prompts in place of their file, and of folders and files the names."""
+        values = super()._public()
+        values["concepts"] = [
+            entry | {"instance_data_dir": published_folder(entry["instance_data_dir"])} for entry in self.concepts
+        ]
+        for name in ("instance_data_dir", "concepts_list"):
+            values[name] = values[name] and published_folder(values[name])
+        values["preservation_prompts"] = values.pop("preserved") or None
+        values["preserved"] = []
+        return values
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        del values["preserved"]
+        return values
+
+    @classmethod
+    def from_public(cls, settings: dict):
+        """The resolved config of a train_config.json, of this version or another; the strategy is left out.
+
+        Raises:
+            ConfigError: an invalid value.
+        """
+        known = {spec.name for spec in dataclasses.fields(cls)} - {"strategy", "preservation_prompts", "preserved"}
+        values = {name: settings[name] for name in settings if name in known}
+        return cls(**values, preserved=settings.get("preservation_prompts") or []).resolve()
+
+    def _command_values(self) -> dict:
+        public = self._public()
+        if len(self.concepts) > 1:
+            flags = {"concepts_list": public["concepts_list"] or "./concepts.json"}
+        else:
+            flags = public["concepts"][0] if self.concepts else {}
+        prompts = self.preservation_prompts and published_folder(self.preservation_prompts)
+        return flags | self.results_dict() | {"preservation_prompts": prompts}
+
+    def _implied(self) -> dict:
+        implied = super()._implied() | {"replay_batch_size": self.train_batch_size}
+        del implied["strategy"]
+        return implied
+
+
+def published_folder(path: str) -> str:
+    """The name, after "./", of a folder or file: its path is private."""
+    return f"./{Path(os.path.abspath(path)).name}"
