@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
-from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
+from gdzoo.data.benchmarks import BENCHMARKS, CAPTIONED_DIGITS, Benchmark
 from gdzoo.data.concepts_list import (
     KEYS,
     Concept,
@@ -35,11 +35,11 @@ from gdzoo.settings import (
     slug,
 )
 
-CAPTIONED = "captioned-digits"
+CAPTIONED = CAPTIONED_DIGITS.name
 FACTOR = 8  # of the VAE of every Stable Diffusion
 
 # Of the embedded benchmark: a small model, trained from scratch at task 1.
-CAPTIONED_DIGITS = dict(
+CAPTIONED_RECIPE = dict(
     resolution=8,
     caption_dropout=0.1,
     strategy=["generative_replay", "generative_distillation"],
@@ -322,14 +322,13 @@ class TextToImageConfig(Settings, PromptSettings):
     def learning_rate_of(self, task: int) -> float:
         """The adapter's rate would spoil task 1 of the embedded benchmark, which trains all weights."""
         return (
-            self.learning_rate if self.rank is None or self.trains_adapter(task) else CAPTIONED_DIGITS["learning_rate"]
+            self.learning_rate if self.rank is None or self.trains_adapter(task) else CAPTIONED_RECIPE["learning_rate"]
         )
 
     def get_benchmark(self) -> Benchmark:
         """The images of a resolved config, as far as no folder need be opened."""
         if not self.pretrained_model_name_or_path:
-            digits = BENCHMARKS["split-digits"]
-            return dataclasses.replace(digits, name=CAPTIONED, channels=3, tasks="0-23;24-31;32-39", defaults={})
+            return CAPTIONED_DIGITS
         folders = ", ".join(public_name(concept.folder).removeprefix("./") for concept in self.concept_list)
         return Benchmark(self.benchmark, folders, 3, self.resolution, tasks=None)
 
@@ -414,12 +413,12 @@ class TextToImageConfig(Settings, PromptSettings):
     def _default_values(self) -> dict:
         if self.pretrained_model_name_or_path:
             return CONCEPTS | (CONCEPTS_ADAPTER if self.rank else {})
-        return CAPTIONED_DIGITS | (CAPTIONED_ADAPTER if self.rank else {})
+        return CAPTIONED_RECIPE | (CAPTIONED_ADAPTER if self.rank else {})
 
     def _check_together(self):
         if self.resolution % FACTOR:
             raise ConfigError(f"--resolution {self.resolution}: it is a multiple of {FACTOR}, the factor of the VAE")
-        if not self.pretrained_model_name_or_path and self.resolution != CAPTIONED_DIGITS["resolution"]:
+        if not self.pretrained_model_name_or_path and self.resolution != CAPTIONED_RECIPE["resolution"]:
             raise ConfigError(f"--resolution {self.resolution}: the images of {CAPTIONED} have 8 pixels; leave it out")
         if self.pretrained_model_name_or_path and self.evaluator == "train":
             raise ConfigError(

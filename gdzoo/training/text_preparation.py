@@ -44,7 +44,7 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     base = load_base(config) if config.pretrained_model_name_or_path else None
     data, class_prompts = open_data(config)
     if base:
-        config = with_checked_prompts(config, base, data)
+        note_long_prompts(data, base, config.resolution)
     extractor = load_extractor(config.features, accelerator.device) if config.features else None
     job = TextToImageJob(base, class_prompts, extractor)
     if config.push_to_hub:
@@ -92,12 +92,11 @@ def open_data(config: TextToImageConfig) -> tuple[ImageData, list[str | None]]:
     return data, [concept.class_prompt for concept in config.concept_list]
 
 
-def with_checked_prompts(config: TextToImageConfig, base: Base, data: ImageData) -> TextToImageConfig:
-    """The config with a warning if the model reads only the beginning of some prompts."""
-    space = StableDiffusion(base.pipeline, "cpu", config.resolution)
+def note_long_prompts(data: ImageData, base: Base, resolution: int):
+    """Remark on prompts of which the model reads only the beginning."""
+    space = StableDiffusion(base.pipeline, "cpu", resolution)
     if long := space.too_long(data.names):
-        return dataclasses.replace(config, warnings=[*config.warnings, shortened(long, space.tokens)])
-    return config
+        data.remarks.append(shortened(long, space.tokens))
 
 
 def make_chains(config: TextToImageConfig, data: ImageData) -> list[Chain]:

@@ -87,7 +87,7 @@ class TextToImageJob:
             return Start(self._student(run, chain, space.pipeline.unet.to(device), space))
         space = self.space(run, chain, task)
         unet, adapter = self._previous_unet(run, chain, task).to(device), None
-        if config.adapts(task):
+        if config.trains_adapter(task):
             adapter = add_adapter(unet, config.rank, seed_from(config.seed, task) % 2**32)
             if (published := chain.folder(task - 1) / LORA_FOLDER / LORA_FILE).exists():
                 adapter.load(published)
@@ -137,7 +137,7 @@ class TextToImageJob:
     def _previous_unet(self, run: Run, chain: Chain, task: int) -> UNet2DConditionModel:
         """What the task before published; with --rank without the adapter, which is loaded into it."""
         first = 1 if self.base is None else 0  # the task whose model adapters belong to
-        before = first if chain.config.adapts(task) else task - 1
+        before = first if chain.config.trains_adapter(task) else task - 1
         if before == 0:
             return copy.deepcopy(self.base.pipeline.unet)
         return UNet2DConditionModel.from_pretrained(chain.folder(before), subfolder="unet", use_safetensors=True)
