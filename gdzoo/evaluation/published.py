@@ -39,8 +39,8 @@ def refuse_text_to_image(repo_or_folder: str):
     """Raise ValueError for a text-to-image model of gdzoo, which this command cannot measure."""
     if is_text_to_image(published_json(repo_or_folder, RESULTS) or {}):
         raise ValueError(
-            f"{repo_or_folder} is a text-to-image model, and this command measures unconditional ones: its {RESULTS} has"
-            " what was measured after each task"
+            f"{repo_or_folder} is a text-to-image model, and this command measures unconditional ones: its {RESULTS}"
+            " has what was measured after each task"
         )
 
 
