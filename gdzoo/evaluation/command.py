@@ -23,7 +23,7 @@ from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.evaluator import Evaluator, load_evaluator
 from gdzoo.evaluation.features import Extractor, evaluator_extractor, load_extractor, reference_features
 from gdzoo.evaluation.measure import FEWEST_SAMPLES, SAMPLE_SEED, evaluate_pipeline
-from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, repo_id
+from gdzoo.evaluation.published import benchmark_config, find_evaluator, open_chain, refuse_text_to_image, repo_id
 from gdzoo.evaluation.tables import evaluation_table
 from gdzoo.machine import threads_for
 from gdzoo.models.pipelines import draw_any, load_any_pipeline
@@ -77,6 +77,7 @@ def prepare(args: argparse.Namespace) -> Job:
         ValueError: in one line that names the flag, the repo or the folder.
     """
     check_flags(args)
+    refuse_text_to_image(args.pipeline)
     config = benchmark_config(args.pipeline, args.benchmark)
     data = open_chain(config, args.pipeline, args.dataset_root)
     tasks = data.tasks(config.class_order, config.seed)

@@ -34,7 +34,8 @@ from gdzoo.models.pipelines import draw_images, load_pipeline
 from gdzoo.models.unet import flops_of_forward
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import write_json
-from gdzoo.zoo.results import DOWNSTREAM, read_downstream, read_models
+from gdzoo.zoo.names import repo_of
+from gdzoo.zoo.results import DOWNSTREAM, is_text_to_image, read_downstream, read_models
 
 BATCH_DRAWN = 500  # images drawn at once
 
@@ -147,6 +148,8 @@ def whole_chains(root: Path) -> dict[tuple[str, str, str, int, str], list[dict]]
     chains = defaultdict(dict)
     models, _, _ = read_models(root)
     for model in models:
+        if is_text_to_image(model):
+            continue
         key = (model["folder"].parent.name, *(model[name] for name in CHAIN[1:]))
         chains[key][model["task"]] = model
     return {
@@ -154,6 +157,13 @@ def whole_chains(root: Path) -> dict[tuple[str, str, str, int, str], list[dict]]
         for key, models in sorted(chains.items())
         if len(models) == len(next(iter(models.values()))["tasks"])
     }
+
+
+def left_out(root: Path) -> list[str]:
+    """A line for each text-to-image chain: its images have prompts, and the classifiers here are trained on classes."""
+    models, _, _ = read_models(root)
+    names = {repo_of(model["folder"]).rpartition("-task")[0] for model in models if is_text_to_image(model)}
+    return [f"left out {name}: a text-to-image chain" for name in sorted(names)]
 
 
 def recipe_of(config: TrainConfig, tasks: int, args: argparse.Namespace) -> Recipe:
@@ -222,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
             if getattr(args, flag) is not None and getattr(args, flag) < 1:
                 raise ValueError(f"--{flag} {getattr(args, flag)}: it must be at least 1")
         chains = whole_chains(root) if root.is_dir() else {}
+        for line in left_out(root):
+            print(clean(line), file=sys.stderr)
         if not chains:
             raise ValueError(f"{root} holds no chain of models that has all its tasks")
         data_sets = open_data_sets(chains, args.dataset_root)

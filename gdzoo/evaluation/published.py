@@ -10,6 +10,7 @@ from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.pretrained import first_of_chain, load_pretrained, open_data
 from gdzoo.zoo.folders import published_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG, evaluator_name, repo_of
+from gdzoo.zoo.results import is_text_to_image
 
 
 def open_chain(config: TrainConfig, repo_or_folder: str | Path, dataset_root: str | None) -> ImageData:
@@ -32,6 +33,15 @@ def open_chain(config: TrainConfig, repo_or_folder: str | Path, dataset_root: st
     raise ValueError(
         f"{repo_or_folder} was not trained from {first}: keep the folders of a chain together and do not rename them"
     )
+
+
+def refuse_text_to_image(repo_or_folder: str):
+    """Raise ValueError for a text-to-image model of gdzoo, which this command cannot measure."""
+    if is_text_to_image(published_json(repo_or_folder, RESULTS) or {}):
+        raise ValueError(
+            f"{repo_or_folder} is a text-to-image model, and this command measures unconditional ones: its {RESULTS}"
+            " has what was measured after each task"
+        )
 
 
 def benchmark_config(repo_or_folder: str, benchmark: str) -> TrainConfig:

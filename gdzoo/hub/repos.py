@@ -19,7 +19,8 @@ from gdzoo.hub.client import PermanentHubError, translated_errors
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import CARD, RESULTS
 
-DOWNLOADED = ["*.json", "*.safetensors", "*.png", CARD]  # nothing that could run code
+# Nothing that could run code; a tokenizer's merges are text.
+DOWNLOADED = ["*.json", "*.safetensors", "*.png", "tokenizer*/*.txt", CARD]
 
 RepoInfo = ModelInfo | SpaceInfo
 Files = dict[str, bytes | Path]  # by path in the repository

@@ -94,8 +94,13 @@ def parse_model(repo_id: str, revision: str, results: dict) -> Model:
 
     Raises:
         KeyError, TypeError, ValueError: a required key is missing or of the wrong kind, or the schema is newer.
+        RepoRefused: it is no unconditional model.
     """
     check_version(repo_id, results)
+    if "kind" in results:  # only unconditional models have none
+        raise RepoRefused(
+            f"{repo_id} is a {text(results['kind'], MAX_TITLE)} model: this Space shows unconditional ones"
+        )
     tasks = tuple(
         Task(int(task["task"]), tuple(int(label) for label in task["classes"]), tuple(map(str, task["names"])))
         for task in results["tasks"]

@@ -20,6 +20,7 @@ from gdzoo.method.randomness import StepRandom
 from gdzoo.models.unet import create_scheduler, create_unet
 from gdzoo.zoo.folders import write_json
 from gdzoo.zoo.results import read_downstream
+from tests.zoo.text_to_image import text_to_image_results
 
 TASKS = [[0, 1], [2, 3]]
 CPU = torch.device("cpu")
@@ -235,3 +236,15 @@ def test_the_exit_code_tells_errors_before_work_from_those_in_it(zoo, tmp_path, 
     shutil.copytree(zoo, tmp_path / "zoo")
     assert main([str(tmp_path / "zoo")]) == code
     assert capsys.readouterr().err.splitlines()[-1].endswith(r"gdzoo: \x1b[2Jno")
+
+
+def test_text_to_image_chains_are_left_out_by_name(tmp_path, capsys):
+    for task in (1, 2, 3):
+        folder = tmp_path / "gdzoo" / f"tiny-captions-task{task}"
+        folder.mkdir(parents=True)
+        write_json(folder / "results.json", text_to_image_results(task))
+        write_json(folder / "train_config.json", {})
+    assert main([str(tmp_path)]) == 2
+    captured = capsys.readouterr().err
+    assert captured.count("left out gdzoo/tiny-captions: a text-to-image chain\n") == 1
+    assert "holds no chain of models that has all its tasks" in captured

@@ -21,8 +21,10 @@ from gdzoo.evaluation.command import default_output, find_evaluator, fitted, mai
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import create_scheduler
+from gdzoo.zoo.folders import write_json
 from tests.evaluation.models import save, small_unet
 from tests.evaluation.processes import distributed, exit_codes, free_port
+from tests.zoo.text_to_image import text_to_image_results
 
 pytestmark = pytest.mark.usefixtures("cache")
 SECOND = ["--benchmark", "split-digits", "--task", "2", "--eval_samples", "64", "--eval_steps", "2"]
@@ -264,3 +266,13 @@ def test_a_seed_among_several_gives_the_weights_of_a_single_run(zoo, tmp_path):
 def test_a_seed_twice_is_refused(capsys, tmp_path):
     assert train.main(["--seeds", "1", "1", "--output_dir", str(tmp_path / "zoo")]) == 2
     assert "--seeds names each seed once" in capsys.readouterr().err
+
+
+def test_a_text_to_image_model_is_refused_in_one_line(tmp_path, capsys):
+    folder = tmp_path / "gdzoo" / "tiny-captions-task2"
+    folder.mkdir(parents=True)
+    write_json(folder / "results.json", text_to_image_results())
+    write_json(folder / "train_config.json", {"benchmark": "tiny-captions", "concepts_list": "x.json"})
+    assert main([str(folder), "--benchmark", "tiny-captions", "--task", "1"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gdzoo: {folder} is a text-to-image model, and this command measures unconditional ones")

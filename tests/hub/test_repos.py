@@ -3,17 +3,22 @@
 import json
 
 import httpx2
+import numpy
 import pytest
 from huggingface_hub import CommitOperationAdd, constants
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.numpy import save_file
 
 from gdzoo.hub import client
 from gdzoo.hub.client import PermanentHubError, TemporaryHubError, connect, translated_errors, with_retries
-from gdzoo.hub.repos import Target, missing, push_repo
+from gdzoo.hub.repos import Target, download, find, local_files, missing, push_repo
+from gdzoo.zoo.cards import text_to_image_card
+from gdzoo.zoo.folders import write_json
 from gdzoo.zoo.names import CARD as CARD_FILE
 from gdzoo.zoo.names import RESULTS
 from tests.hub.conftest import fill
 from tests.hub.folders import CARD, NAME, REPO, RUN, WEIGHTS, assert_pushed_once, content, make_repo, on_hub, push
+from tests.zoo.text_to_image import concepts
 
 
 def test_a_push_is_one_commit_a_tag_and_an_entry_in_the_collection(hub, tmp_path):
@@ -220,3 +225,26 @@ def test_calls_before_training_are_tried_three_times(hub, pauses):
     with pytest.raises(TemporaryHubError):
         with_retries(connect().whoami)
     assert len(hub.requests) == 6
+
+
+def test_a_text_to_image_model_is_pushed_and_downloaded_as_it_is(hub, tmp_path):
+    folder = tmp_path / "zoo" / "gdzoo" / "pets-task2"
+    for name in (WEIGHTS, "lora/pytorch_lora_weights.safetensors", "text_encoder/model.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"w": numpy.ones(8)}, folder / name)
+    for name in ("tokenizer/merges.txt", "tokenizer/vocab.json", "samples/task1-0.png", "samples.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+    results = concepts(2, run=RUN)
+    write_json(folder / RESULTS, results)
+    (folder / CARD_FILE).write_text(text_to_image_card("gdzoo/pets-task2", results, {"resolution": 8}, "train"))
+    push_repo(connect(), folder, Target())
+    assert on_hub(hub, "gdzoo/pets-task2") == content(folder)
+    assert hub.commits("gdzoo/pets-task2")[0].message == f"pets: task 2, run {RUN}"
+    api = connect()
+    download(api, find(api, "gdzoo/pets-task2"), tmp_path / "down")
+    assert content(tmp_path / "down") == content(folder)
+    pushed = local_files(folder, "me", "pets")  # names of other models of the chain follow
+    assert json.loads(pushed[RESULTS])["base_model"] == "me/pets-task1"
+    assert json.loads(pushed[RESULTS])["pretrained"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert b"base_model: me/pets-task1" in pushed[CARD_FILE]

@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.hub.server import FakeHub
 from tests.spaces.conftest import BENCHMARK, edit, strip
 from tests.spaces.driver import SPACE, expect, expect_drawn, opened, panel, running_app
+from tests.zoo.text_to_image import text_to_image_results
 
 INSTALL = 'pip install -c constraints.txt -e ".[space]"'  # gdzoo itself, its libraries and Gradio
 
@@ -142,6 +143,20 @@ def test_metrics_have_three_significant_digits(space, value, written):
     from markup import number
 
     assert number(value) == written
+
+
+def test_text_to_image_models_are_left_out_with_the_reason(space, tmp_path, tiny_zoo):
+    from sources import FolderSource
+    from zoo import Zoo
+
+    shutil.copytree(tiny_zoo.zoo / f"{BENCHMARK}-task1", tmp_path / "gdzoo" / f"{BENCHMARK}-task1")
+    folder = tmp_path / "gdzoo" / "tiny-captions-task2"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(text_to_image_results()))
+    zoo = Zoo(FolderSource(tmp_path, "gdzoo"))
+    zoo.refresh()
+    assert zoo.benchmarks() == [BENCHMARK]
+    assert zoo.problems == ["gdzoo/tiny-captions-task2 is a text-to-image model: this Space shows unconditional ones"]
 
 
 # results.json, which anyone may have written

@@ -1,0 +1,87 @@
+"""The prompts that are preserved, and the captions that are shipped for it."""
+
+import re
+
+import pytest
+
+from gdzoo.data.prompts import GENERAL, HELD_OUT, PromptGroup, held_out, preservation_groups, read_prompts
+
+
+def test_general_captions_are_many_plain_and_distinct():
+    assert 190 <= len(GENERAL) <= 220 and len(HELD_OUT) == 20
+    everything = [*GENERAL, *HELD_OUT]
+    assert len({caption.casefold() for caption in everything}) == len(everything)
+    for caption in everything:
+        assert re.fullmatch(r"[A-Za-z0-9é' -]{8,60}", caption), caption
+        assert len(caption.split()) <= 12  # far below CLIP's 77 tokens
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dog", "cat", "horse", "birds"),
+        ("woman", "man", "child", "people"),
+        ("chair", "table", "car", "clock"),
+        ("street", "mountain", "beach", "kitchen"),
+        ("soup", "cake", "apples"),
+        ("oil painting", "watercolor", "pencil drawing", "cartoon"),
+        ("red", "green", "blue", "yellow", "black", "white"),
+        ("two", "three", "four", "six", "ten"),
+        ("rain", "snow", "fog", "storm"),
+    ],
+)
+def test_general_captions_are_broad(words):
+    for word in words:
+        assert any(re.search(rf"\b{word}\b", caption) for caption in GENERAL), word
+
+
+def test_equal_shares_without_duplicates():
+    groups = preservation_groups(
+        current=["a photo of zwx chair"],
+        earlier=["a photo of sks dog", "A photo of SKS  dog", "a photo of zwx chair"],
+        classes=["a photo of a dog", None, "a photo of a chair", ""],
+        general=True,
+        empty_share=0.1,
+    )
+    names = [group.name for group in groups]
+    assert names == ["earlier", "classes", "general", "empty"]
+    assert [group.share for group in groups] == pytest.approx([0.3, 0.3, 0.3, 0.1])
+    earlier, classes, general, empty = (group.prompts for group in groups)
+    assert earlier == ("a photo of sks dog",)
+    assert classes == ("a photo of a dog", "a photo of a chair")
+    assert set(general) == set(GENERAL) - {"a photo of a dog", "a photo of a chair"}
+    assert empty == ("",)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_given_prompts_replace_all_others(share):
+    groups = preservation_groups(["x"], ["y"], ["z"], given=["a", "X", "b", "a"], general=True, empty_share=share)
+    assert groups[0] == PromptGroup("given", ("a", "b"), 1 - share)
+    assert groups[1:] == ([PromptGroup("empty", ("",), share)] if share else [])
+
+
+def test_task_that_is_taught_is_never_preserved():
+    groups = preservation_groups(["A tree"], ["a  tree", "a house"], ["a tree"], general=True)
+    assert not any(prompt.casefold() == "a tree" for group in groups for prompt in group.prompts)
+
+
+def test_nothing_to_preserve():
+    with pytest.raises(ValueError, match="--class_prompt or --preservation_prompts"):
+        preservation_groups(["x"], [], [None], given=["x"])
+
+
+def test_file_of_prompts(tmp_path):
+    file = tmp_path / "keep.txt"
+    file.write_bytes(b"\xef\xbb\xbfa tree\r\n\r\n  a  house \r\na tree\r\n")
+    assert read_prompts(str(file)) == ["a tree", "a house"]
+    for content, said in ((b"\n  \n", "it holds no prompt"), (b"", "it holds no prompt"), (b"\xff", "cannot be read")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            read_prompts(str(file))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_prompts(str(tmp_path))
+
+
+def test_held_out_captions_are_those_that_are_not_preserved():
+    assert held_out(GENERAL) == [*HELD_OUT]
+    assert held_out([HELD_OUT[0].upper(), "a tree"]) == [*HELD_OUT[1:]]

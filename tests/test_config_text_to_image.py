@@ -1,0 +1,337 @@
+"""Settings of text-to-image chains: defaults, what is refused or only noted, and what is published of them."""
+
+import json
+import shlex
+from dataclasses import fields, replace
+
+import pytest
+from PIL import Image
+
+from gdzoo import train_text_to_image
+from gdzoo.arguments import make_parser, parse_args
+from gdzoo.config_text_to_image import CAPTIONED_DIGITS, OTHER_FLAGS, TextToImageConfig
+from gdzoo.settings import ConfigError
+from tests.conftest import ROOT
+from tests.test_command_line import SLOW, python
+
+GROUPS = ("data", "method", "model", "training", "evaluation", "output", "Hub")
+MODEL = "someone/model"
+DOG = dict(instance_prompt="a photo of sks dog", class_prompt="a photo of a dog", instance_data_dir="dogs")
+CHAIR = dict(instance_prompt="a photo of zwx chair", class_prompt="a photo of a chair", instance_data_dir="chairs")
+ONE = dict(pretrained_model_name_or_path=MODEL, **DOG)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """A working folder with photos of two concepts; returns it."""
+    folder = tmp_path / "private"
+    for name in ("dogs", "chairs", "empty"):
+        (folder / name).mkdir(parents=True)
+    for name in ("dogs", "chairs"):
+        Image.new("RGB", (9, 8)).save(folder / name / "1.PNG")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write_list(entries, name="concepts.json") -> str:
+    with open(name, "w", encoding="utf-8") as file:
+        file.write(entries if isinstance(entries, str) else json.dumps(entries))
+    return name
+
+
+def listed(*entries, **settings) -> TextToImageConfig:
+    return TextToImageConfig(pretrained_model_name_or_path=MODEL, concepts_list=write_list([*entries]), **settings)
+
+
+def refusal(**settings) -> str:
+    """The one line in which settings are refused."""
+    with pytest.raises(ConfigError) as refused:
+        TextToImageConfig(**settings).resolve().check_paths()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+# ---- defaults ----
+
+
+def test_no_setting_at_all_is_captioned_digits():
+    config = TextToImageConfig().resolve()
+    assert (config.benchmark, config.resolution, config.concepts) == ("captioned-digits", 8, [])
+    assert config.strategy == ["generative_replay", "generative_distillation"]
+    assert {name: getattr(config, name) for name in CAPTIONED_DIGITS} == CAPTIONED_DIGITS
+    assert (config.tasks_known(1), config.trains_adapter(1)) == (1, False)
+    assert (config.get_benchmark().channels, config.get_benchmark().resolution) == (3, 8)
+
+
+def test_a_pretrained_model_counts_as_one_task():
+    config = TextToImageConfig(**ONE).resolve()
+    assert config.strategy == ["generative_distillation"]
+    assert (config.benchmark, config.resolution, config.evaluator) == ("dogs", 512, "none")
+    assert (config.tasks_known(1), config.tasks_known(2)) == (2, 3)
+    assert (config.replay_weight, config.replay_pool, config.caption_dropout) == (1.0, 200, 0.0)
+    assert (config.learning_rate, config.guidance_scale, config.snr_gamma) == (5e-6, 7.5, None)
+
+
+def test_an_adapter_has_a_higher_rate_but_not_where_a_model_is_trained_from_scratch():
+    assert TextToImageConfig(**ONE, rank=4).resolve().learning_rate == 1e-4
+    digits = TextToImageConfig(rank=8).resolve()
+    assert (digits.trains_adapter(1), digits.trains_adapter(2)) == (False, True)
+    assert (digits.learning_rate_of(1), digits.learning_rate_of(2)) == (1e-3, 3e-3)
+    assert TextToImageConfig(**ONE, rank=4).resolve().trains_adapter(1)
+
+
+def test_name_of_the_chain():
+    assert listed(DOG).resolve().benchmark == "concepts"
+    assert listed(DOG, benchmark="pets").resolve().benchmark == "pets"
+    assert TextToImageConfig(**ONE | {"instance_data_dir": "dogs/"}).resolve().benchmark == "dogs"
+    write_list([DOG], "My pets, 2.json")
+    config = TextToImageConfig(pretrained_model_name_or_path=MODEL, concepts_list="My pets, 2.json")
+    assert config.resolve().benchmark == "my-pets-2"
+    write_list([DOG], "captioned-digits.json")
+    assert replace(config, concepts_list="captioned-digits.json").resolve().benchmark == "own-captioned-digits"
+
+
+def test_concepts_in_order():
+    config = listed(CHAIR, DOG).resolve()
+    assert [concept.prompt for concept in config.concept_list] == [CHAIR["instance_prompt"], DOG["instance_prompt"]]
+    config.check_paths()
+    assert [str(folder) for folder in config.data_folders] == ["chairs", "dogs"]
+    given = TextToImageConfig(pretrained_model_name_or_path=MODEL, concepts=[CHAIR, DOG], benchmark="concepts")
+    assert given.resolve().concepts == config.concepts
+
+
+@pytest.mark.parametrize("settings", [{}, ONE, {**ONE, "rank": 4}])
+def test_resolving_twice_changes_nothing(settings):
+    config = TextToImageConfig(**settings).resolve()
+    assert config.resolve() == config
+
+
+def test_concepts_are_read_once():
+    """The file may grow while a run is going on."""
+    config = listed(DOG).resolve()
+    write_list([DOG, CHAIR])
+    assert config.resolve().concepts == config.concepts
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({**ONE, "instance_prompt": None}, "--instance_prompt is missing"),
+        ({**ONE, "instance_data_dir": None}, "--instance_data_dir is missing"),
+        ({**ONE, "class_prompt": "a photo  of sks dog"}, "instance_prompt and class_prompt are the same"),
+        ({**ONE, "instance_data_dir": "nowhere"}, "--instance_data_dir nowhere: there is no such folder"),
+        ({**ONE, "instance_data_dir": "empty"}, "--instance_data_dir empty holds nothing"),
+        ({**ONE, "instance_data_dir": "."}, "holds no photo, only chairs, dogs, empty"),
+        ({**ONE, "concepts_list": "concepts.json"}, "--instance_data_dir does not go with --concepts_list"),
+        (DOG, "--instance_data_dir goes with --pretrained_model_name_or_path"),
+        ({"revision": "main"}, "--revision goes with --pretrained_model_name_or_path"),
+        ({"benchmark": "split-digits"}, "--benchmark split-digits: without --pretrained_model_name_or_path"),
+        ({**ONE, "benchmark": "captioned-digits"}, "--benchmark captioned-digits is the embedded one"),
+        ({**ONE, "resolution": 500}, "--resolution 500: it is a multiple of 8"),
+        ({"resolution": 16}, "--resolution 16: the images of captioned-digits have 8 pixels"),
+        ({**ONE, "strategy": ["joint"]}, "--strategy joint needs the real images"),
+        ({**ONE, "strategy": ["experience_replay"]}, "--strategy experience_replay needs the real images"),
+        ({**ONE, "preservation_empty_share": 1.0}, "--preservation_empty_share 1.0: it is less than 1"),
+        ({**ONE, "evaluator": "train"}, "--evaluator train: photos of a few concepts"),
+        ({**ONE, "replay_pool_steps": 3}, "--replay_pool_steps 3 does not divide"),
+        ({**ONE, "preservation_prompts": "missing.txt"}, "--preservation_prompts missing.txt: it cannot be read"),
+        ({**ONE, "pretrained_model_name_or_path": "../model"}, "--pretrained_model_name_or_path ../model: there is no"),
+        ({**ONE, "rank": 0}, "--rank 0: it is at least 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused(settings, said):
+    assert said in refusal(**settings)
+
+
+@pytest.mark.parametrize(
+    "entries, said",
+    [
+        ("[{", "concepts.json: it is no JSON"),
+        ("{}", "concepts.json: write a list"),
+        ("[]", "concepts.json: write a list"),
+        ("[" * 100_000, "concepts.json: it is no JSON"),
+        ([DOG, 3], "entry 2: it is no object"),
+        ([DOG, {**CHAIR, "instance_prompt": " "}], "entry 2: instance_prompt is missing"),
+        ([{**DOG, "class_prompt": 7}], "entry 1: class_prompt is no text"),
+        ([{**DOG, "prompt": "a"}], "entry 1: there is no key 'prompt'"),
+        ([DOG, {**CHAIR, "instance_prompt": DOG["instance_prompt"]}], "concepts 1 and 2 have the same instance prompt"),
+        ([DOG, {**CHAIR, "instance_prompt": DOG["class_prompt"]}], "is the class prompt of concept 1"),
+        (
+            [DOG, {**CHAIR, "instance_data_dir": "empty"}],
+            "--concepts_list concepts.json: instance_data_dir empty holds",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_list_is_refused_by_entry(entries, said):
+    assert said in refusal(pretrained_model_name_or_path=MODEL, concepts_list=write_list(entries))
+
+
+@pytest.mark.parametrize("text, said", [("\n \n", "it holds no prompt"), (DOG["instance_prompt"], "is being taught")])
+def test_preservation_file_with_nothing_to_keep(folders, text, said):
+    (folders / "keep.txt").write_text(text)
+    assert said in refusal(**ONE, preservation_prompts="keep.txt")
+
+
+# ---- warnings ----
+
+
+def test_warnings(folders):
+    assert not TextToImageConfig(**ONE).resolve().warnings
+    assert not TextToImageConfig().resolve().warnings
+    (folders / "keep.txt").write_text(DOG["class_prompt"] + "\n\n")
+    [line] = TextToImageConfig(**ONE, preservation_prompts="keep.txt").resolve().warnings
+    assert "class prompts alone" in line
+    (folders / "keep.txt").write_text(DOG["class_prompt"] + "\na tree\n")
+    assert not TextToImageConfig(**ONE, preservation_prompts="keep.txt").resolve().warnings
+    [line] = TextToImageConfig(**ONE | {"class_prompt": None}).resolve().warnings
+    assert "has no class prompt" in line
+    assert not TextToImageConfig(**ONE | {"class_prompt": None}, strategy=["finetune"]).resolve().warnings
+    [line] = listed(DOG | {"class_data_dir": "classes"}).resolve().warnings
+    assert "class_data_dir folder is not read" in line
+
+
+# ---- the command line ----
+
+
+def test_help_shows_every_flag_once_and_in_groups():
+    lines = make_parser(TextToImageConfig).format_help().splitlines()
+    assert lines[0].startswith("usage: accelerate launch gdzoo/train_text_to_image.py")
+    assert [line for line in lines if line.endswith(":") and line[0] != " "] == [
+        f"{name}:" for name in ("most used", *GROUPS)
+    ]
+    flags = [line.split()[0].strip(",") for line in lines if line.startswith("  -")]
+    named = [f"--{spec.name}" for spec in fields(TextToImageConfig) if spec.metadata["flag"]]
+    assert sorted(flags) == sorted([*named, "--config", "-h"])
+    assert not set(OTHER_FLAGS) & {spec.name for spec in fields(TextToImageConfig)}
+
+
+@pytest.mark.parametrize("name", OTHER_FLAGS)
+def test_other_flags_of_diffusers_are_noted_or_refused_in_one_line(name, capsys, folders):
+    other = OTHER_FLAGS[name]
+    values = [] if other.values == 0 else ["1"]
+    (folders / "run.yaml").write_text(f"seed: 7\n{name}: 1\n")
+    for argv in ([f"--{name}", *values, "--seed", "7"], ["--config", "run.yaml"]):
+        if other.refused:
+            with pytest.raises(SystemExit) as ended:
+                parse_args(argv, TextToImageConfig)
+            assert ended.value.code == 2
+        else:
+            assert parse_args(argv, TextToImageConfig) == TextToImageConfig(seed=7)
+        said = capsys.readouterr().err
+        assert said.count("\n") == bool(other.text) and f"{name}: {other.text}" in (said or f"{name}: ")
+
+
+def test_notes_are_printed_by_one_process(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    parse_args(["--with_prior_preservation"], TextToImageConfig)
+    assert not capsys.readouterr().err
+
+
+def test_settings_of_a_file_are_those_of_the_command_line(folders):
+    (folders / "run.yaml").write_text("instance_prompt: a photo of sks dog\nstrategy: [lwf, finetune]\nrank: 4\n")
+    config = parse_args(["--config", "run.yaml", "--rank", "8"], TextToImageConfig)
+    assert (config.instance_prompt, config.strategy, config.rank) == ("a photo of sks dog", ["lwf", "finetune"], 8)
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        (["--help"], 0, "usage: accelerate launch gdzoo/train_text_to_image.py"),
+        (["--rank", "0"], 2, "gdzoo: --rank 0: it is at least 1"),
+        (["--train_text_encoder"], 2, "gdzoo: --train_text_encoder: the text encoder is never trained"),
+    ],
+)
+def test_help_and_refusals_come_before_slow_imports(tmp_path, arguments, code, said):
+    slow = tmp_path / "slow"
+    for name in SLOW:
+        (slow / name).mkdir(parents=True)
+        (slow / name / "__init__.py").write_text("raise SystemExit(f'{__name__} was imported')")
+    run = python([str(ROOT / "gdzoo/train_text_to_image.py"), *arguments], tmp_path, slow)
+    assert run.returncode == code and (run.stdout + run.stderr).startswith(said), run.stderr
+
+
+def test_settings_need_no_slow_import(folders):
+    config = f"TextToImageConfig(pretrained_model_name_or_path='me/model', **{DOG}).resolve()"
+    check = (
+        "import sys; from gdzoo.train_text_to_image import TextToImageConfig, main, train;"
+        f" config = {config}; config.check_paths(); config.run_id(); config.command(); config.get_benchmark();"
+        f" config.warnings; print({{*{SLOW}}} & sys.modules.keys())"
+    )
+    run = python(["-c", check], folders)
+    assert run.stdout.strip() == "set()", run.stdout + run.stderr
+
+
+def test_exit_code_of_bad_settings(capsys):
+    assert train_text_to_image.main(["--resolution", "12"]) == 2
+    assert capsys.readouterr().err == "gdzoo: --resolution 12: it is a multiple of 8, the factor of the VAE\n"
+
+
+# ---- what is published, and when two runs are the same ----
+
+
+def test_nothing_private_is_published(folders):
+    (folders / "keep.txt").write_text("a tree\na house\n")
+    prefix = str(folders)
+    entries = [{**entry, "instance_data_dir": f"{prefix}/{entry['instance_data_dir']}"} for entry in (DOG, CHAIR)]
+    config = listed(*entries, preservation_prompts=f"{prefix}/keep.txt", evaluator=prefix, features=prefix).resolve()
+    published = json.dumps(config.to_dict()) + config.command()
+    assert prefix not in published and "/private/" not in published
+    assert config.to_dict()["concepts"][1] == {**CHAIR, "instance_data_dir": "./chairs"}
+    assert config.to_dict()["preservation_prompts"] == ["a tree", "a house"]
+    assert config.to_dict()["concepts_list"] == "./concepts.json"
+    one = TextToImageConfig(**ONE | {"instance_data_dir": f"{prefix}/dogs"}).resolve()
+    assert prefix not in json.dumps(one.to_dict()) + one.command()
+
+
+def test_a_longer_list_is_the_same_run():
+    short, long = listed(DOG).resolve(), listed(DOG, CHAIR).resolve()
+    assert short.run_id() == long.run_id()
+    assert not long.difference(short.to_dict())
+    assert long.difference(listed(DOG, rank=4).resolve().to_dict()).startswith("--rank 4, not None")
+
+
+def test_other_preservation_prompts_are_another_run(folders):
+    (folders / "keep.txt").write_text("a tree\n")
+    first = TextToImageConfig(**ONE, preservation_prompts="keep.txt").resolve()
+    (folders / "keep.txt").write_text("a house\n")
+    second = TextToImageConfig(**ONE, preservation_prompts="keep.txt").resolve()
+    assert first.run_id() != second.run_id() != TextToImageConfig(**ONE).resolve().run_id()
+    assert second.difference(first.to_dict()) == "--preservation_prompts ['a tree'], not ['a house']"
+
+
+CASES = {
+    "digits": {},
+    "digits with an adapter": dict(rank=8, strategy=["lwf"], seed=69),
+    "one": {**ONE, "rank": 4, "center_crop": True, "snr_gamma": 5.0},
+    "no class": {**ONE, "class_prompt": None},
+}
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_command_and_published_settings_lead_back(settings):
+    config = TextToImageConfig(**settings).resolve()
+    command = shlex.split(config.command())
+    assert command[:3] == ["accelerate", "launch", "gdzoo/train_text_to_image.py"]
+    again = parse_args(command[3:], TextToImageConfig).resolve()
+    assert again.results_dict() == config.results_dict()
+    assert [(c.prompt, c.class_prompt) for c in again.concept_list] == [
+        (c.prompt, c.class_prompt) for c in config.concept_list
+    ]
+    again.check_paths()  # ./dogs
+    published = TextToImageConfig.from_public(json.loads(json.dumps(config.chain("lwf").to_dict())))
+    assert replace(published, strategy=config.strategy).run_id() == config.run_id()
+
+
+def test_command_and_published_settings_of_a_list_lead_back(folders):
+    (folders / "keep.txt").write_text("a tree\n")
+    config = listed(DOG, CHAIR, preservation_prompts="keep.txt").resolve()
+    again = parse_args(shlex.split(config.command())[3:], TextToImageConfig).resolve()
+    assert again.run_id() == config.run_id() and again.concepts == config.concepts
+    published = TextToImageConfig.from_public({**config.to_dict(), "a_later_setting": 1})
+    assert published.run_id() == config.run_id()
+    assert [concept.folder for concept in published.concept_list] == ["./dogs", "./chairs"]
