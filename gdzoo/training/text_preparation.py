@@ -87,7 +87,7 @@ def open_data(config: TextToImageConfig) -> tuple[ImageData, list[str | None]]:
         data = CaptionedDigits()
         return data, [None] * len(data.names)
     data = ConceptData(
-        config.get_benchmark(), config.concept_list, config.center_crop, config.seed, config.dataloader_num_workers
+        config.get_benchmark(), config.concept_list, config.center_crop, num_workers=config.dataloader_num_workers
     )
     return data, [concept.class_prompt for concept in config.concept_list]
 
