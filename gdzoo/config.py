@@ -286,10 +286,6 @@ class TrainConfig(Settings, ImageSettings):
             tasks = int(tasks)
         return dataclasses.replace(base, tasks=tasks, **given)
 
-    def learning_rate_of(self, task: int) -> float:
-        """The same for all tasks."""
-        return self.learning_rate
-
     def tasks_known(self, task: int) -> int:
         """The number of tasks that the model after `task` counts as; a pretrained one, task 1, may count as several."""
         return task - 1 + (self.pretrained_tasks or 1)

@@ -60,6 +60,7 @@ CAPTIONED_RECIPE = dict(
     eval_batch_size=240,
     guidance_scale=1.5,
 )
+FIRST_TASK = 2  # times the steps of a later task
 # Of concepts after a pretrained model: the batch, steps and rates of diffusers' DreamBooth guides.
 CONCEPTS = dict(
     resolution=512,
@@ -236,6 +237,7 @@ class PromptSettings:
     )
     revision: str | None = option(None, MODEL, "its branch, tag or commit")
     variant: str | None = option(None, MODEL, "its files of one precision, e.g. fp16")
+    pretrained_tasks: int = option(1, MODEL, "how many tasks beside the chain's own it counts as", flag=False)
     rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the U-Net)", minimum=1)
 
 
@@ -312,18 +314,19 @@ class TextToImageConfig(Settings, PromptSettings):
         return [Path(concept.folder) for concept in self.concept_list]
 
     def tasks_known(self, task: int) -> int:
-        """The number of tasks that the model after `task` counts as; a pretrained model is one by itself."""
-        return task + 1 if self.pretrained_model_name_or_path else task
+        """The number of tasks that the model after `task` counts as; a stranger's model is one by itself."""
+        return task + (self.pretrained_tasks if self.pretrained_model_name_or_path else 0)
 
     def trains_adapter(self, task: int) -> bool:
         """Whether `task` trains an adapter; task 1 of the embedded benchmark trains a whole model from scratch."""
         return self.rank is not None and (task > 1 or bool(self.pretrained_model_name_or_path))
 
-    def learning_rate_of(self, task: int) -> float:
-        """The adapter's rate would spoil task 1 of the embedded benchmark, which trains all weights."""
-        return (
-            self.learning_rate if self.rank is None or self.trains_adapter(task) else CAPTIONED_RECIPE["learning_rate"]
-        )
+    def of_task(self, task: int) -> "TextToImageConfig":
+        """Task 1 of the embedded benchmark trains all weights from scratch, for longer, whatever the later tasks do."""
+        if task > 1 or self.pretrained_model_name_or_path:
+            return self
+        rate = CAPTIONED_RECIPE["learning_rate"] if self.rank else self.learning_rate
+        return dataclasses.replace(self, max_train_steps=FIRST_TASK * self.max_train_steps, learning_rate=rate)
 
     def get_benchmark(self) -> Benchmark:
         """The images of a resolved config, as far as no folder need be opened."""

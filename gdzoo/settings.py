@@ -333,6 +333,10 @@ class Settings(HubSettings, OutputSettings, EvaluationSettings, TrainingSettings
                     " repo such as gdzoo/split-digits-task3 or gdzoo/split-digits-task3@REVISION"
                 )
 
+    def of_task(self, task: int):
+        """The config of one task, where it differs from that of the chain."""
+        return self
+
     def chain(self, strategy: str):
         """The config of one strategy's chain."""
         return dataclasses.replace(self, strategy=[strategy])

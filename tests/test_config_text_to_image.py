@@ -9,7 +9,7 @@ from PIL import Image
 
 from gdzoo import train_text_to_image
 from gdzoo.arguments import make_parser, parse_args
-from gdzoo.config_text_to_image import CAPTIONED_DIGITS, OTHER_FLAGS, TextToImageConfig
+from gdzoo.config_text_to_image import CAPTIONED_RECIPE, OTHER_FLAGS, TextToImageConfig
 from gdzoo.settings import ConfigError
 from tests.conftest import ROOT
 from tests.test_command_line import SLOW, python
@@ -58,7 +58,7 @@ def test_no_setting_at_all_is_captioned_digits():
     config = TextToImageConfig().resolve()
     assert (config.benchmark, config.resolution, config.concepts) == ("captioned-digits", 8, [])
     assert config.strategy == ["generative_replay", "generative_distillation"]
-    assert {name: getattr(config, name) for name in CAPTIONED_DIGITS} == CAPTIONED_DIGITS
+    assert {name: getattr(config, name) for name in CAPTIONED_RECIPE} == CAPTIONED_RECIPE
     assert (config.tasks_known(1), config.trains_adapter(1)) == (1, False)
     assert (config.get_benchmark().channels, config.get_benchmark().resolution) == (3, 8)
 
@@ -76,7 +76,7 @@ def test_an_adapter_has_a_higher_rate_but_not_where_a_model_is_trained_from_scra
     assert TextToImageConfig(**ONE, rank=4).resolve().learning_rate == 1e-4
     digits = TextToImageConfig(rank=8).resolve()
     assert (digits.trains_adapter(1), digits.trains_adapter(2)) == (False, True)
-    assert (digits.learning_rate_of(1), digits.learning_rate_of(2)) == (1e-3, 3e-3)
+    assert (digits.of_task(1).learning_rate, digits.of_task(2).learning_rate) == (1e-3, 3e-3)
     assert TextToImageConfig(**ONE, rank=4).resolve().trains_adapter(1)
 
 

@@ -25,11 +25,13 @@ CHUNK = 16  # photos that are decoded at once
 class ConceptData(ImageData):
     """Photos of any size and shape, resized by their shorter side and cropped to squares.
 
-    Label k is concept k, and its name is its instance prompt. Photos that cannot be decoded are left out from the
+    The name of a label is an instance prompt: first those of concepts that were taught before, of which there are no
+    photos, then that of each concept. Photos that cannot be decoded are left out from the
     beginning; a photo with EXIF orientation is upright, what is transparent is white, and all become 8-bit RGB.
 
     Args:
         benchmark: with the resolution.
+        taught: the instance prompts of concepts that were taught before.
         seed: of the random crops, which also depend on the concept's prompt and the file's name, and on nothing else.
             Give all seeds of a run the same one if they share this object: a chain must not depend on what else is
             trained beside it.
@@ -45,13 +47,15 @@ class ConceptData(ImageData):
         center_crop: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        taught: Sequence[str] = (),
     ):
         self.benchmark, self.concepts, self.num_workers = benchmark, list(concepts), num_workers
         self.center_crop, self.seed = center_crop, seed
-        self.names = [concept.prompt for concept in concepts]
+        self.taught, self.names = len(taught), [*taught, *(concept.prompt for concept in concepts)]
         self.channels, self.test_split, self.synthetic_label, self.image_bits = 3, None, None, None
         self.columns, self.dataset_root = ("image", None), None
-        self.left_out, self.remarks, self.photos, self._bits = [], [], [], []
+        self.left_out, self.remarks = [], []
+        self.photos, self._bits = [[] for _ in taught], [8 for _ in taught]
         self._undecodable = Counter()  # photos that became unreadable later
         for concept in concepts:
             self._examine(concept)
@@ -88,7 +92,7 @@ class ConceptData(ImageData):
     def content_hash(self) -> str:
         """Of the prompts, names and bytes of all photos."""
         digest = hashlib.sha256()
-        for concept, photos in zip(self.concepts, self.photos, strict=True):
+        for concept, photos in zip(self.concepts, self.photos[self.taught :], strict=True):
             for text in (concept.prompt, *(f"{photo.name} {_hash(photo)}" for photo in photos)):
                 digest.update(text.encode(errors="surrogateescape") + b"\0")
         return digest.hexdigest()[:16]
@@ -98,8 +102,8 @@ class ConceptData(ImageData):
         return Counter()
 
     def tasks(self, class_order: str, seed: int) -> list[list[int]]:
-        """Each concept is a task, in the order of the list."""
-        return [[label] for label in range(len(self.names))]
+        """Each concept is a task, in the order of the list; those that were taught before are none."""
+        return [[label] for label in range(self.taught, len(self.names))]
 
     def same_rows_every_epoch(self, world_size: int) -> bool:
         return True

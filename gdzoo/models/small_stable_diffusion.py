@@ -18,6 +18,8 @@ VAE_BATCH = 32
 VAE_LEARNING_RATE = 1e-2
 KL_WEIGHT = 1e-3
 TOKENS = 8  # of a prompt, with start and end
+TEXT_WIDTH = 64  # of an embedding
+LATENT_CHANNELS = 4
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 UNET = dict(
@@ -56,13 +58,7 @@ def create_pipeline(
         text_encoder = create_text_encoder(tokenizer)
         vae = train_vae(images, device, vae_steps, progress)
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=images.shape[-1] // 2,
-            in_channels=vae.config.latent_channels,
-            out_channels=vae.config.latent_channels,
-            cross_attention_dim=text_encoder.config.hidden_size,
-            **UNET,
-        )
+        unet = create_unet(images.shape[-1])
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -74,6 +70,17 @@ def create_pipeline(
         requires_safety_checker=False,
     )
     return pipeline.to(device)
+
+
+def create_unet(resolution: int) -> UNet2DConditionModel:
+    """A fresh U-Net for the latents of images of this resolution; seed torch before."""
+    return UNet2DConditionModel(
+        sample_size=resolution // 2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        cross_attention_dim=TEXT_WIDTH,
+        **UNET,
+    )
 
 
 def create_scheduler() -> DDIMScheduler:
@@ -127,7 +134,7 @@ def create_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A frozen random text encoder; seed torch before."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=TEXT_WIDTH,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -152,7 +159,7 @@ def train_vae(
     """
     vae = AutoencoderKL(
         sample_size=images.shape[-1],
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,

@@ -28,7 +28,7 @@ class Learner:
     """A student that learns one task (Masip et al., section 3.2), with optimizer, schedule and average.
 
     Args:
-        config: resolved.
+        config: resolved, of this task.
         student: of any kind of model, on the accelerator's device.
         strategy: gives the rehearsal of each step.
         task: counts from 1, and gives the loss its weights.
@@ -58,8 +58,7 @@ class Learner:
             past, key = make_past(student, teacher, pool, buffer), (config.seed, task)
             self.rehearsal = Rehearsal(strategy, past, teacher, key, config.max_train_steps, at_once)
         self.passes = 0  # images through the student
-        rate = config.learning_rate_of(task)
-        optimizer = torch.optim.Adam(student.parameters(), lr=rate, fused=True)
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
         # The schedule is not prepared: accelerate would step it once for each process.
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,

@@ -194,7 +194,7 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
     Returns:
         What is to be published (its weights averaged with --use_ema), and what it cost.
     """
-    config, accelerator = chain.config, run.accelerator
+    config, accelerator = chain.config.of_task(task), run.accelerator
     reset_peak_memory(accelerator.device)
     set_seed(seed_from(config.seed, task) % 2**32)  # for strategies from outside that use global generators
     start = run.job.start(run, chain, task, evaluator)
@@ -299,7 +299,7 @@ def report_loss(chain: Chain, task: int, progress: Progress, losses: list[Tensor
     speed = images_per_second(chain, accelerator, progress)
     bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.0f}"})
     if config.report_to:
-        step = (task - 1) * config.max_train_steps + progress.step
+        step = sum(config.of_task(before).max_train_steps for before in range(1, task)) + progress.step
         values = {f"{chain.title}/loss": loss}
         if config.report_to == "wandb":  # Trap: it drops steps below the last one, as those of the next chain are
             accelerator.log(values | {f"{chain.title}/step": step})

@@ -45,6 +45,7 @@ from gdzoo.zoo.results import (
     validate_results,
 )
 
+BEFORE = "before"  # the group of prompts that the base was taught in another chain of gdzoo
 KEPT_ENTRIES = ("task", "metrics", "groups", "cost")  # of a model, in the history of later ones
 PICTURES_OF_TASK = 4  # rows of samples.png
 
@@ -55,13 +56,22 @@ Picture = tuple[int, str, Tensor]
 # ---- evaluation ----
 
 
-def groups_of(run: Run, chain: Chain, task: int, class_prompts: list[str | None], on_base: bool) -> list[PromptGroup]:
-    """What the model after a task is judged by: the prompts of each task, and on a stranger's model others' too."""
+def groups_of(
+    run: Run, chain: Chain, task: int, class_prompts: list[str | None], taught: int, on_base: bool
+) -> list[PromptGroup]:
+    """What the model after a task is judged by: the prompts of each task, and on a stranger's model others' too.
+
+    Args:
+        taught: how many labels, the first, the base was taught before.
+    """
     names = run.data.names
     groups = [
         PromptGroup(f"task {number}", number, tuple(names[label] for label in labels), taught=True)
         for number, labels in enumerate(chain.tasks[:task], start=1)
     ]
+    before = set(range(taught)) - {label for labels in chain.tasks for label in labels}
+    if before:
+        groups.append(PromptGroup(BEFORE, None, tuple(names[label] for label in sorted(before)), taught=False))
     classes = dict.fromkeys(filter(None, (class_prompts[label] for labels in chain.tasks for label in labels)))
     if classes:
         groups.append(PromptGroup(CLASS, None, tuple(classes), taught=False))
@@ -263,16 +273,19 @@ def _card(folder: Path, results: dict, chain: Chain, others: list[dict]) -> str:
     return text_to_image_card(repo_of(folder), results, config.results_dict(), config.command(), others)
 
 
-def check_publishing(run: Run, results: Callable[[Chain, dict, dict], dict]):
+def check_publishing(run: Run, results: Callable[[Chain, int, dict, dict], dict]):
     """Make every chain's card from its settings: after training no setting may be wrong.
 
     Args:
-        results: makes the content of results.json of task 1 of a chain, of what was found and what it cost.
+        results: makes the content of results.json of a chain and task, of what was found and what it cost.
     """
     unmeasured = {"metrics": {}, "groups": [], "evaluation": None}
     for chain in run.chains:
-        content = results(chain, unmeasured, cost_of(chain, run.accelerator, Progress())) | {"samples": []}
+        task, cost = chain.first_task, cost_of(chain, run.accelerator, Progress())
+        content = results(chain, task, unmeasured, cost) | {"samples": []}
+        if task > 1:
+            content["history"] = [*chain.known["history"], *content["history"]]
         content |= catalogue_info(content) | made_with()
         validate_results(content)
-        _card(chain.folder(1), content, chain, [])
+        _card(chain.folder(task), content, chain, [])
         json.dumps(chain.config.to_dict(), allow_nan=False)

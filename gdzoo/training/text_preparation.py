@@ -5,8 +5,9 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
-from huggingface_hub import HfApi, ModelCard
+from accelerate import Accelerator, DistributedType
+from diffusers import StableDiffusionPipeline
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
 from gdzoo import machine
 from gdzoo.config import ConfigError
@@ -15,15 +16,20 @@ from gdzoo.data.captioned import CaptionedDigits
 from gdzoo.data.concepts import ConceptData
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean
-from gdzoo.evaluation.features import load_extractor
+from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.models.latents import StableDiffusion, flops_of_forward, shortened
+from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
 from gdzoo.models.small_stable_diffusion import TOKENS, create_unet
 from gdzoo.models.stable_diffusion import load_stable_diffusion
+from gdzoo.settings import HUB_ID
 from gdzoo.training.chains import check_others
 from gdzoo.training.output import check_output
 from gdzoo.training.prepare import check_checkpoint, create_accelerator, steps_at_once, with_namespace, with_precision
 from gdzoo.training.run import Chain, Run
 from gdzoo.training.text_to_image import Base, TextToImageJob
+from gdzoo.zoo.folders import published_json
+from gdzoo.zoo.names import DEFAULT_SEED, RESULTS, repo_of
+from gdzoo.zoo.results import is_text_to_image, validate_results
 
 FLAG = "--pretrained_model_name_or_path"
 
@@ -34,25 +40,30 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     Raises:
         ConfigError, DataError: in one line that names the flag or the file.
     """
-    config = config.resolve()
+    given, config = config, config.resolve()
+    known = taught_by_gdzoo(config) if config.pretrained_model_name_or_path else None
+    if known:
+        config = with_known(given, known).resolve()
+    goes_on = known if known and known["benchmark"] == config.benchmark else None
     config.check_strategies()
     accelerator = create_accelerator(config)
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ConfigError("text-to-image models are not trained with FSDP: use several processes without it, or --rank")
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     config = with_precision(config, accelerator)
-    base = load_base(config) if config.pretrained_model_name_or_path else None
-    data, class_prompts = open_data(config)
+    base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
+    data, class_prompts = open_data(config, known)
     if base:
         note_long_prompts(data, base, config.resolution)
-    extractor = load_extractor(config.features, accelerator.device) if config.features else None
-    job = TextToImageJob(base, class_prompts, extractor)
+    taught = len(known["prompts"]) if known else 0
+    job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator))
     if config.push_to_hub:
-        config = with_namespace(config, make_chains(config, data), accelerator)
+        config = with_namespace(config, make_chains(config, data, goes_on), accelerator)
     gflop = gflop_of_step(config, base)
     threads = machine.threads_for(gflop)
     torch.set_num_threads(threads)
-    run = Run(config, accelerator, data, make_chains(config, data), threads, steps_at_once(gflop), job)
+    chains = make_chains(config, data, goes_on)
+    run = Run(config, accelerator, data, chains, threads, steps_at_once(gflop), job)
     job.check_publishing(run)
     check_others(run)
     check_output(run)
@@ -60,16 +71,96 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     return run
 
 
-def load_base(config: TextToImageConfig) -> Base:
-    """The stranger's model. Raises ConfigError: it cannot be loaded or trained with these settings."""
-    original = config.pretrained_model_name_or_path
+# ---- a model that gdzoo taught ----
+
+
+def taught_by_gdzoo(config: TextToImageConfig) -> dict | None:
+    """The results.json of the pretrained model, if gdzoo taught it; None of a stranger's. Raises ConfigError."""
+    results = published_json(config.pretrained_model_name_or_path, RESULTS)
+    if not results or not is_text_to_image(results):
+        return None
     try:
-        pipeline, folder = load_stable_diffusion(original, config.revision, config.variant)
+        validate_results(results)
+    except ValueError as error:
+        raise ConfigError(f"{FLAG} {config.pretrained_model_name_or_path}: {error}") from error
+    return results
+
+
+def with_known(given: TextToImageConfig, known: dict) -> TextToImageConfig:
+    """The settings for concepts that are taught after those of a model of gdzoo.
+
+    Its chain goes on, under its name; with another --benchmark, a chain of its own begins with it.
+
+    Raises:
+        ConfigError: the settings contradict those of the chain that goes on.
+    """
+    beside = 1 if known["pretrained"] else 0  # what it was before gdzoo taught it
+    if given.benchmark not in (None, known["benchmark"]):
+        return dataclasses.replace(given, pretrained_tasks=known["task"] + beside)
+    for flag, default in (("strategy", []), ("seed", DEFAULT_SEED), ("rank", None)):
+        there = [known["strategy"]] if flag == "strategy" else known.get(flag)
+        if getattr(given, flag) not in (default, there) or flag == "seed" and given.seeds:
+            raise ConfigError(
+                f"--{flag}: {given.pretrained_model_name_or_path} is task {known['task']} of a chain with {flag}"
+                f" {_plain(there)}: leave out --{flag}, or begin a chain of your own with --benchmark NAME"
+            )
+    return dataclasses.replace(
+        given,
+        benchmark=known["benchmark"],
+        strategy=[known["strategy"]],
+        seed=known["seed"],
+        rank=known.get("rank"),
+        pretrained_tasks=beside,
+    )
+
+
+def _plain(value) -> str:
+    return value[0] if isinstance(value, list) else str(value)
+
+
+# ---- the model ----
+
+
+def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | None) -> Base:
+    """The model to teach. Raises ConfigError: it cannot be loaded or trained with these settings.
+
+    Args:
+        known: its results.json, if gdzoo taught it.
+        goes_on: the same, if its chain goes on; its adapter is then continued on the stranger's model.
+    """
+    original = config.pretrained_model_name_or_path
+    pipeline, folder = _load(original, config)
+    local = Path(original).exists()
+    name = clean(Path(original).resolve().name) if local else original
+    if not known:
+        return Base(pipeline, folder, name, name, license_of(original, folder), None if local else name)
+    published = repo_of(Path(original).resolve()) if local else name
+    base = Base(pipeline, folder, name, known["pretrained"], known["license"], published)
+    if not goes_on:
+        return base
+    if not known.get("rank"):
+        return base._replace(tasks=known["task"])
+    adapter = folder / LORA_FOLDER / LORA_FILE
+    if not local:
+        adapter = Path(hf_hub_download(original, f"{LORA_FOLDER}/{LORA_FILE}", revision=config.revision))
+    origin = known["pretrained"]
+    if not origin or not (HUB_ID.fullmatch(origin) and "/" in origin):
+        raise ConfigError(
+            f"{FLAG} {original}: its adapter belongs to {origin or 'the first model of its chain'}, which is a folder"
+            " elsewhere: give that folder, and all concepts in --concepts_list, with the --output_dir that holds the"
+            " chain; or begin a chain of your own with --benchmark NAME"
+        )
+    pipeline, folder = _load(origin, config)
+    return base._replace(pipeline=pipeline, folder=folder, name=origin, adapter=adapter)
+
+
+def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[StableDiffusionPipeline, Path]:
+    try:
+        pipeline, folder = load_stable_diffusion(repo_or_folder, config.revision, config.variant)
         StableDiffusion(pipeline, "cpu", config.resolution)
     except ValueError as error:
-        raise ConfigError(f"{FLAG}: {error}" if FLAG not in str(error) else str(error)) from error
-    name = original if not Path(original).exists() else clean(Path(original).resolve().name)
-    return Base(pipeline, folder, name, license_of(original, folder))
+        raise ConfigError(str(error) if str(error).startswith("--") else f"{FLAG}: {error}") from error
+    return pipeline, folder
 
 
 def license_of(repo_or_folder: str, folder: Path) -> str | None:
@@ -81,15 +172,43 @@ def license_of(repo_or_folder: str, folder: Path) -> str | None:
     return None
 
 
-def open_data(config: TextToImageConfig) -> tuple[ImageData, list[str | None]]:
-    """The images, whose labels have prompts as names, and the class prompt of each label. Raises DataError."""
+def load_features(config: TextToImageConfig, accelerator: Accelerator) -> Extractor | None:
+    """The network of --features. Raises ConfigError."""
+    try:
+        return load_extractor(config.features, accelerator.device) if config.features else None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+# ---- the data ----
+
+
+def open_data(config: TextToImageConfig, known: dict | None) -> tuple[ImageData, list[str | None]]:
+    """The images, whose labels have prompts as names, and the class prompt of each label.
+
+    The first labels are those of a model that gdzoo taught: their prompts are preserved.
+
+    Raises:
+        ConfigError, DataError
+    """
     if not config.pretrained_model_name_or_path:
         data = CaptionedDigits()
         return data, [None] * len(data.names)
+    taught = known["prompts"] if known else []
+    for concept in config.concept_list:
+        if concept.prompt in {each["prompt"] for each in taught}:
+            raise ConfigError(
+                f"the prompt {concept.prompt!r} was taught to {config.pretrained_model_name_or_path} before: give the"
+                " new concept another rare word"
+            )
     data = ConceptData(
-        config.get_benchmark(), config.concept_list, config.center_crop, num_workers=config.dataloader_num_workers
+        config.get_benchmark(),
+        config.concept_list,
+        config.center_crop,
+        num_workers=config.dataloader_num_workers,
+        taught=[each["prompt"] for each in taught],
     )
-    return data, [concept.class_prompt for concept in config.concept_list]
+    return data, [*(each["class_prompt"] for each in taught), *(each.class_prompt for each in config.concept_list)]
 
 
 def note_long_prompts(data: ImageData, base: Base, resolution: int):
@@ -99,12 +218,15 @@ def note_long_prompts(data: ImageData, base: Base, resolution: int):
         data.remarks.append(shortened(long, space.tokens))
 
 
-def make_chains(config: TextToImageConfig, data: ImageData) -> list[Chain]:
-    """A chain for each of --seeds (or for --seed) and each strategy."""
-    seeds = config.seeds or [config.seed]
+def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None) -> list[Chain]:
+    """A chain for each of --seeds (or for --seed) and each strategy; its first tasks are those of the model it has."""
+    seeds, tasks, label = config.seeds or [config.seed], [], 0
+    for entry in goes_on["tasks"][: goes_on["task"]] if goes_on else ():
+        tasks.append(list(range(label, label + len(entry["names"]))))
+        label += len(entry["names"])
     configs = [dataclasses.replace(config, seed=seed, seeds=[]) for seed in seeds]
     return [
-        Chain(each.chain(strategy), data.tasks("dataset", each.seed))
+        Chain(each.chain(strategy), [*tasks, *data.tasks("dataset", each.seed)], goes_on)
         for each in configs
         for strategy in config.strategy
     ]

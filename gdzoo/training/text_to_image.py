@@ -48,19 +48,27 @@ OWN_LICENSE = "apache-2.0"  # of models that are trained from scratch
 
 
 class Base(NamedTuple):
-    """A stranger's model, which a chain begins with.
+    """The model that a chain begins with, or goes on from.
 
     Attributes:
         pipeline: in float32, on the CPU.
         folder: of its files.
         name: the repository's, or the folder's without its path.
+        origin: the name of the stranger's model that it comes from, maybe itself; None if it began from random weights.
         license: None if it is not known.
+        base_model: the repository to name as the model that training started from; None for a stranger's folder.
+        tasks: how many tasks of the chain it was taught.
+        adapter: the LoRA file to go on from, if not from zero.
     """
 
     pipeline: StableDiffusionPipeline
     folder: Path
     name: str
+    origin: str | None
     license: str | None
+    base_model: str | None = None
+    tasks: int = 0
+    adapter: Path | None = None
 
 
 class TextToImageJob:
@@ -69,11 +77,18 @@ class TextToImageJob:
     Args:
         base: what the first concept is taught to; None: the first task is trained from scratch.
         class_prompts: of each label of the data; None for those without.
+        taught: how many of the labels, the first, were taught to the base before.
         extractor: of --features; None: the evaluator's features, if there is one.
     """
 
-    def __init__(self, base: Base | None, class_prompts: list[str | None], extractor: Extractor | None = None):
-        self.base, self.class_prompts, self.extractor = base, class_prompts, extractor
+    def __init__(
+        self,
+        base: Base | None,
+        class_prompts: list[str | None],
+        taught: int = 0,
+        extractor: Extractor | None = None,
+    ):
+        self.base, self.class_prompts, self.taught, self.extractor = base, class_prompts, taught, extractor
         self.shares_first_task = base is None
         self.originals = Originals()
         self._spaces: dict[Path, StableDiffusion] = {}
@@ -89,7 +104,10 @@ class TextToImageJob:
         unet, adapter = self._previous_unet(run, chain, task).to(device), None
         if config.trains_adapter(task):
             adapter = add_adapter(unet, config.rank, seed_from(config.seed, task) % 2**32)
-            if (published := chain.folder(task - 1) / LORA_FOLDER / LORA_FILE).exists():
+            published = chain.folder(task - 1) / LORA_FOLDER / LORA_FILE
+            if not published.exists() and self.base:
+                published = self.base.adapter
+            if published and published.exists():
                 adapter.load(published)
         own = unet if adapter else copy.deepcopy(unet)
         drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
@@ -138,7 +156,7 @@ class TextToImageJob:
         """What the task before published; with --rank without the adapter, which is loaded into it."""
         first = 1 if self.base is None else 0  # the task whose model adapters belong to
         before = first if chain.config.trains_adapter(task) else task - 1
-        if before == 0:
+        if self.base and before < chain.first_task:
             return copy.deepcopy(self.base.pipeline.unet)
         return UNet2DConditionModel.from_pretrained(chain.folder(before), subfolder="unet", use_safetensors=True)
 
@@ -147,12 +165,16 @@ class TextToImageJob:
         config, names = chain.config, run.data.names
         groups = preservation_groups(
             current=[names[label] for label in chain.tasks[task - 1]],
-            earlier=[names[label] for label in chain.seen(task - 1)],
-            classes=[self.class_prompts[label] for label in chain.seen(task)],
+            earlier=[names[label] for label in self._labels(chain, task - 1)],
+            classes=[self.class_prompts[label] for label in self._labels(chain, task)],
             given=config.preserved,
             general=self.base is not None,
         )
         return Preservation(tuple(group.prompts for group in groups), config.preservation_empty_share, config.seed)
+
+    def _labels(self, chain: Chain, task: int) -> list[int]:
+        """Those that a model after `task` was taught, in this chain or before it."""
+        return list(dict.fromkeys([*range(self.taught), *chain.seen(task)]))
 
     def untrained(self, run: Run, task: int) -> None:
         """All tasks are trained: a stranger's model is not published again."""
@@ -202,12 +224,12 @@ class TextToImageJob:
         reference: Reference | None,
     ) -> tuple[dict, list[Picture]] | None:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
-        groups = groups_of(run, chain, task, self.class_prompts, on_base=self.base is not None)
+        groups = groups_of(run, chain, task, self.class_prompts, self.taught, on_base=self.base is not None)
 
         def drawings_of(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel]) -> Source:
             return judge.source(drawer(space, unet, config.eval_steps, config.eval_batch_size))
 
-        first = 0 if self.base else 1  # the task after which the original model stood
+        first = self.base.tasks if self.base else 1  # the task after which the original model stood
         original = None
         if task > first:
             load = functools.cache(lambda: self._original_unet(chain).to(run.accelerator.device).eval())
@@ -251,17 +273,17 @@ class TextToImageJob:
         return measured(folder, self._judge(run, chain, evaluator, reference), chain.config.resolution)
 
     def results(self, run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
-        base = (self.base.name, self.base.license) if self.base else (None, OWN_LICENSE)
+        base = (self.base.origin, self.base.license) if self.base else (None, OWN_LICENSE)
         results = results_of_prompts(run, chain, task, found, cost, earlier, self.class_prompts, base)
-        if task == 1 and self.base and not Path(chain.config.pretrained_model_name_or_path).exists():
-            results["base_model"] = self.base.name
+        if self.base and task == chain.first_task:
+            results["base_model"] = self.base.base_model
         return results
 
     def publish(self, run: Run, chain: Chain, task: int, trained: TrainedText, pictures: list[Picture], results: dict):
         publish(chain, task, trained, pictures, results)
 
     def check_publishing(self, run: Run):
-        check_publishing(run, lambda chain, found, cost: self.results(run, chain, 1, found, cost, []))
+        check_publishing(run, lambda *found: self.results(run, *found, []))
 
     def check_fetched(self, run: Run, folder: Path, what: str):
         try:

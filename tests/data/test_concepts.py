@@ -50,7 +50,7 @@ def test_interface(folder, tmp_path):
     assert images.count == 5
     batch, labels = next(images.batches(5))
     assert batch.shape == (5, 3, 8, 8) and batch.dtype == torch.uint8 and sorted(labels.tolist()) == [0, 0, 0, 0, 1]
-    assert keep_some(data, [0, 1], 3, 1).shape == (2 + 1, 3, 8, 8)
+    assert keep_some(data, [0, 1], 3, 1)[0].shape == (2 + 1, 3, 8, 8)
 
 
 def test_what_is_no_photo_is_left_out_by_name(folder):
