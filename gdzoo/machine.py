@@ -33,8 +33,10 @@ SYS, PROC = Path("/sys"), Path("/proc")
 def prepare_process():
     """Set how this process's threads wait and how it keeps memory, unless environment variables say it.
 
-    Call it before torch is imported.
+    Call it before torch and transformers are imported.
     """
+    # It warns of image processors of which neither gdzoo nor its models use any.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     limit_spinning()
     keep_memory()
 

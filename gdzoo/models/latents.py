@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.errors import clean, cut, one_line
@@ -39,7 +39,7 @@ class StableDiffusion:
         folder: Path | None = None,
     ):
         self.pipeline, self.folder = pipeline, folder
-        self.vae = pipeline.vae.requires_grad_(False).eval().float()
+        self.vae = nn.Module.float(pipeline.vae).requires_grad_(False).eval()
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().float()
         self.tokenizer, self.device, self.resolution = pipeline.tokenizer, torch.device(device), resolution
         self.scheduler = ddim_scheduler(pipeline.scheduler)

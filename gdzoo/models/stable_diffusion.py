@@ -115,7 +115,8 @@ def _load_part(kind: type, folder: Path, variant: str | None) -> tuple[nn.Module
 
 def _with_report(kind: type, folder: Path, variant: str | None) -> tuple[nn.Module, list[str]]:
     model, report = kind.from_pretrained(folder, use_safetensors=True, variant=variant, output_loading_info=True)
-    return model.float(), sorted(report["missing_keys"])
+    # Not diffusers' own float(), which warns of modules to be kept in float32, though there are none.
+    return nn.Module.float(model), sorted(report["missing_keys"])
 
 
 def _check_unattached(repo_or_folder: str, folder: Path):

@@ -284,7 +284,8 @@ def check_publishing(run: Run, results: Callable[[Chain, int, dict, dict], dict]
         task, cost = chain.first_task, cost_of(chain, run.accelerator, Progress())
         content = results(chain, task, unmeasured, cost) | {"samples": []}
         if task > 1:
-            content["history"] = [*chain.known["history"], *content["history"]]
+            earlier = [each | unmeasured for each in chain.known["history"]]
+            content["history"] = [*earlier, *content["history"]]
         content |= catalogue_info(content) | made_with()
         validate_results(content)
         _card(chain.folder(task), content, chain, [])
