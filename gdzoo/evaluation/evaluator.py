@@ -42,6 +42,11 @@ class Evaluator:
         self._features = None
         model.classifier.register_forward_pre_hook(self._keep_features)
 
+    @property
+    def names(self) -> list[str]:
+        """The name of each label."""
+        return [self.model.config.id2label[label] for label in range(self.model.config.num_labels)]
+
     def _keep_features(self, head, inputs):
         self._features = inputs[0].flatten(1)
 
@@ -63,8 +68,11 @@ class Evaluator:
         return torch.cat(features), torch.cat(classes)
 
 
-def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evaluator:
+def load_evaluator(repo_or_folder: str | Path, data: ImageData, device, any_classes: bool = False) -> Evaluator:
     """A classifier from a folder or the Hub, checked against the benchmark; safetensors only.
+
+    Args:
+        any_classes: its classes need not be those of the data: they are found by their names.
 
     Raises:
         ValueError: in one line, if it cannot be loaded, lacks weights, or is for other classes or images.
@@ -82,7 +90,7 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device) -> Evalu
             f"--evaluator {repo_or_folder}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
             f" {min(missing)} among them; name a trained classifier"
         )
-    if misfit := _misfit(model, data):
+    if misfit := ("" if any_classes else _other_classes(model, data)) or _misfit(model, data):
         raise ValueError(f"--evaluator {repo_or_folder}{misfit}")
     if not _has_our_preprocessing(repo_or_folder, data):
         size = data.benchmark.resolution
@@ -107,15 +115,21 @@ def other_training(results: dict, data: ImageData, steps: int) -> str:
     return ""
 
 
-def _misfit(model: PreTrainedModel, data: ImageData) -> str:
-    """Why a classifier does not fit the benchmark by its configuration, to follow its name; empty if it does."""
-    config, resolution = model.config, data.benchmark.resolution
+def _other_classes(model: PreTrainedModel, data: ImageData) -> str:
+    """How a classifier's classes differ from those of the benchmark, to follow its name; empty if they do not."""
+    config = model.config
     if config.num_labels != len(data.names):
         return f" has {config.num_labels} classes, the benchmark has {len(data.names)}"
     names = [config.id2label.get(label) for label in range(len(data.names))]
     if names != data.names and set(names) == set(data.names):  # other names, such as LABEL_0, do not tell the order
         begins = ", ".join(data.names[:3])
         return f": its id2label has the classes in another order than the benchmark, which begins with {begins}"
+    return ""
+
+
+def _misfit(model: PreTrainedModel, data: ImageData) -> str:
+    """Why a classifier does not fit the benchmark's images, to follow its name; empty if it does."""
+    config, resolution = model.config, data.benchmark.resolution
     if getattr(config, "num_channels", data.channels) != data.channels:
         return f" takes {config.num_channels} channels, not {data.channels}"
     size = getattr(config, "image_size", None) or resolution

@@ -22,7 +22,7 @@ def find_evaluator(run: Run) -> Evaluator | None:
     if config.evaluator == "none":
         return None
     if config.evaluator != "train":
-        return _load(config.evaluator, run)
+        return _load(config.evaluator, run, run.job.any_classes)
     folder = evaluator_folder(config)
     if not folder.exists():
         return None
@@ -38,9 +38,9 @@ def find_evaluator(run: Run) -> Evaluator | None:
     return _load(folder, run)
 
 
-def _load(repo_or_folder, run: Run) -> Evaluator:
+def _load(repo_or_folder, run: Run, any_classes: bool = False) -> Evaluator:
     try:
-        return load_evaluator(repo_or_folder, run.data, run.accelerator.device)
+        return load_evaluator(repo_or_folder, run.data, run.accelerator.device, any_classes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

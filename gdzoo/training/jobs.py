@@ -25,9 +25,11 @@ class Job(Protocol):
 
     Attributes:
         shares_first_task: whether all strategies of a seed have the same model after task 1.
+        any_classes: whether a given evaluator may know other classes than those of the data.
     """
 
     shares_first_task: bool
+    any_classes: bool
 
     def start(self, run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> Start:
         """The student of a task, its teacher, and what it may use of earlier tasks."""

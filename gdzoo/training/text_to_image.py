@@ -89,7 +89,7 @@ class TextToImageJob:
         extractor: Extractor | None = None,
     ):
         self.base, self.class_prompts, self.taught, self.extractor = base, class_prompts, taught, extractor
-        self.shares_first_task = base is None
+        self.shares_first_task, self.any_classes = base is None, base is not None
         self.originals = Originals()
         self._spaces: dict[Path, StableDiffusion] = {}
 
@@ -258,7 +258,7 @@ class TextToImageJob:
             config.guidance_scale,
             evaluator,
             name,
-            run.data.names if evaluator else (),
+            evaluator.names if evaluator else (),
             self.extractor,
             self._reference(run) if self.extractor and evaluator else reference,
         )
