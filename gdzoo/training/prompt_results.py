@@ -57,12 +57,13 @@ Picture = tuple[int, str, Tensor]
 
 
 def groups_of(
-    run: Run, chain: Chain, task: int, class_prompts: list[str | None], taught: int, on_base: bool
+    run: Run, chain: Chain, task: int, class_prompts: list[str | None], taught: int, general: bool
 ) -> list[PromptGroup]:
     """What the model after a task is judged by: the prompts of each task, and on a stranger's model others' too.
 
     Args:
         taught: how many labels, the first, the base was taught before.
+        general: whether the model is to keep what nobody has listed, too.
     """
     names = run.data.names
     groups = [
@@ -75,9 +76,10 @@ def groups_of(
     classes = dict.fromkeys(filter(None, (class_prompts[label] for labels in chain.tasks for label in labels)))
     if classes:
         groups.append(PromptGroup(CLASS, None, tuple(classes), taught=False))
-    if on_base:
+    if general or chain.config.preserved:
         preserved = chain.config.preserved or GENERAL
         groups.append(PromptGroup(PRESERVED, None, tuple(preserved), taught=False))
+    if general:
         groups.append(PromptGroup(HELD_OUT, None, tuple(held_out(preserved)), taught=False))
     return groups
 

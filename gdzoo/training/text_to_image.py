@@ -168,9 +168,14 @@ class TextToImageJob:
             earlier=[names[label] for label in self._labels(chain, task - 1)],
             classes=[self.class_prompts[label] for label in self._labels(chain, task)],
             given=config.preserved,
-            general=self.base is not None,
+            general=self._on_stranger,
         )
         return Preservation(tuple(group.prompts for group in groups), config.preservation_empty_share, config.seed)
+
+    @property
+    def _on_stranger(self) -> bool:
+        """Whether the chain began with a model that knows prompts which nobody has listed."""
+        return self.base is not None and self.base.origin is not None
 
     def _labels(self, chain: Chain, task: int) -> list[int]:
         """Those that a model after `task` was taught, in this chain or before it."""
@@ -224,7 +229,7 @@ class TextToImageJob:
         reference: Reference | None,
     ) -> tuple[dict, list[Picture]] | None:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
-        groups = groups_of(run, chain, task, self.class_prompts, self.taught, on_base=self.base is not None)
+        groups = groups_of(run, chain, task, self.class_prompts, self.taught, self._on_stranger)
 
         def drawings_of(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel]) -> Source:
             return judge.source(drawer(space, unet, config.eval_steps, config.eval_batch_size))
