@@ -124,8 +124,8 @@ class Originals:
     def __init__(self):
         self._drawn: dict[tuple, Drawings | None] = {}
 
-    def source(self, key: Path, judge: Judge, model: Source, tasks: int) -> Source:
-        """The drawings of the model in the folder `key`, which knows the prompts of the first `tasks` tasks."""
+    def source(self, key: Path | int, judge: Judge, model: Source, tasks: int) -> Source:
+        """The drawings of the model that `key` stands for, which knows the prompts of the first `tasks` tasks."""
 
         def drawings(group: PromptGroup, guidance: float) -> Drawings | None:
             if group.task and group.task > tasks:

@@ -238,7 +238,7 @@ class TextToImageJob:
         original = None
         if task > first:
             load = functools.cache(lambda: self._original_unet(chain).to(run.accelerator.device).eval())
-            key = self.base.folder if self.base else chain.folder(1)
+            key = self.base.folder if self.base else chain.config.seed  # all strategies share the first task
             original = self.originals.source(key, judge, drawings_of(trained.space, load), first)
         student = drawings_of(trained.space, lambda: trained.unet)
         name = self.base.name if self.base else repo_of(chain.folder(1))
