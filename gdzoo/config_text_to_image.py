@@ -43,12 +43,12 @@ CAPTIONED_RECIPE = dict(
     resolution=8,
     caption_dropout=0.1,
     strategy=["generative_replay", "generative_distillation"],
-    num_class_images=1024,
+    num_class_images=512,
     sample_batch_size=256,
     replay_pool_steps=20,
     train_batch_size=64,
-    max_train_steps=400,
-    learning_rate=1e-3,
+    max_train_steps=160,
+    learning_rate=2e-3,
     lr_warmup_steps=20,
     use_ema=True,
     ema_decay=0.98,
@@ -56,11 +56,11 @@ CAPTIONED_RECIPE = dict(
     evaluator="train",
     evaluator_steps=600,
     eval_samples=240,
-    eval_steps=20,
+    eval_steps=10,
     eval_batch_size=240,
     guidance_scale=1.5,
 )
-FIRST_TASK = 2  # times the steps of a later task
+FIRST_TASK = 2.5  # times the steps of a later task
 # Of concepts after a pretrained model: the batch, steps and rates of diffusers' DreamBooth guides.
 CONCEPTS = dict(
     resolution=512,
@@ -84,7 +84,7 @@ CONCEPTS = dict(
     guidance_scale=7.5,
 )
 # With --rank: of an adapter, whose weights start at zero.
-CAPTIONED_ADAPTER = dict(learning_rate=3e-3)
+CAPTIONED_ADAPTER = dict(learning_rate=6e-3)
 CONCEPTS_ADAPTER = dict(learning_rate=1e-4, max_train_steps=500)
 
 _OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
@@ -326,7 +326,7 @@ class TextToImageConfig(Settings, PromptSettings):
         if task > 1 or self.pretrained_model_name_or_path:
             return self
         rate = CAPTIONED_RECIPE["learning_rate"] if self.rank else self.learning_rate
-        return dataclasses.replace(self, max_train_steps=FIRST_TASK * self.max_train_steps, learning_rate=rate)
+        return dataclasses.replace(self, max_train_steps=int(FIRST_TASK * self.max_train_steps), learning_rate=rate)
 
     def get_benchmark(self) -> Benchmark:
         """The images of a resolved config, as far as no folder need be opened."""

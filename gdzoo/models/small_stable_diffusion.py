@@ -23,11 +23,11 @@ LATENT_CHANNELS = 4
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 UNET = dict(
-    block_out_channels=(64, 128),
+    block_out_channels=(32, 64),
     layers_per_block=1,
     norm_num_groups=16,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    down_block_types=("CrossAttnDownBlock2D",) * 2,
+    up_block_types=("CrossAttnUpBlock2D",) * 2,
     # Trap: of this class, this is the number of heads.
     attention_head_dim=4,
 )
