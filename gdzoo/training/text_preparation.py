@@ -54,7 +54,7 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     data, class_prompts = open_data(config, known)
     if base:
-        note_long_prompts(data, base, config.resolution)
+        note_long_prompts(data, base, config, class_prompts)
     taught = len(known["prompts"]) if known else 0
     job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator))
     if config.push_to_hub:
@@ -166,7 +166,7 @@ def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[StableDiffusi
 def license_of(repo_or_folder: str, folder: Path) -> str | None:
     """What the model's card says, of its folder or on the Hub; None if nothing does."""
     with contextlib.suppress(Exception):  # no card, an invalid one, no network
-        if (folder / "README.md").exists():
+        if Path(repo_or_folder).exists():
             return ModelCard.load(folder / "README.md").data.license
         return HfApi().model_info(repo_or_folder, timeout=10).card_data.license
     return None
@@ -211,10 +211,10 @@ def open_data(config: TextToImageConfig, known: dict | None) -> tuple[ImageData,
     return data, [*(each["class_prompt"] for each in taught), *(each.class_prompt for each in config.concept_list)]
 
 
-def note_long_prompts(data: ImageData, base: Base, resolution: int):
+def note_long_prompts(data: ImageData, base: Base, config: TextToImageConfig, class_prompts: list[str | None]):
     """Remark on prompts of which the model reads only the beginning."""
-    space = StableDiffusion(base.pipeline, "cpu", resolution)
-    if long := space.too_long(data.names):
+    space = StableDiffusion(base.pipeline, "cpu", config.resolution)
+    if long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved]):
         data.remarks.append(shortened(long, space.tokens))
 
 

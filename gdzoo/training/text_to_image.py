@@ -104,11 +104,10 @@ class TextToImageJob:
         unet, adapter = self._previous_unet(run, chain, task).to(device), None
         if config.trains_adapter(task):
             adapter = add_adapter(unet, config.rank, seed_from(config.seed, task) % 2**32)
-            published = chain.folder(task - 1) / LORA_FOLDER / LORA_FILE
-            if not published.exists() and self.base:
-                published = self.base.adapter
-            if published and published.exists():
-                adapter.load(published)
+            if task > chain.first_task and config.trains_adapter(task - 1):
+                adapter.load(chain.folder(task - 1) / LORA_FOLDER / LORA_FILE)
+            elif self.base and self.base.adapter:
+                adapter.load(self.base.adapter)
         own = unet if adapter else copy.deepcopy(unet)
         drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
         teacher = TextTeacher(own, space, self.preservation(run, chain, task), **drawing)
