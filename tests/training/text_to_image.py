@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from gdzoo import train_text_to_image
 from tests.forked import Launched, launch
@@ -19,6 +22,7 @@ SHORT = [
     *("--num_class_images", "8", "--sample_batch_size", "4", "--replay_pool_steps", "2"),
     *("--eval_samples", "10", "--eval_batch_size", "64", "--eval_steps", "2", "--learning_rate", "1e-3"),
 ]
+ADAPTER = ["--rank", "2"]
 
 
 def make_photos(folder: Path, seed: int):
@@ -67,3 +71,36 @@ def taught(root: Path, names=tuple(CONCEPTS), file: str = "pets.json") -> list[s
 def start(arguments: list[str], cwd: Path, before=None) -> Launched:
     """The command line in a process of its own."""
     return launch(arguments, cwd, before, train_text_to_image.main)
+
+
+def prepared(once) -> Path:
+    """The folder of the base, in base/, and of the photos of its concepts; nobody may change it."""
+    return once("concepts", make_base)
+
+
+def published(once, *flags: str) -> Path:
+    """The working folder of a run, without interruption, that taught all concepts in a row with these flags."""
+    root = prepared(once)
+
+    def make(cwd: Path):
+        run = start([*taught(root), *flags], cwd)
+        assert run.wait() == 0, run.text
+
+    return once("-".join(["concepts-run", *flags]).replace("--", ""), make)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two published models have the same U-Net, bit for bit."""
+    one, other = tensors(one), tensors(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def draw(pipeline: DiffusionPipeline, prompt: str) -> np.ndarray:
+    """A drawing [H, W, 3] in 0 to 1, from fixed noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(prompt, num_inference_steps=3, generator=generator, output_type="np").images[0]
