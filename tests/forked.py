@@ -17,7 +17,12 @@ from tests.conftest import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
 # The codec is imported by the first card: a test's process without rights may not be able to read Python's files.
-FORKS.set_forkserver_preload(["gdzoo.training.command", "sklearn.datasets", "tests.kills", "encodings.unicode_escape"])
+FORKS.set_forkserver_preload(
+    [
+        *("gdzoo.training.command", "gdzoo.training.text_preparation", "tests.kills"),
+        *("sklearn.datasets", "encodings.unicode_escape"),
+    ]
+)
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Launched:
             time.sleep(0.002)
 
 
-def _child(arguments: list[str], cwd: Path, log: Path, before):
+def _child(arguments: list[str], cwd: Path, log: Path, before, main):
     gc.freeze()  # what was imported is not looked through again by each gc.collect() of accelerate
     os.chdir(cwd)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -55,7 +60,7 @@ def _child(arguments: list[str], cwd: Path, log: Path, before):
     os.dup2(descriptor, 2)
     if before:
         before()
-    sys.exit(train.main(arguments))
+    sys.exit(main(arguments))
 
 
 def _start_server():
@@ -66,12 +71,12 @@ def _start_server():
     os.chdir(here)
 
 
-def launch(arguments: list[str], cwd: Path, before=None) -> Launched:
-    """Start the command line; `before` runs in its process first."""
+def launch(arguments: list[str], cwd: Path, before=None, main=train.main) -> Launched:
+    """Start a command line, by default gdzoo/train.py's; `before` runs in its process first."""
     _start_server()
     cwd.mkdir(exist_ok=True)
     log = cwd / f"log{len(list(cwd.glob('log*')))}.txt"
-    process = FORKS.Process(target=_child, args=(arguments, cwd, log, before))
+    process = FORKS.Process(target=_child, args=(arguments, cwd, log, before, main))
     process.start()
     run = Launched(process, log)
     run.wait_for(log.exists)
@@ -84,11 +89,11 @@ def outcome(cwd: Path) -> dict:
     left = [*cwd.glob("zoo/gdzoo/.*"), *cwd.glob("zoo/.training/.*"), *cwd.glob("zoo/.training/*task*")]
     assert not left, f"{left} is left"
     for folder in sorted((cwd / "zoo" / "gdzoo").iterdir()):
-        weights = next(folder.rglob("*.safetensors")).read_bytes()
+        weights = [file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))]
         results = read_json(folder / RESULTS)
         for entry in [results, *results.get("history", [])]:
             for timed in ("seconds", "images_per_second", "peak_memory_mib"):
                 entry.get("cost", {}).pop(timed, None)
-        picture = next(folder.glob("*.png")).read_bytes()
-        found[folder.name] = weights, json.dumps(results), picture
+        pictures = [file.read_bytes() for file in sorted(folder.rglob("*.png"))]
+        found[folder.name] = weights, json.dumps(results), pictures
     return found

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gdzoo import train
 from tests.conftest import SMALL
 from tests.forked import launch
 
@@ -48,12 +49,14 @@ def undisturbed():
     """No kill."""
 
 
-def kill_until_done(cwd: Path, plans: list, moments: random.Random, arguments: list[str] = TINY) -> int:
+def kill_until_done(
+    cwd: Path, plans: list, moments: random.Random, arguments: list[str] = TINY, main=train.main
+) -> int:
     """Run with one killer after another, None being a random moment; how many kills it took to get to the end."""
     kills = 0
     while True:
         plan = plans[kills] if kills < len(plans) else None
-        run = launch([*arguments, *RESUME], cwd, plan)
+        run = launch([*arguments, *RESUME], cwd, plan, main)
         if plan is None:
             run.process.join(moments.uniform(0.3, 2.5))
             run.process.kill()

@@ -1,10 +1,10 @@
-"""What the READMEs tell their readers to type."""
+"""What the READMEs tell their readers to type, and to write into files."""
 
 import re
 
 from tests.conftest import ROOT
 
-PAGES = ["README.md", "gdzoo/training/README.md", "gdzoo/hub/README.md"]
+PAGES = ["README.md", "gdzoo/training/README.md", "gdzoo/hub/README.md", ".github/CONTRIBUTING.md"]
 PROGRAMS = ("accelerate launch", "python -m gdzoo", "python spaces", "python tests")
 
 
@@ -31,5 +31,7 @@ def commands(*pages: str) -> list[str]:
     return list(found)
 
 
-def python_blocks(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
+def blocks(language: str, *pages: str) -> list[str]:
+    """The code blocks of the pages in this language."""
+    text = "".join(map(text_of, pages or PAGES))
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

@@ -1,0 +1,106 @@
+"""What the tests of text-to-image chains share: photos of concepts, a small base, and short runs on them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from gdzoo import train_text_to_image
+from tests.forked import Launched, launch
+from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion
+
+LICENSE = "creativeml-openrail-m"
+CONCEPTS = {"dog": "a photo of sks dog", "chair": "a photo of zwx chair", "style": "a painting in the style of qvk"}
+CLASSES = {"dog": "a photo of a dog", "chair": "a photo of a chair", "style": "a painting"}
+ROTATED = 6  # the EXIF orientation of a photo that is to be turned clockwise
+SHORT = [
+    *("--resolution", str(RESOLUTION), "--train_batch_size", "2", "--max_train_steps", "3"),
+    *("--num_class_images", "8", "--sample_batch_size", "4", "--replay_pool_steps", "2"),
+    *("--eval_samples", "10", "--eval_batch_size", "64", "--eval_steps", "2", "--learning_rate", "1e-3"),
+]
+ADAPTER = ["--rank", "2"]
+
+
+def make_photos(folder: Path, seed: int):
+    """Photos of several sizes, shapes and formats, one on its side, one broken, and a text beside them."""
+    folder.mkdir(parents=True)
+    numbers = np.random.default_rng(seed)
+    for place, (width, height, kind) in enumerate([(40, 30, "jpg"), (17, 64, "png"), (24, 24, "png"), (90, 33, "jpg")]):
+        pixels = numbers.integers(256, size=(height, width, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = ROTATED if place == 0 else 1
+        Image.fromarray(pixels).save(folder / f"{place}.{kind}", exif=exif)
+    (folder / "broken.jpg").write_bytes((folder / "0.jpg").read_bytes()[:60])
+    (folder / "captions.txt").write_text("not a photo")
+
+
+def make_base(root: Path) -> Path:
+    """A small Stable Diffusion in root/base with a card, and photos of three concepts in root/photos."""
+    base = make_tiny_stable_diffusion(root / "base")
+    (base / "README.md").write_text(f"---\nlicense: {LICENSE}\n---\n\n# A base\n")
+    for seed, name in enumerate(CONCEPTS):
+        make_photos(root / "photos" / name, seed)
+    return base
+
+
+def write_list(root: Path, names: list[str], file: str = "pets.json") -> Path:
+    """A concepts file, with absolute folders; it is not beside the photos."""
+    entries = [
+        {
+            "instance_prompt": CONCEPTS[name],
+            "class_prompt": CLASSES[name],
+            "instance_data_dir": str(root / "photos" / name),
+            "class_data_dir": "not/read",
+        }
+        for name in names
+    ]
+    (root / file).write_text(json.dumps(entries))
+    return root / file
+
+
+def taught(root: Path, names=tuple(CONCEPTS), file: str = "pets.json") -> list[str]:
+    """The flags that teach these concepts to the base of `make_base`, in few steps."""
+    concepts = write_list(root, list(names), file)
+    return [*SHORT, "--pretrained_model_name_or_path", str(root / "base"), "--concepts_list", str(concepts)]
+
+
+def start(arguments: list[str], cwd: Path, before=None) -> Launched:
+    """The command line in a process of its own."""
+    return launch(arguments, cwd, before, train_text_to_image.main)
+
+
+def prepared(once) -> Path:
+    """The folder of the base, in base/, and of the photos of its concepts; nobody may change it."""
+    return once("concepts", make_base)
+
+
+def published(once, *flags: str) -> Path:
+    """The working folder of a run, without interruption, that taught all concepts in a row with these flags."""
+    root = prepared(once)
+
+    def make(cwd: Path):
+        run = start([*taught(root), *flags], cwd)
+        assert run.wait() == 0, run.text
+
+    return once("-".join(["concepts-run", *flags]).replace("--", ""), make)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two published models have the same U-Net, bit for bit."""
+    one, other = tensors(one), tensors(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def draw(pipeline: DiffusionPipeline, prompt: str) -> np.ndarray:
+    """A drawing [H, W, 3] in 0 to 1, from fixed noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(prompt, num_inference_steps=3, generator=generator, output_type="np").images[0]
