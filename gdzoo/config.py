@@ -147,6 +147,7 @@ class TrainConfig(Settings, ImageSettings):
     models = ("evaluator", "pretrained_model_name_or_path")
     divisors = ("replay_steps", "replay_pool_steps", "eval_steps")
     unnamed = types.MappingProxyType({"recipe": OLD_RECIPE, "task_datasets": []})
+    task_flags = ("--tasks ", "--task_datasets ")
     private = ("dataset_root", "seeds")
 
     def _name(self):

@@ -279,6 +279,7 @@ class TextToImageConfig(Settings, PromptSettings):
     )
     models = ("evaluator", "features", "pretrained_model_name_or_path")
     divisors = ("replay_pool_steps", "eval_steps")
+    task_flags = ("--pretrained_model_name_or_path ", "--pretrained_tasks ")
 
     # What the training code reads of every config, where text-to-image chains have no choice.
     torch_compile = False

@@ -174,6 +174,7 @@ class Settings(HubSettings, OutputSettings, EvaluationSettings, TrainingSettings
     models = ("evaluator",)  # settings that name a repository of the Hub, or a folder of which only the name is public
     divisors = ("eval_steps",)  # numbers of DDIM steps
     unnamed = types.MappingProxyType({})  # values of settings that older results do not name
+    task_flags = ()  # beginnings of a `difference`: settings that say which tasks there are
     private = ("seeds",)  # settings that are not published, beside those of output and Hub
 
     @property

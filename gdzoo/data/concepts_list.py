@@ -56,8 +56,8 @@ def concept_from(entry: dict, where: str) -> Concept:
             raise ValueError(f"{where}: {key} is missing")
     if prompt == class_prompt:
         raise ValueError(
-            f"{where}: instance_prompt and class_prompt are the same, {prompt!r}: name the concept by a rare word, as"
-            " in 'a photo of sks dog', and its class without it"
+            f"{where}: instance_prompt and class_prompt are the same, {prompt!r}: the instance prompt has a rare word"
+            " for the concept, as in 'a photo of sks dog', and the class prompt has not, as in 'a photo of a dog'"
         )
     return Concept(prompt, class_prompt or None, os.path.expanduser(folder))
 

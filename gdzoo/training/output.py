@@ -63,9 +63,11 @@ def published_difference(chain: Chain, folder: Path, data: ImageData) -> tuple[s
 
 def _more_tasks(chain: Chain, difference: str, tasks_there: int) -> str:
     """How to train more tasks after those of a published chain, where the tasks are what differs."""
-    if not difference.startswith(("--tasks ", "--task_datasets ")):
+    if not difference.startswith(chain.config.task_flags):
         return ""
     *_, last = filter(Path.exists, map(chain.folder, range(1, tasks_there + 1)))
+    if chain.known:
+        return f"; to teach more after it, give the new concepts alone, with --pretrained_model_name_or_path {last}"
     return (
         f"; to train further tasks after its own, give the new ones alone, with --pretrained_model_name_or_path {last}"
         " and another --output_dir"

@@ -98,7 +98,9 @@ def drawer(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel], ste
             return network(x_t, t, **cond).sample
 
         starts = range(0, len(prompts), batch_size)
-        with tqdm(total=len(prompts), desc="drawings", unit="image", dynamic_ncols=True, leave=False) as bar:
+        # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
+        shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
+        with tqdm(total=len(prompts), desc=f"drawings at guidance {guidance:g}", **shown) as bar:
             for start in starts[state.process_index :: state.num_processes]:
                 asked = prompts[start : start + batch_size]
                 noise = torch.stack([_noise(space, seed, start + place) for place in range(len(asked))])

@@ -22,7 +22,9 @@ def run_summary(run: Run, class_prompts: list[str | None], base: str | None) -> 
     lines = [_task_summary(run, number, labels) for number, labels in enumerate(tasks[:MOST_TASKS], start=1)]
     if len(tasks) > MOST_TASKS:
         lines.append(f"and {len(tasks) - MOST_TASKS} more tasks")
-    lines.append(f"taught to {base}" if base else "task 1 is trained from scratch")
+    known = run.chains[0].known
+    begins = f"taught to {base}" if base else "task 1 is trained from scratch"
+    lines.append(f"goes on from task {known['task']}, {config.pretrained_model_name_or_path}" if known else begins)
     how = f"a LoRA adapter of rank {config.rank}" if config.rank else "all weights of the U-Net"
     lines.append(f"trained: {how}, {config.max_train_steps:,} steps a task, learning rate {config.learning_rate:g}")
     if config.evaluator != "none":
@@ -37,7 +39,8 @@ def run_summary(run: Run, class_prompts: list[str | None], base: str | None) -> 
 def _task_summary(run: Run, number: int, labels: list[int]) -> str:
     counts, names = run.data.counts["train"], [cut(run.data.names[label], LONGEST_PROMPT) for label in labels]
     images = sum(counts[label] for label in labels)
-    return f"task {number}: {shortened([repr(name) for name in names], 4)} ({images:,} images)"
+    found = "taught before" if number < run.chains[0].first_task else f"{images:,} images"
+    return f"task {number}: {shortened([repr(name) for name in names], 4)} ({found})"
 
 
 def task_line(result: dict) -> str:

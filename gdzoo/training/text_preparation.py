@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
 from gdzoo import machine
 from gdzoo.config import ConfigError
-from gdzoo.config_text_to_image import TextToImageConfig
+from gdzoo.config_text_to_image import CAPTIONED, TextToImageConfig
 from gdzoo.data.captioned import CaptionedDigits
 from gdzoo.data.concepts import ConceptData
 from gdzoo.data.streaming import ImageData
@@ -95,6 +95,11 @@ def with_known(given: TextToImageConfig, known: dict) -> TextToImageConfig:
         ConfigError: the settings contradict those of the chain that goes on.
     """
     beside = 1 if known["pretrained"] else 0  # what it was before gdzoo taught it
+    if given.benchmark is None and known["benchmark"] == CAPTIONED:
+        raise ConfigError(
+            f"--benchmark is missing: {given.pretrained_model_name_or_path} is of the embedded {CAPTIONED}, whose tasks"
+            " are fixed: give --benchmark NAME for a chain of your own that begins with it"
+        )
     if given.benchmark not in (None, known["benchmark"]):
         return dataclasses.replace(given, pretrained_tasks=known["task"] + beside)
     for flag, default in (("strategy", []), ("seed", DEFAULT_SEED), ("rank", None)):
@@ -146,9 +151,9 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
     origin = known["pretrained"]
     if not origin or not (HUB_ID.fullmatch(origin) and "/" in origin):
         raise ConfigError(
-            f"{FLAG} {original}: its adapter belongs to {origin or 'the first model of its chain'}, which is a folder"
-            " elsewhere: give that folder, and all concepts in --concepts_list, with the --output_dir that holds the"
-            " chain; or begin a chain of your own with --benchmark NAME"
+            f"{FLAG} {original}: its adapter belongs to {origin or 'the first model of its chain'}, a folder of which"
+            f" only the name is recorded: give that folder instead, with all concepts in --concepts_list, --benchmark"
+            f" {known['benchmark']} and the --output_dir that holds the chain"
         )
     pipeline, folder = _load(origin, config)
     return base._replace(pipeline=pipeline, folder=folder, name=origin, adapter=adapter)
