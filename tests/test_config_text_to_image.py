@@ -76,7 +76,7 @@ def test_an_adapter_has_a_higher_rate_but_not_where_a_model_is_trained_from_scra
     assert TextToImageConfig(**ONE, rank=4).resolve().learning_rate == 1e-4
     digits = TextToImageConfig(rank=8).resolve()
     assert (digits.trains_adapter(1), digits.trains_adapter(2)) == (False, True)
-    assert (digits.of_task(1).learning_rate, digits.of_task(2).learning_rate) == (1e-3, 3e-3)
+    assert (digits.of_task(1).learning_rate, digits.of_task(2).learning_rate) == (2e-3, 6e-3)
     assert TextToImageConfig(**ONE, rank=4).resolve().trains_adapter(1)
 
 
