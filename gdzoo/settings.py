@@ -372,6 +372,9 @@ class Settings(HubSettings, OutputSettings, EvaluationSettings, TrainingSettings
     def command(self) -> str:
         """The command line that trains one chain of a resolved config again; what is implied is left out."""
         implied, flags = self._implied(), ["--benchmark", self.benchmark]
+        implied |= {
+            spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self) if not spec.metadata["flag"]
+        }
         for name, value in self._command_values().items():
             if name == "benchmark" or value in (None, []) or implied.get(name) == value:
                 continue

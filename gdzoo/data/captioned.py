@@ -25,7 +25,7 @@ class CaptionedDigits(ImageData):
         self.benchmark, self.dataset_root, self.num_workers = benchmark, None, num_workers
         self.names = [f"a {colour} {word}" for word in WORDS for colour in COLOURS]
         self.channels, self.test_split, self.columns = 3, "test", ("image", "label")
-        self.synthetic_label = self.image_bits = None
+        self.synthetic_label, self.image_bits, self.class_prompts = None, None, []
         self.left_out, self.remarks = [], []
         self.counts = {split: Counter(labels.tolist()) for split, (_, labels) in _coloured_digits().items()}
 

@@ -51,6 +51,7 @@ class ConceptData(ImageData):
     ):
         self.benchmark, self.concepts, self.num_workers = benchmark, list(concepts), num_workers
         self.center_crop, self.seed = center_crop, seed
+        self.class_prompts = [*(None for _ in taught), *(concept.class_prompt for concept in concepts)]
         self.taught, self.names = len(taught), [*taught, *(concept.prompt for concept in concepts)]
         self.channels, self.test_split, self.synthetic_label, self.image_bits = 3, None, None, None
         self.columns, self.dataset_root = ("image", None), None
@@ -96,6 +97,13 @@ class ConceptData(ImageData):
             for text in (concept.prompt, *(f"{photo.name} {_hash(photo)}" for photo in photos)):
                 digest.update(text.encode(errors="surrogateescape") + b"\0")
         return digest.hexdigest()[:16]
+
+    def fingerprint(self, label: int) -> str:
+        """Of a concept's prompts, and of the names and bytes of its photos."""
+        concept = self.concepts[label - self.taught]
+        photos = [f"{photo.name} {_hash(photo)}" for photo in self.photos[label]]
+        text = "\0".join([concept.prompt, str(concept.class_prompt), *photos])
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
     @property
     def skipped(self) -> Counter:

@@ -48,6 +48,7 @@ class JoinedData(ImageData):
         sizes = [len(part.names) for part in self.parts]
         self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
         self.test_split = self.synthetic_label = None
+        self.class_prompts = []
         self.counts = {"train": self._counts("train")}
         if all(part.test_split for part in self.parts):
             self.test_split = ", ".join(sorted({part.test_split for part in self.parts}))

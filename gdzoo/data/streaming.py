@@ -37,6 +37,7 @@ class ImageData:
         left_out: a line for each kind of file in a local folder, or column of classes, that is not read.
         image_bits: of a pixel, for all images that have more than 8; None if 8 hold them all.
         remarks: a line if the first images are nearly black or nearly constant.
+        class_prompts: of each label, if labels are concepts; empty otherwise.
         synthetic_label: the label of a pretrained model's samples, if they are a class (gdzoo.evaluation.pretrained).
     """
 
@@ -52,6 +53,7 @@ class ImageData:
     left_out: list[str] = field(init=False, default_factory=list)
     image_bits: int | None = field(init=False, default=None)
     remarks: list[str] = field(init=False, default_factory=list)
+    class_prompts: list[str | None] = field(init=False, default_factory=list)
     _source: Source = field(init=False, repr=False)
     _values: list = field(init=False, repr=False)  # the value of each label in the label column
     _undecodable: Counter = field(init=False, repr=False, default_factory=Counter)  # see `skipped`

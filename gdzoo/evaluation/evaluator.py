@@ -35,10 +35,11 @@ class Evaluator:
 
     Args:
         model: any transformers image classifier with a `classifier` head.
+        size: pixels of a side that images are resized to; None: they have the model's size.
     """
 
-    def __init__(self, model: PreTrainedModel, batch_size: int = 500):
-        self.model, self.batch_size = model.requires_grad_(False).eval(), batch_size
+    def __init__(self, model: PreTrainedModel, batch_size: int = 500, size: int | None = None):
+        self.model, self.batch_size, self.size = model.requires_grad_(False).eval(), batch_size, size
         self._features = None
         model.classifier.register_forward_pre_hook(self._keep_features)
 
@@ -59,7 +60,10 @@ class Evaluator:
         """
         features, classes = [], []
         for batch in images.split(self.batch_size):
-            logits = self.model(to_float(batch.to(self.model.device))).logits
+            pixels = to_float(batch.to(self.model.device))
+            if self.size:
+                pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+            logits = self.model(pixels).logits
             features.append(self._features.float().cpu())
             if among is not None:
                 others = [label for label in range(logits.shape[1]) if label not in among]
@@ -72,7 +76,7 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device, any_clas
     """A classifier from a folder or the Hub, checked against the benchmark; safetensors only.
 
     Args:
-        any_classes: its classes need not be those of the data: they are found by their names.
+        any_classes: its classes need not be those of the data, they are found by their names; nor the images' size.
 
     Raises:
         ValueError: in one line, if it cannot be loaded, lacks weights, or is for other classes or images.
@@ -90,15 +94,18 @@ def load_evaluator(repo_or_folder: str | Path, data: ImageData, device, any_clas
             f"--evaluator {repo_or_folder}: its checkpoint lacks {len(missing)} weights of {type(model).__name__},"
             f" {min(missing)} among them; name a trained classifier"
         )
-    if misfit := ("" if any_classes else _other_classes(model, data)) or _misfit(model, data):
+    size = data.benchmark.resolution
+    own = getattr(model.config, "image_size", None)
+    if any_classes and isinstance(own, int):
+        size = own
+    if misfit := ("" if any_classes else _other_classes(model, data)) or _misfit(model, data, size):
         raise ValueError(f"--evaluator {repo_or_folder}{misfit}")
-    if not _has_our_preprocessing(repo_or_folder, data):
-        size = data.benchmark.resolution
+    if not _has_our_preprocessing(repo_or_folder, data, size):
         raise ValueError(
             f"--evaluator {repo_or_folder}: its preprocessor_config.json differs from the input that gdzoo gives it:"
             f" [-1, 1] (image_mean and image_std 0.5) at {size}x{size} pixels"
         )
-    return Evaluator(model.to(device))
+    return Evaluator(model.to(device), size=None if size == data.benchmark.resolution else size)
 
 
 def other_training(results: dict, data: ImageData, steps: int) -> str:
@@ -127,9 +134,9 @@ def _other_classes(model: PreTrainedModel, data: ImageData) -> str:
     return ""
 
 
-def _misfit(model: PreTrainedModel, data: ImageData) -> str:
-    """Why a classifier does not fit the benchmark's images, to follow its name; empty if it does."""
-    config, resolution = model.config, data.benchmark.resolution
+def _misfit(model: PreTrainedModel, data: ImageData, resolution: int) -> str:
+    """Why a classifier does not fit images of this size, to follow its name; empty if it does."""
+    config = model.config
     if getattr(config, "num_channels", data.channels) != data.channels:
         return f" takes {config.num_channels} channels, not {data.channels}"
     size = getattr(config, "image_size", None) or resolution
@@ -140,13 +147,12 @@ def _misfit(model: PreTrainedModel, data: ImageData) -> str:
     return ""
 
 
-def _has_our_preprocessing(repo_or_folder: str | Path, data: ImageData) -> bool:
+def _has_our_preprocessing(repo_or_folder: str | Path, data: ImageData, size: int) -> bool:
     """Whether the model's own processor, if it has one, turns plain colours into the input that `Evaluator` gives."""
     try:
         processor = AutoImageProcessor.from_pretrained(repo_or_folder, backend="pil")
     except Exception:  # it has none, or none that works without torchvision
         return True
-    size = data.benchmark.resolution
     colours = torch.tensor([[0, 255, 100], [255, 0, 155]], dtype=torch.uint8)[:, : data.channels]
     images = colours[:, :, None, None].expand(-1, -1, size, size)
     pixels = [*images.permute(0, 2, 3, 1).numpy()]

@@ -159,7 +159,7 @@ class DataWithSamples(ImageData):
     def __init__(self, pretrained: Pretrained, config: TrainConfig, data: ImageData):
         for name in ("benchmark", "channels", "columns", "test_split", "counts", "left_out", "image_bits", "remarks"):
             setattr(self, name, getattr(data, name))
-        self._data = data
+        self._data, self.class_prompts = data, []
         self.pretrained, self.steps, self.batch_size = pretrained, config.eval_steps, config.eval_batch_size
         try:
             tasks = data.tasks("dataset", 0)

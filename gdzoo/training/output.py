@@ -87,6 +87,9 @@ def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
         # The names may be those of other images. Those of a task that was taught elsewhere are not here.
         if task >= chain.first_task and entry["images"] not in (None, images):
             return f"{entry['images']:,} images of task {task} ({shortened(ours)}), not {images:,}"
+        classes = [data.class_prompts[label] for label in labels] if data.class_prompts else None
+        if task >= chain.first_task and classes and entry.get("class_prompts", classes) != classes:
+            return f"{entry['class_prompts'][0]!r} as the class prompt of task {task}, not {classes[0]!r}"
     return ""
 
 

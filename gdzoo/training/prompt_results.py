@@ -194,16 +194,16 @@ def results_of_prompts(
     cost: dict,
     earlier: list[dict],
     class_prompts: list[str | None],
-    base: tuple[str | None, str | None],
+    base: dict,
 ) -> dict:
     """The content of results.json, but for what `publish` adds.
 
     Args:
         class_prompts: of each label.
-        base: the name of the stranger's model that the chain began with, and its licence; None where there is none.
+        base: its entries about the model that the chain began with.
     """
     config, names = chain.config, run.data.names
-    results = {"kind": TEXT_TO_IMAGE} | common_results(run, chain, task) | {"pretrained": base[0], "license": base[1]}
+    results = {"kind": TEXT_TO_IMAGE} | common_results(run, chain, task) | base
     del results["recipe"]  # there is none of text-to-image chains
     for entry in results["tasks"]:
         entry["class_prompts"] = [class_prompts[label] for label in entry["classes"]]

@@ -25,11 +25,13 @@ class Chain:
         tasks: the labels of each task; the seed may shuffle them.
         known: the results.json of the model that the chain goes on from, where it is not in this zoo: its tasks are the
             first of `tasks`.
+        concepts: a hash of what each task from `first_task` on teaches, where the settings do not say it.
     """
 
     config: TrainConfig
     tasks: list[list[int]]
     known: dict | None = None
+    concepts: tuple[str, ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -171,6 +173,8 @@ def task_checkpoints(chain: Chain, task: int, accelerator: Accelerator, parts: d
         "task": task,
         "images a step": micro_batches(config, accelerator) * config.train_batch_size,
     }
+    if chain.concepts:
+        origin["concepts"] = chain.concepts[: task - chain.first_task + 1][-1]
     used = {name: part for name, part in (parts or {}).items() if part is not None}
     used["random"] = TorchGlobals(accelerator.device)
     limit, writes = config.checkpoints_total_limit, accelerator.is_main_process

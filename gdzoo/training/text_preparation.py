@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from gdzoo import machine
 from gdzoo.config import ConfigError
@@ -15,20 +16,20 @@ from gdzoo.config_text_to_image import CAPTIONED, TextToImageConfig
 from gdzoo.data.captioned import CaptionedDigits
 from gdzoo.data.concepts import ConceptData
 from gdzoo.data.streaming import ImageData
-from gdzoo.errors import clean
+from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.models.latents import StableDiffusion, flops_of_forward, shortened
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
 from gdzoo.models.small_stable_diffusion import TOKENS, create_unet
 from gdzoo.models.stable_diffusion import load_stable_diffusion
-from gdzoo.settings import HUB_ID
+from gdzoo.settings import HUB, HUB_ID, MODEL, OUTPUT
 from gdzoo.training.chains import check_others
 from gdzoo.training.output import check_output
 from gdzoo.training.prepare import check_checkpoint, create_accelerator, steps_at_once, with_namespace, with_precision
 from gdzoo.training.run import Chain, Run
 from gdzoo.training.text_to_image import Base, TextToImageJob
-from gdzoo.zoo.folders import published_json
-from gdzoo.zoo.names import DEFAULT_SEED, RESULTS, repo_of
+from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.names import DEFAULT_SEED, RESULTS, TRAIN_CONFIG, repo_of
 from gdzoo.zoo.results import is_text_to_image, validate_results
 
 FLAG = "--pretrained_model_name_or_path"
@@ -55,7 +56,7 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     data, class_prompts = open_data(config, known)
     if base:
         note_long_prompts(data, base, config, class_prompts)
-    taught = len(known["prompts"]) if known else 0
+    taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
     job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator))
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data, goes_on), accelerator)
@@ -76,7 +77,7 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
 
 def taught_by_gdzoo(config: TextToImageConfig) -> dict | None:
     """The results.json of the pretrained model, if gdzoo taught it; None of a stranger's. Raises ConfigError."""
-    results = published_json(config.pretrained_model_name_or_path, RESULTS)
+    results = read_published(config, RESULTS)
     if not results or not is_text_to_image(results):
         return None
     try:
@@ -84,6 +85,29 @@ def taught_by_gdzoo(config: TextToImageConfig) -> dict | None:
     except ValueError as error:
         raise ConfigError(f"{FLAG} {config.pretrained_model_name_or_path}: {error}") from error
     return results
+
+
+def read_published(config: TextToImageConfig, name: str) -> dict | None:
+    """A JSON file of the pretrained model; None if it has none. Raises ConfigError: the Hub does not say."""
+    try:
+        file = local_file(config.pretrained_model_name_or_path, name, config.revision)
+        return read_json(file) if file.is_file() else None
+    except (EntryNotFoundError, RepositoryNotFoundError, OfflineModeIsEnabled):
+        return None  # a repository that is not there has a clear error when it is loaded
+    except ValueError as error:
+        raise ConfigError(f"{FLAG}: {error}") from error
+    except Exception as error:  # the client's errors share no base class
+        raise ConfigError(
+            f"{FLAG} {config.pretrained_model_name_or_path}: the Hub does not say whether gdzoo taught it: try again"
+            f" ({one_line(error)})"
+        ) from error
+
+
+def local_file(repo_or_folder: str, name: str, revision: str | None) -> Path:
+    """A file of a folder, which may be missing, or of a repository, downloaded."""
+    if Path(repo_or_folder).exists():
+        return Path(repo_or_folder, name)
+    return Path(hf_hub_download(repo_or_folder, name, revision=revision))
 
 
 def with_known(given: TextToImageConfig, known: dict) -> TextToImageConfig:
@@ -94,7 +118,7 @@ def with_known(given: TextToImageConfig, known: dict) -> TextToImageConfig:
     Raises:
         ConfigError: the settings contradict those of the chain that goes on.
     """
-    beside = 1 if known["pretrained"] else 0  # what it was before gdzoo taught it
+    beside = known.get("pretrained_tasks", 1 if known["pretrained"] else 0)  # what it was before its chain
     if given.benchmark is None and known["benchmark"] == CAPTIONED:
         raise ConfigError(
             f"--benchmark is missing: {given.pretrained_model_name_or_path} is of the embedded {CAPTIONED}, whose tasks"
@@ -110,13 +134,29 @@ def with_known(given: TextToImageConfig, known: dict) -> TextToImageConfig:
                 f" {_plain(there)}: leave out --{flag}, or begin a chain of your own with --benchmark NAME"
             )
     return dataclasses.replace(
-        given,
+        with_settings_of(given),
         benchmark=known["benchmark"],
         strategy=[known["strategy"]],
         seed=known["seed"],
         rank=known.get("rank"),
         pretrained_tasks=beside,
     )
+
+
+def with_settings_of(given: TextToImageConfig) -> TextToImageConfig:
+    """The settings of the model that a chain goes on from, where they were not given."""
+    published = read_published(given, TRAIN_CONFIG) or {}
+    values = {"preserved": published.get("preservation_prompts") or []}
+    for spec in dataclasses.fields(given):
+        own = (MODEL, OUTPUT, HUB)  # groups of what is not that of the training before
+        if spec.metadata["result"] and spec.metadata["flag"] and spec.metadata["group"] not in own:
+            values[spec.name] = published.get(spec.name)
+    default = {spec.name: getattr(TextToImageConfig(), spec.name) for spec in dataclasses.fields(given)}
+    taken = {
+        name: value for name, value in values.items() if value is not None and getattr(given, name) == default[name]
+    }
+    taken.pop("preservation_prompts", None)
+    return dataclasses.replace(given, **taken)
 
 
 def _plain(value) -> str:
@@ -137,26 +177,34 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
     pipeline, folder = _load(original, config)
     local = Path(original).exists()
     name = clean(Path(original).resolve().name) if local else original
+    zoo = Path(config.output_dir, config.namespace).resolve()
+    in_zoo = local and Path(original).resolve().parent == zoo
+    published = repo_of(Path(original).resolve()) if in_zoo else None if local else name
     if not known:
-        return Base(pipeline, folder, name, name, license_of(original, folder), None if local else name)
-    published = repo_of(Path(original).resolve()) if local else name
-    base = Base(pipeline, folder, name, known["pretrained"], known["license"], published)
+        return Base(pipeline, folder, name, name, license_of(original, folder), name, published)
+    base = Base(pipeline, folder, name, known["pretrained"], known["license"], published or name, published)
     if not goes_on:
         return base
+    origin = known.get("adapter_base")
+    base = base._replace(tasks=known["task"], adapter_base=origin or name)
     if not known.get("rank"):
-        return base._replace(tasks=known["task"])
-    adapter = folder / LORA_FOLDER / LORA_FILE
-    if not local:
-        adapter = Path(hf_hub_download(original, f"{LORA_FOLDER}/{LORA_FILE}", revision=config.revision))
-    origin = known["pretrained"]
+        return base
     if not origin or not (HUB_ID.fullmatch(origin) and "/" in origin):
         raise ConfigError(
             f"{FLAG} {original}: its adapter belongs to {origin or 'the first model of its chain'}, a folder of which"
             f" only the name is recorded: give that folder instead, with all concepts in --concepts_list, --benchmark"
             f" {known['benchmark']} and the --output_dir that holds the chain"
         )
-    pipeline, folder = _load(origin, config)
-    return base._replace(pipeline=pipeline, folder=folder, name=origin, adapter=adapter)
+    try:
+        adapter = local_file(original, f"{LORA_FOLDER}/{LORA_FILE}", config.revision)
+        if not adapter.is_file():
+            raise OSError("there is no such file")
+    except Exception as error:  # the client's errors share no base class
+        raise ConfigError(f"{FLAG} {original}: {LORA_FOLDER}/{LORA_FILE} cannot be read ({one_line(error)})") from error
+    began = read_published(config, TRAIN_CONFIG) or {}
+    versions = {name: began.get(name) for name in ("revision", "variant")}
+    pipeline, folder = _load(origin, dataclasses.replace(config, **versions))
+    return base._replace(pipeline=pipeline, folder=folder, name=origin, adapter=adapter, tasks=0)
 
 
 def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[StableDiffusionPipeline, Path]:
@@ -202,7 +250,7 @@ def open_data(config: TextToImageConfig, known: dict | None) -> tuple[ImageData,
     if not config.pretrained_model_name_or_path:
         data = CaptionedDigits()
         return data, [None] * len(data.names)
-    taught = known["prompts"] if known else []
+    taught = [*known.get("before", []), *known["prompts"]] if known else []
     for concept in config.concept_list:
         if concept.prompt in {each["prompt"] for each in taught}:
             raise ConfigError(
@@ -228,13 +276,16 @@ def note_long_prompts(data: ImageData, base: Base, config: TextToImageConfig, cl
 
 def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None) -> list[Chain]:
     """A chain for each of --seeds (or for --seed) and each strategy; its first tasks are those of the model it has."""
-    seeds, tasks, label = config.seeds or [config.seed], [], 0
+    seeds, tasks = config.seeds or [config.seed], []
+    label = len(goes_on.get("before", [])) if goes_on else 0
     for entry in goes_on["tasks"][: goes_on["task"]] if goes_on else ():
         tasks.append(list(range(label, label + len(entry["names"]))))
         label += len(entry["names"])
     configs = [dataclasses.replace(config, seed=seed, seeds=[]) for seed in seeds]
+    new = [label for labels in data.tasks("dataset", 0) for label in labels]
+    concepts = tuple(map(data.fingerprint, new)) if config.pretrained_model_name_or_path else ()
     return [
-        Chain(each.chain(strategy), [*tasks, *data.tasks("dataset", each.seed)], goes_on)
+        Chain(each.chain(strategy), [*tasks, *data.tasks("dataset", each.seed)], goes_on, concepts)
         for each in configs
         for strategy in config.strategy
     ]

@@ -56,6 +56,7 @@ class Base(NamedTuple):
         name: the repository's, or the folder's without its path.
         origin: the name of the stranger's model that it comes from, maybe itself; None if it began from random weights.
         license: None if it is not known.
+        adapter_base: the name of the model that the chain's adapters belong to.
         base_model: the repository to name as the model that training started from; None for a stranger's folder.
         tasks: how many tasks of the chain it was taught.
         adapter: the LoRA file to go on from, if not from zero.
@@ -66,6 +67,7 @@ class Base(NamedTuple):
     name: str
     origin: str | None
     license: str | None
+    adapter_base: str
     base_model: str | None = None
     tasks: int = 0
     adapter: Path | None = None
@@ -279,7 +281,18 @@ class TextToImageJob:
         return measured(folder, self._judge(run, chain, evaluator, reference), chain.config.resolution)
 
     def results(self, run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
-        base = (self.base.origin, self.base.license) if self.base else (None, OWN_LICENSE)
+        labels = {label for labels in chain.tasks for label in labels}
+        base = {
+            "pretrained": self.base and self.base.origin,
+            "license": self.base.license if self.base else OWN_LICENSE,
+            "adapter_base": self.base and self.base.adapter_base,
+            "pretrained_tasks": chain.config.pretrained_tasks if self.base else 0,
+            "before": [
+                {"prompt": run.data.names[label], "class_prompt": self.class_prompts[label]}
+                for label in range(self.taught)
+                if label not in labels
+            ],
+        }
         results = results_of_prompts(run, chain, task, found, cost, earlier, self.class_prompts, base)
         if self.base and task == chain.first_task:
             results["base_model"] = self.base.base_model

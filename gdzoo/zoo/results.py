@@ -88,6 +88,10 @@ PROMPT_MODEL = (
     # chain from scratch, and for an unknown licence.
     | {"pretrained": (str, None), "license": (str, None)}
     | {"rank?": (int, None)}  # of the adapter in lora/; absent or null: there is none
+    # The model that the chain began with, to which its adapters belong; null: its own task 1.
+    | {"adapter_base?": (str, None)}
+    # How many tasks the model that the chain began with counts as, and what it was taught by gdzoo before.
+    | {"pretrained_tasks?": int, "before?": [{"prompt": str, "class_prompt": (str, None)}]}
     | {
         "tasks": [
             {"task": int, "classes": [int], "names": [str], "class_prompts?": [(str, None)], "images": (int, None)}
