@@ -210,7 +210,7 @@ class PromptSettings:
         " ones at each step",
         minimum=0,
     )
-    sample_batch_size: int | None = option(None, METHOD, "how many of them are drawn at once", minimum=1, result=False)
+    sample_batch_size: int | None = option(None, METHOD, "how many of them are drawn at once", minimum=1)
     replay_pool_steps: int | None = option(None, METHOD, "DDIM steps of each", minimum=1)
     replay_guidance_scale: float = option(
         1.0, METHOD, "guidance at which they are drawn (1: none, at half the cost)", minimum=1

@@ -50,8 +50,12 @@ class PromptGroup:
     taught: bool
 
     def asked(self, count: int) -> list[str]:
-        """The prompts of `count` drawings: all in turn, so that each gets as many as the others, or one more."""
-        return [self.prompts[i % len(self.prompts)] for i in range(count)]
+        """The prompts of `count` drawings: all in turn, so that each gets as many as the others, or one more.
+
+        Of more prompts than drawings, some from all over the list.
+        """
+        prompts = len(self.prompts)
+        return [self.prompts[i * prompts // count if count < prompts else i % prompts] for i in range(count)]
 
 
 class Drawings(NamedTuple):
@@ -325,13 +329,12 @@ def summary(found: dict[PromptGroup, Compared], judge: Judge, task: int, origina
     """
     old = pooled([each for group, each in found.items() if group.task and group.task < task])
     new = pooled([each for group, each in found.items() if group.task == task])
-    knew = pooled(
-        [
-            each
-            for group, each in found.items()
-            if group.name != HELD_OUT and (group.task is None or group.task <= original_task)
-        ]
-    )
+    knew_groups = [
+        each
+        for group, each in found.items()
+        if group.name != HELD_OUT and (group.task is None or group.task <= original_task)
+    ]
+    knew = pooled(knew_groups)
     held_out = pooled([each for group, each in found.items() if group.name == HELD_OUT])
     pools = [("old_", old, ("accuracy", "distance", "kid")), ("new_", new, ("accuracy", "distance", "kid"))]
     pools += [
@@ -342,6 +345,8 @@ def summary(found: dict[PromptGroup, Compared], judge: Judge, task: int, origina
     for prefix, pool, wanted in pools:
         measured = measures(pool, judge) if pool else {}
         metrics |= {f"{prefix}{name}": measured[name] for name in wanted if measured.get(name) is not None}
+    if "drift" in metrics:  # of each group as much as of another, however many prompts it has
+        metrics["drift"] = torch.stack([each.drift.double().mean() for each in knew_groups]).mean().item()
     return metrics
 
 

@@ -38,6 +38,8 @@ class ReplayPool:
     ):
         self.teacher, self.accelerator, self.classify = teacher, accelerator, classify
         self.size, self.key, self.block = size, key, block
+        # Before the teacher is cast to another precision.
+        self.belongs = teacher.pool_key() and f"{teacher.pool_key()} {block}"
         self.stored: dict[str, Tensor] = {}  # each [N, ...], on the accelerator's device
         self._upper = None  # cumulative probabilities of the images
 
@@ -89,12 +91,11 @@ class ReplayPool:
 
     def state_dict(self) -> dict:
         """The images so far, for a checkpoint, and what they belong to."""
-        key = self.teacher.pool_key()
-        return self.stored | ({"key": key} if key else {})
+        return self.stored | ({"key": self.belongs} if self.belongs else {})
 
     def load_state_dict(self, state: dict):
-        """Take the images of a checkpoint; those of another teacher, or of other prompts, are drawn again."""
+        """Take the images of a checkpoint; those of another teacher, prompts or blocks are drawn again."""
         state = dict(state)
-        if state.pop("key", None) == self.teacher.pool_key():
+        if state.pop("key", None) == self.belongs:
             self.stored = {name: value.to(self.accelerator.device) for name, value in state.items()}
             self._upper = None

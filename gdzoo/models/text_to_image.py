@@ -162,7 +162,6 @@ class TextTeacher:
 
     def to(self, dtype: torch.dtype):
         """Set the precision of its passes: of its weights, or by autocast where it shares the student's network."""
-        self.pool_key()  # of the float32 weights, in every precision
         self.dtype = dtype
         if self.adapter is None:
             # Not the U-Net's own to(), which warns of modules to be kept in float32, though there are none.

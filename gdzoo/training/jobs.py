@@ -25,11 +25,13 @@ class Job(Protocol):
 
     Attributes:
         shares_first_task: whether all strategies of a seed have the same model after task 1.
+        needs_first_task: whether later tasks need the model after task 1 of their chain.
         any_classes: whether a given evaluator may know other classes than those of the data.
     """
 
     shares_first_task: bool
     any_classes: bool
+    needs_first_task: bool
 
     def start(self, run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> Start:
         """The student of a task, its teacher, and what it may use of earlier tasks."""

@@ -79,8 +79,8 @@ def groups_of(
     if general or chain.config.preserved:
         preserved = chain.config.preserved or GENERAL
         groups.append(PromptGroup(PRESERVED, None, tuple(preserved), taught=False))
-    if general:
-        groups.append(PromptGroup(HELD_OUT, None, tuple(held_out(preserved)), taught=False))
+        if general and (others := held_out(preserved)):
+            groups.append(PromptGroup(HELD_OUT, None, tuple(others), taught=False))
     return groups
 
 

@@ -104,6 +104,10 @@ def fetch_chains(run: Run, api: HfApi):
             # A crash between a repo's creation and its first commit leaves an empty one.
             if info is not None and has_weights(info):
                 fetch(run, chain, api, info)
+                if run.job.needs_first_task and task > 1:
+                    first = with_retries(find, api, target.repo_id(chain.folder(1)))
+                    if first is not None and has_weights(first):
+                        fetch(run, chain, api, first)
                 break
 
 

@@ -173,17 +173,20 @@ def license_of(repo_or_folder: str, folder: Path) -> str | None:
     """What the model's card says, of its folder or on the Hub; None if nothing does."""
     with contextlib.suppress(Exception):  # no card, an invalid one, no network
         if Path(repo_or_folder).exists():
-            return ModelCard.load(folder / "README.md").data.license
-        return HfApi().model_info(repo_or_folder, timeout=10).card_data.license
+            found = ModelCard.load(folder / "README.md").data.license
+        else:
+            found = HfApi().model_info(repo_or_folder, timeout=10).card_data.license
+        return found if isinstance(found, str) else None
     return None
 
 
 def load_features(config: TextToImageConfig, accelerator: Accelerator) -> Extractor | None:
     """The network of --features. Raises ConfigError."""
     try:
-        return load_extractor(config.features, accelerator.device) if config.features else None
+        extractor = load_extractor(config.features, accelerator.device) if config.features else None
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return extractor and dataclasses.replace(extractor, name=config.to_dict()["features"])  # without a folder's path
 
 
 # ---- the data ----

@@ -89,7 +89,8 @@ class TextToImageJob:
         extractor: Extractor | None = None,
     ):
         self.base, self.class_prompts, self.taught, self.extractor = base, class_prompts, taught, extractor
-        self.shares_first_task, self.any_classes = base is None, base is not None
+        self.shares_first_task = self.needs_first_task = base is None
+        self.any_classes = base is not None
         self.originals = Originals()
         self._spaces: dict[Path, StableDiffusion] = {}
 
@@ -144,8 +145,9 @@ class TextToImageJob:
         torch.set_num_threads(1)  # the bits of the VAE must not depend on their number
         try:
             with tqdm(desc="VAE", unit="step", dynamic_ncols=True, disable=not run.accelerator.is_main_process) as bar:
+                # On a CPU always: all processes, and a run that is resumed, must have the same VAE.
                 pipeline = create_pipeline(
-                    images, data.names, chain.config.seed, device, progress=lambda steps: _shown(steps, bar)
+                    images, data.names, chain.config.seed, "cpu", progress=lambda steps: _shown(steps, bar)
                 )
         finally:
             torch.set_num_threads(threads)
@@ -235,7 +237,7 @@ class TextToImageJob:
 
         first = self.base.tasks if self.base else 1  # the task after which the original model stood
         original = None
-        if task > first:
+        if task > first and (self.base or chain.folder(1).exists()):  # resumed from the Hub, it may not be here
             load = functools.cache(lambda: self._original_unet(chain).to(run.accelerator.device).eval())
             key = self.base.folder if self.base else chain.config.seed  # all strategies share the first task
             original = self.originals.source(key, judge, drawings_of(trained.space, load), first)

@@ -34,7 +34,7 @@ class UnconditionalJob:
         pretrained: task 1 of all chains; None: they start from random weights.
     """
 
-    shares_first_task, any_classes = True, False
+    shares_first_task, any_classes, needs_first_task = True, False, False
 
     def __init__(self, pretrained: Pretrained | None = None):
         self.pretrained = pretrained
