@@ -19,7 +19,7 @@ from gdzoo.data.concepts_list import (
     read_concepts,
     unread_keys,
 )
-from gdzoo.data.prompts import read_prompts
+from gdzoo.data.prompts import prompt_key, read_prompts
 from gdzoo.method.catalogue import MAIN_STRATEGY, STRATEGIES
 from gdzoo.settings import (
     DATA,
@@ -440,7 +440,7 @@ class TextToImageConfig(Settings, PromptSettings):
         if self.preserved and not self.pretrained_model_name_or_path:
             raise ConfigError("--preservation_prompts goes with --pretrained_model_name_or_path")
         for concept in self.concept_list if self.preserved else ():
-            if {each.casefold() for each in self.preserved} <= {concept.prompt.casefold()}:
+            if {*map(prompt_key, self.preserved)} <= {prompt_key(concept.prompt)}:
                 raise ConfigError(
                     f"--preservation_prompts holds {concept.prompt!r} alone, which is being taught: add prompts to keep"
                 )

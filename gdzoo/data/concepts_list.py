@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gdzoo.data.prompts import prompt_key
 from gdzoo.errors import cut, one_line
 
 # fmt: off
@@ -54,7 +55,7 @@ def concept_from(entry: dict, where: str) -> Concept:
     for key, value in (("instance_prompt", prompt), ("instance_data_dir", folder)):
         if not value:
             raise ValueError(f"{where}: {key} is missing")
-    if prompt == class_prompt:
+    if prompt_key(prompt) == prompt_key(class_prompt):
         raise ValueError(
             f"{where}: instance_prompt and class_prompt are the same, {prompt!r}: the instance prompt has a rare word"
             " for the concept, as in 'a photo of sks dog', and the class prompt has not, as in 'a photo of a dog'"
@@ -91,19 +92,21 @@ def unread_keys(file: str) -> int:
 
 def check_distinct(concepts: list[Concept]):
     """Raises ValueError: two concepts have the same prompt, or one's prompt is the class prompt of another."""
-    first, classes = {}, {concept.class_prompt: number for number, concept in enumerate(concepts, start=1)}
+    first = {}
+    classes = {prompt_key(concept.class_prompt or ""): number for number, concept in enumerate(concepts, start=1)}
     for number, concept in enumerate(concepts, start=1):
-        if concept.prompt in first:
+        key = prompt_key(concept.prompt)
+        if key in first:
             raise ValueError(
-                f"concepts {first[concept.prompt]} and {number} have the same instance prompt, {concept.prompt!r}: give"
+                f"concepts {first[key]} and {number} have the same instance prompt, {concept.prompt!r}: give"
                 " each a rare word of its own, as in 'a photo of sks dog'"
             )
-        if concept.prompt in classes:
+        if key in classes:
             raise ValueError(
                 f"the instance prompt of concept {number}, {concept.prompt!r}, is the class prompt of concept"
-                f" {classes[concept.prompt]}: give it a rare word of its own"
+                f" {classes[key]}: give it a rare word of its own"
             )
-        first[concept.prompt] = number
+        first[key] = number
 
 
 def list_photos(folder: str) -> tuple[list[str], list[str]]:

@@ -87,7 +87,7 @@ def preservation_groups(
     kinds = {"given": given} if (given := list(given)) else {"earlier": earlier, "classes": classes}
     if general and not given:
         kinds["general"] = GENERAL
-    taken = {_key(prompt) for prompt in current}
+    taken = {prompt_key(prompt) for prompt in current}
     groups = {name: _distinct(prompts, taken) for name, prompts in kinds.items()}
     groups = {name: tuple(prompts) for name, prompts in groups.items() if prompts}
     if not groups:
@@ -99,10 +99,10 @@ def preservation_groups(
 
 def held_out(preserved: Iterable[str]) -> list[str]:
     """Captions for the evaluation that are not preserved."""
-    return _distinct(HELD_OUT, {_key(prompt) for prompt in preserved})
+    return _distinct(HELD_OUT, {prompt_key(prompt) for prompt in preserved})
 
 
-def _key(prompt: str) -> str:
+def prompt_key(prompt: str) -> str:
     """Equal for prompts that are the same to CLIP's tokenizer, which has no capitals."""
     return " ".join(prompt.split()).casefold()
 
@@ -111,7 +111,7 @@ def _distinct(prompts: Iterable[str | None], taken: set[str]) -> list[str]:
     """The prompts that are not empty, each once, without those whose keys are `taken`, which grows by theirs."""
     kept = []
     for prompt in prompts:
-        if prompt and (key := _key(prompt)) and key not in taken:
+        if prompt and (key := prompt_key(prompt)) and key not in taken:
             taken.add(key)
             kept.append(" ".join(prompt.split()))
     return kept

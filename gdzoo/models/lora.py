@@ -112,7 +112,11 @@ class Adapter:
             weight.copy_(state[name])
 
     def save(self, folder: Path):
-        """Write the student's weights to folder/lora/, which `load_lora_weights(folder, subfolder="lora")` loads."""
+        """Write the student's weights to folder/lora/.
+
+        `load_lora_weights(folder, subfolder="lora", weight_name=LORA_FILE)` loads them. Trap: without weight_name,
+        diffusers 0.42 looks for lora/lora/... in a repository of the Hub, though not in a folder.
+        """
         # Trap: beside a fused pipeline's model_index.json they would be applied to it a second time.
         state = {name: weight.detach().cpu().float().contiguous() for name, weight in self.state_dict().items()}
         StableDiffusionPipeline.save_lora_weights(folder / LORA_FOLDER, unet_lora_layers=state)

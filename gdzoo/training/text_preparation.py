@@ -15,6 +15,7 @@ from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import CAPTIONED, TextToImageConfig
 from gdzoo.data.captioned import CaptionedDigits
 from gdzoo.data.concepts import ConceptData
+from gdzoo.data.prompts import prompt_key
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
@@ -252,7 +253,7 @@ def open_data(config: TextToImageConfig, known: dict | None) -> tuple[ImageData,
         return data, [None] * len(data.names)
     taught = [*known.get("before", []), *known["prompts"]] if known else []
     for concept in config.concept_list:
-        if concept.prompt in {each["prompt"] for each in taught}:
+        if prompt_key(concept.prompt) in {prompt_key(each["prompt"]) for each in taught}:
             raise ConfigError(
                 f"the prompt {concept.prompt!r} was taught to {config.pretrained_model_name_or_path} before: give the"
                 " new concept another rare word"

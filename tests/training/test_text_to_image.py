@@ -146,7 +146,7 @@ def test_the_card_says_what_it_is_and_how_to_draw(zoo, flags):
         assert {entry["text"] for entry in data["widget"]} == set(PROMPTS[:task])
         assert all((zoo / name / entry["output"]["url"]).is_file() for entry in data["widget"])
         assert ('subfolder="lora"' in card.text) == bool(flags)
-        assert "guidance_scale=7.5" in card.text and "num_inference_steps=2" in card.text
+        assert "guidance_scale=7.5" in card.text and "num_inference_steps=1" in card.text
 
 
 # ---- the adapter ----

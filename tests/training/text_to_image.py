@@ -20,7 +20,7 @@ ROTATED = 6  # the EXIF orientation of a photo that is to be turned clockwise
 SHORT = [
     *("--resolution", str(RESOLUTION), "--train_batch_size", "2", "--max_train_steps", "3"),
     *("--num_class_images", "8", "--sample_batch_size", "4", "--replay_pool_steps", "2"),
-    *("--eval_samples", "10", "--eval_batch_size", "64", "--eval_steps", "2", "--learning_rate", "1e-3"),
+    *("--eval_samples", "10", "--eval_batch_size", "64", "--eval_steps", "1", "--learning_rate", "1e-3"),
 ]
 ADAPTER = ["--rank", "2"]
 

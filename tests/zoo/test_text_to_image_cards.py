@@ -109,7 +109,13 @@ def test_how_the_adapter_is_loaded():
     lines = card(concepts(2), "gdzoo/pets-task2").splitlines()
     assert 'pipe = DiffusionPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")' in lines
     run = "run-generative_distillation-42"
-    assert f'pipe.load_lora_weights("gdzoo/pets-task2", subfolder="lora", revision="{run}")' in lines
+    start = lines.index("pipe.load_lora_weights(")
+    assert [line.strip() for line in lines[start + 1 : start + 5]] == [
+        '"gdzoo/pets-task2",',
+        'subfolder="lora",',
+        'weight_name="pytorch_lora_weights.safetensors",',
+        f'revision="{run}",',
+    ]
     assert "| 1 | a photo of sks dog | a photo of a dog |" in lines
     assert "| 2 | a photo of <pot\\|1> pot | – |" in lines
     scratch = text_to_image_results(2, "generative_replay", seed=69, rank=8)

@@ -1,0 +1,179 @@
+"""Bad input of text-to-image chains ends in one line before any work; a chain goes on with more concepts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, StableDiffusionPipeline, UNet2DModel
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from gdzoo import train_text_to_image
+from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.names import RESULTS
+from tests.hub.folders import content
+from tests.models.tiny import make_tiny_stable_diffusion
+from tests.training.text_to_image import ADAPTER, CONCEPTS, SHORT, prepared, published, same, taught, write_list
+
+BASE, LIST = "--pretrained_model_name_or_path", "--concepts_list"
+
+
+@pytest.fixture(scope="module")
+def root(once) -> Path:
+    return prepared(once)
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "cwd"
+
+
+def refused(arguments: list[str], capsys, cwd: Path) -> str:
+    """The line in which a command is refused, before anything is written."""
+    before = content(cwd)
+    assert train_text_to_image.main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("gdzoo: ")]
+    assert len(lines) == 1 and content(cwd) == before
+    return lines[0]
+
+
+# ---- concepts ----
+
+
+def one(root: Path, **changes) -> list[str]:
+    """The flags of one concept, with other values."""
+    flags = {"instance_data_dir": root / "photos/dog", "instance_prompt": "a sks dog", "class_prompt": "a dog"}
+    pairs = [(f"--{name}", str(value)) for name, value in (flags | changes).items()]
+    return [*SHORT, BASE, str(root / "base"), *sum(pairs, ())]
+
+
+def test_a_folder_without_photos(cwd, tmp_path, root, capsys):
+    (tmp_path / "empty").mkdir()
+    line = refused(one(root, instance_data_dir=tmp_path / "empty"), capsys, cwd)
+    assert "--instance_data_dir" in line and "empty holds nothing" in line
+    (tmp_path / "empty/captions.txt").write_text("no photo")
+    assert "no photo, only captions.txt" in refused(one(root, instance_data_dir=tmp_path / "empty"), capsys, cwd)
+    (tmp_path / "empty/broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
+    assert "broken.jpg" in refused(one(root, instance_data_dir=tmp_path / "empty"), capsys, cwd)
+    assert "there is no such folder" in refused(one(root, instance_data_dir=tmp_path / "nowhere"), capsys, cwd)
+
+
+def test_an_instance_prompt_that_is_its_class_prompt(cwd, root, capsys):
+    """CLIP's tokenizer has no capitals."""
+    for prompt in ("a sks dog", "A  sks dog"):
+        line = refused(one(root, class_prompt=prompt), capsys, cwd)
+        assert "instance_prompt and class_prompt are the same, 'a sks dog'" in line
+
+
+def test_two_concepts_with_the_same_prompt(cwd, root, tmp_path, capsys):
+    file = write_list(root, ["dog", "chair"], "same.json")
+    entries = json.loads(file.read_text())
+    entries[1]["instance_prompt"] = entries[0]["instance_prompt"].upper()
+    (tmp_path / "same.json").write_text(json.dumps(entries))
+    line = refused([*SHORT, BASE, str(root / "base"), LIST, str(tmp_path / "same.json")], capsys, cwd)
+    assert f"concepts 1 and 2 have the same instance prompt, {CONCEPTS['dog'].upper()!r}" in line
+
+
+@pytest.mark.parametrize("resolution", ["12", "20"])
+def test_a_resolution_that_is_no_multiple(cwd, root, capsys, resolution):
+    line = refused([*one(root), "--resolution", resolution], capsys, cwd)
+    assert f"--resolution {resolution}: it is a multiple of" in line
+
+
+# ---- models ----
+
+
+def another_kind(folder: Path):
+    blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
+    DDIMPipeline(UNet2DModel(8, norm_num_groups=4, **blocks), DDIMScheduler()).save_pretrained(folder)
+
+
+def stable_diffusion_xl(folder: Path):
+    make_tiny_stable_diffusion(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+
+
+def lora_attached(folder: Path):
+    """As diffusers saves a pipeline after load_lora_weights."""
+    make_tiny_stable_diffusion(folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
+    pipeline.unet.save_pretrained(folder / "unet")
+
+
+def vae_of_nan(folder: Path):
+    """Its weights are finite and its numbers are not."""
+    make_tiny_stable_diffusion(folder)
+    file = folder / "vae/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.weight"] = torch.full_like(weights["encoder.conv_in.weight"], 3e38)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+MODELS = {
+    another_kind: ("it is a DDIMPipeline, which gdzoo cannot train", "gdzoo takes a StableDiffusionPipeline"),
+    stable_diffusion_xl: ("it is a StableDiffusionXLPipeline", "gdzoo takes a StableDiffusionPipeline"),
+    lora_attached: ("its LoRA layers still attached", "pipe.fuse_lora() and pipe.unload_lora_weights()"),
+}
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_model_that_cannot_be_taught(cwd, tmp_path, root, capsys, make):
+    make(tmp_path / "model")
+    line = refused([*one(root), BASE, str(tmp_path / "model")], capsys, cwd)
+    assert line.startswith(f"gdzoo: {BASE}") and all(part in line for part in MODELS[make])
+
+
+def test_a_vae_that_gives_nan(cwd, tmp_path, root, capsys):
+    vae_of_nan(tmp_path / "model")
+    assert train_text_to_image.main([*one(root), BASE, str(tmp_path / "model")]) != 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gdzoo: ")]
+    assert line.startswith("gdzoo: the VAE (AutoencoderKL) gives numbers that are not finite, in torch.float32")
+    assert not list(cwd.glob("zoo/gdzoo/*"))
+
+
+def test_an_adapter_of_another_rank(cwd, once, root, capsys):
+    """In the same zoo, or going on from its last model."""
+    zoo = published(once, *ADAPTER) / "zoo"
+    shutil.copytree(zoo, cwd / "zoo")
+    line = refused([*taught(root), "--rank", "4"], capsys, cwd)
+    assert "--output_dir zoo holds another run: pets-task1 was trained with --rank 2, not 4" in line
+    last = cwd / "zoo/gdzoo/pets-task3"
+    line = refused([*one(root), BASE, str(last), "--rank", "4"], capsys, cwd)
+    assert line.startswith("gdzoo: --rank") and "rank 2: leave out --rank" in line
+
+
+# ---- going on ----
+
+
+@pytest.mark.parametrize("flags", [[], ADAPTER], ids=["full", "lora"])
+def test_a_longer_list_teaches_what_is_new_alone(cwd, once, root, flags):
+    """To the model after the last task of the zoo; the same bits as in one run."""
+    zoo, once_ran = cwd / "zoo/gdzoo", published(once, *flags) / "zoo/gdzoo"
+    assert train_text_to_image.main([*taught(root, ["dog"]), *flags]) == 0
+    first = content(zoo / "pets-task1")
+    assert train_text_to_image.main([*taught(root, ["dog", "chair"]), *flags]) == 0
+    assert content(zoo / "pets-task1") == first
+    assert sorted(folder.name for folder in zoo.iterdir()) == ["pets-task1", "pets-task2"]
+    assert all(same(zoo / name, once_ran / name) for name in ("pets-task1", "pets-task2"))
+    assert [entry["prompt"] for entry in read_json(zoo / "pets-task2" / RESULTS)["prompts"]] == [
+        CONCEPTS["dog"],
+        CONCEPTS["chair"],
+    ]
+
+
+def test_a_new_concept_goes_on_from_the_last_folder(cwd, once, root):
+    """Without the earlier photos: the folder knows its prompts and its number."""
+    shutil.copytree(published(once) / "zoo", cwd / "zoo")
+    before = content(cwd / "zoo/gdzoo")
+    assert train_text_to_image.main([*one(root), BASE, str(cwd / "zoo/gdzoo/pets-task3")]) == 0
+    assert before.items() <= content(cwd / "zoo/gdzoo").items()
+    results = read_json(cwd / "zoo/gdzoo/pets-task4" / RESULTS)
+    assert [entry["prompt"] for entry in results["prompts"]] == [*CONCEPTS.values(), "a sks dog"]
+    assert results["base_model"] == "gdzoo/pets-task3"
+    assert [entry["task"] for entry in results["history"]] == [1, 2, 3, 4]
