@@ -176,7 +176,7 @@ def test_drift_is_over_what_the_original_model_knew():
         assert of_pretrained(51, task)["metrics"]["drift"] == pytest.approx(0.2)
     # A stranger's model was not asked to keep its drawings for prompts that were taught since.
     source = judged.source(lambda prompts, *rest: draw(shift=51 if prompts[0] == "a red one" else 0)(prompts, *rest))
-    for task, drift in ((0, 0), (1, 0.08)):
+    for task, drift in ((0, 0), (1, 0.1)):  # the mean of the groups that it knew
         found, _ = evaluate_prompts(
             source, (OLD, NEW, PRESERVED), judged, task=2, original=judged.source(draw()), original_task=task
         )
