@@ -49,7 +49,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 # A second worker would only wait for the runs that these share, or start an app and a browser of its own.
-ON_ONE_WORKER = ("tests/spaces/", "tests/training/test_processes.py", "test_accumulated_micro_batches_equal_one_batch")
+ON_ONE_WORKER = (
+    *("tests/spaces/", "tests/training/test_processes.py", "test_accumulated_micro_batches_equal_one_batch"),
+    *("tests/training/test_captioned_digits.py", "tests/training/test_text_to_image_strategies.py"),
+    "tests/hub/test_text_to_image.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

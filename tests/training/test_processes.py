@@ -20,7 +20,7 @@ import torch
 from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from gdzoo import train
+from gdzoo import train, train_text_to_image
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.data.streaming import ImageData
@@ -35,6 +35,7 @@ from tests.conftest import ROOT, STRATEGIES
 from tests.forked import launch
 from tests.kills import RESUME
 from tests.readme import commands
+from tests.training.text_to_image import ADAPTER, prepared, taught
 
 STEPS, BATCH = 24, 24  # 15 steps are an epoch of the first task's 360 images
 DIES = 22  # the step at which a worker dies, after the checkpoint of step 20
@@ -139,10 +140,10 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def launch_two(arguments: list[str], cwd: Path, die_at: int | None = None, **environment: str) -> list:
+def launch_two(arguments: list[str], cwd: Path, die_at: int | None = None, main=train.main, **environment: str) -> list:
     """What torchrun does, without its seconds of imports: (rank 0, rank 1)."""
     port = free_port()
-    return [launch(arguments, cwd, Worker(rank, port, die_at, environment)) for rank in (0, 1)]
+    return [launch(arguments, cwd, Worker(rank, port, die_at, environment), main) for rank in (0, 1)]
 
 
 class Worker:
@@ -274,6 +275,21 @@ def test_two_processes_draw_and_use_the_pool_as_one_does(tmp_path):
     curves = [losses_of(tmp_path / cwd, 2) for cwd in ("one", "two")]
     assert len(curves[0]) == 20
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_two_processes_teach_concepts_as_one_does(tmp_path, once):
+    """From a pool that they draw together, judged by what they draw together."""
+    arguments, main = [*taught(prepared(once), ["dog", "chair"]), *ADAPTER], train_text_to_image.main
+    alone = launch([*arguments, "--train_batch_size", "4"], tmp_path / "one", watch, main)
+    assert alone.wait() == 0, alone.text
+    runs = launch_two([*arguments, "--train_batch_size", "2"], tmp_path / "two", main=main)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text
+    for task in (1, 2):
+        one, two = (losses_of(tmp_path / cwd, task) for cwd in ("one", "two"))
+        assert len(one) == 3 and two == pytest.approx(one, rel=1e-4)
+        one, two = (read_json(tmp_path / cwd / f"zoo/gdzoo/pets-task{task}/results.json") for cwd in ("one", "two"))
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-2)
+        assert two["cost"]["teacher_passes"] == one["cost"]["teacher_passes"]
 
 
 # ---- with FSDP ----

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from gdzoo import train_text_to_image
+from gdzoo.training import learner as learning
+from gdzoo.training.learner import Learner
 from tests.forked import Launched, launch
 from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion
 
@@ -104,3 +108,28 @@ def draw(pipeline: DiffusionPipeline, prompt: str) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipeline(prompt, num_inference_steps=3, generator=generator, output_type="np").images[0]
+
+
+def steps_of(arguments: list[str], look=lambda learner, step: None) -> list[SimpleNamespace]:
+    """The batches, the loss and the weights of every step of a run, and what `look` makes of its learner."""
+    seen, current = [], []
+    learn, continual_loss = Learner.learn, learning.continual_loss
+
+    def spy_on_steps(learner, step, batches):
+        current.append(learner)
+        loss = learn(learner, step, batches)
+        seen[-1].mean = loss.item()
+        return loss
+
+    def spy_on_loss(predict, real, rehearsal, tasks, replay_weight, snr_weight):
+        learner, loss = current[-1], continual_loss(predict, real, rehearsal, tasks, replay_weight, snr_weight)
+        of = dict(strategy=learner.config.strategy[0], task=learner.task, tasks=tasks, real=real, rehearsal=rehearsal)
+        seen.append(SimpleNamespace(**of))
+        seen[-1].found = look(learner, seen[-1])
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "learn", spy_on_steps)
+        patch.setattr(learning, "continual_loss", spy_on_loss)
+        assert train_text_to_image.main(arguments) == 0
+    return seen
