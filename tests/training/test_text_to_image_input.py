@@ -70,7 +70,7 @@ def test_an_instance_prompt_that_is_its_class_prompt(cwd, root, capsys):
 
 
 def test_two_concepts_with_the_same_prompt(cwd, root, tmp_path, capsys):
-    file = write_list(root, ["dog", "chair"], "same.json")
+    file = write_list(root, ["dog", "chair"])
     entries = json.loads(file.read_text())
     entries[1]["instance_prompt"] = entries[0]["instance_prompt"].upper()
     (tmp_path / "same.json").write_text(json.dumps(entries))

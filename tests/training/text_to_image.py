@@ -1,6 +1,7 @@
 """What the tests of text-to-image chains share: photos of concepts, a small base, and short runs on them."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,8 +52,8 @@ def make_base(root: Path) -> Path:
     return base
 
 
-def write_list(root: Path, names: list[str], file: str = "pets.json") -> Path:
-    """A concepts file, with absolute folders; it is not beside the photos."""
+def write_list(root: Path, names: list[str]) -> Path:
+    """A concepts file pets.json with absolute folders, in a folder of its own: workers share `root`."""
     entries = [
         {
             "instance_prompt": CONCEPTS[name],
@@ -62,13 +63,17 @@ def write_list(root: Path, names: list[str], file: str = "pets.json") -> Path:
         }
         for name in names
     ]
-    (root / file).write_text(json.dumps(entries))
-    return root / file
+    file = root / "lists" / "-".join(names) / "pets.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(entries))
+    partial.replace(file)
+    return file
 
 
-def taught(root: Path, names=tuple(CONCEPTS), file: str = "pets.json") -> list[str]:
+def taught(root: Path, names=tuple(CONCEPTS)) -> list[str]:
     """The flags that teach these concepts to the base of `make_base`, in few steps."""
-    concepts = write_list(root, list(names), file)
+    concepts = write_list(root, list(names))
     return [*SHORT, "--pretrained_model_name_or_path", str(root / "base"), "--concepts_list", str(concepts)]
 
 
