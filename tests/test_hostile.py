@@ -18,6 +18,7 @@ from PIL import Image
 
 import gdzoo
 from gdzoo import train
+from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import Benchmark
 from gdzoo.data.decode import decode_image
@@ -87,7 +88,7 @@ def test_any_setting_is_resolved_or_refused_in_one_line(given):
 @given(st.lists(st.sampled_from([f"--{name}" for name in NAMES]) | st.text() | likely, max_size=4))
 def test_any_command_line_is_understood_or_refused(arguments):
     try:
-        train.parse_args(arguments)
+        parse_args(arguments)
     except SystemExit as error:
         assert error.code in (0, 2)
 
@@ -246,7 +247,7 @@ def test_a_damaged_folder_is_named_or_gone_on_from(cwd, capsys, file, place, con
 
 @pytest.fixture(scope="module")
 def run(published) -> Run:
-    config = train.parse_args([*TWO_TASKS, *NO_METRICS, "--output_dir", str(published / "elsewhere")])
+    config = parse_args([*TWO_TASKS, *NO_METRICS, "--output_dir", str(published / "elsewhere")])
     return prepare(config)
 
 
