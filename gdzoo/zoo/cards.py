@@ -103,7 +103,7 @@ def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str
         command: the command line that trains the same chain again.
         others: the results.json of other strategies' models after the same task.
     """
-    base = results.get("adapter_base")
+    base = results.get("adapter_base") or results["pretrained"]
     if not base and results.get("rank"):  # the adapter of a chain from scratch fits the model after its first task
         first = repo_name(results["benchmark"], results["strategy"], results["seed"], 1)
         base = f"{repo_id.split('/')[0]}/{first}"
