@@ -474,17 +474,6 @@ class TextToImageConfig(Settings, PromptSettings):
         del values["preserved"]
         return values
 
-    @classmethod
-    def from_public(cls, settings: dict):
-        """The resolved config of a train_config.json, of this version or another; the strategy is left out.
-
-        Raises:
-            ConfigError: an invalid value.
-        """
-        known = {spec.name for spec in dataclasses.fields(cls)} - {"strategy", "preservation_prompts", "preserved"}
-        values = {name: settings[name] for name in settings if name in known}
-        return cls(**values, preserved=settings.get("preservation_prompts") or []).resolve()
-
     def _command_values(self) -> dict:
         public = self._public()
         if len(self.concepts) > 1:

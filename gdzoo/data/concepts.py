@@ -26,8 +26,8 @@ class ConceptData(ImageData):
     """Photos of any size and shape, resized by their shorter side and cropped to squares.
 
     The name of a label is an instance prompt: first those of concepts that were taught before, of which there are no
-    photos, then that of each concept. Photos that cannot be decoded are left out from the
-    beginning; a photo with EXIF orientation is upright, what is transparent is white, and all become 8-bit RGB.
+    photos, then that of each concept. Photos that cannot be decoded are left out from the beginning; a photo with EXIF
+    orientation is upright, what is transparent is white, and all become 8-bit RGB.
 
     Args:
         benchmark: with the resolution.
@@ -92,11 +92,7 @@ class ConceptData(ImageData):
     @functools.cached_property
     def content_hash(self) -> str:
         """Of the prompts, names and bytes of all photos."""
-        digest = hashlib.sha256()
-        for concept, photos in zip(self.concepts, self.photos[self.taught :], strict=True):
-            for text in (concept.prompt, *(f"{photo.name} {_hash(photo)}" for photo in photos)):
-                digest.update(text.encode(errors="surrogateescape") + b"\0")
-        return digest.hexdigest()[:16]
+        return "-".join(map(self.fingerprint, range(self.taught, len(self.names))))
 
     def fingerprint(self, label: int) -> str:
         """Of a concept's prompts, and of the names and bytes of its photos."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from gdzoo.errors import one_line
 
@@ -33,18 +32,6 @@ HELD_OUT = (
 )
 
 
-class PromptGroup(NamedTuple):
-    """Prompts that together have a share of all that is preserved, each as much as the others of its group.
-
-    Attributes:
-        share: of all groups of a task the sum is 1.
-    """
-
-    name: str
-    prompts: tuple[str, ...]
-    share: float
-
-
 def read_prompts(file: str) -> list[str]:
     """The lines of a file without the empty ones; of several that are the same, the first.
 
@@ -69,9 +56,8 @@ def preservation_groups(
     classes: Iterable[str | None],
     given: Iterable[str] = (),
     general: bool = False,
-    empty_share: float = 0.0,
-) -> list[PromptGroup]:
-    """What a task preserves: groups of equal shares without duplicates, and the empty prompt with a share of its own.
+) -> dict[str, tuple[str, ...]]:
+    """What a task preserves: groups by name, without duplicates; gdzoo.models.preservation gives them equal shares.
 
     Args:
         current: instance prompts of the task itself, which are never preserved.
@@ -79,7 +65,6 @@ def preservation_groups(
         classes: class prompts of earlier tasks and of this one; None where there is none.
         given: prompts of --preservation_prompts, in place of all these groups.
         general: whether the general captions are a group: on a stranger's model, of which not all prompts are known.
-        empty_share: 0 to less than 1.
 
     Raises:
         ValueError: there is nothing to preserve.
@@ -88,13 +73,10 @@ def preservation_groups(
     if general and not given:
         kinds["general"] = GENERAL
     taken = {prompt_key(prompt) for prompt in current}
-    groups = {name: _distinct(prompts, taken) for name, prompts in kinds.items()}
-    groups = {name: tuple(prompts) for name, prompts in groups.items() if prompts}
-    if not groups:
+    groups = {name: tuple(_distinct(prompts, taken)) for name, prompts in kinds.items()}
+    if not any(groups.values()):
         raise ValueError("there is no prompt to preserve: give --class_prompt or --preservation_prompts")
-    share = (1 - empty_share) / len(groups)
-    empty = [PromptGroup("empty", ("",), empty_share)] if empty_share else []
-    return [*(PromptGroup(name, prompts, share) for name, prompts in groups.items()), *empty]
+    return {name: prompts for name, prompts in groups.items() if prompts}
 
 
 def held_out(preserved: Iterable[str]) -> list[str]:

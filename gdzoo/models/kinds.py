@@ -6,9 +6,10 @@ Strategies, pools, the optimizer step and checkpoints use these alone: they know
 from typing import Any, Protocol
 
 import torch
+from diffusers import ConfigMixin, DDIMScheduler
 from torch import Tensor, nn
 
-from gdzoo.method.objective import Batch, Cond, Drawn
+from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.strategies import Past
@@ -47,6 +48,21 @@ class Student(Protocol):
         """What is measured and published of the trained network, such as a pipeline."""
 
 
+class NoiseScheduled:
+    """What students have in common whose noise schedule is one of betas."""
+
+    scheduler: DDIMScheduler
+
+    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
+        return noised(drawn, self.scheduler, random)
+
+    def timesteps(self, count: int, random: StepRandom) -> Tensor:
+        return random.randint(self.scheduler.config.num_train_timesteps, count)
+
+    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
+        return min_snr_weight(self.scheduler, gamma, t)
+
+
 class Teacher(Protocol):
     """The frozen model of the task before. Takes and returns float32, whatever autocast says.
 
@@ -76,6 +92,16 @@ class Teacher(Protocol):
 
     def to(self, dtype: torch.dtype):
         """Set the precision of its passes."""
+
+
+def config_difference(found: ConfigMixin, expected: ConfigMixin) -> str:
+    """The first setting in which a model or schedule differs, e.g. "sample_size is 32, not 64"; empty if none does."""
+    for name, value in expected.config.items():
+        there = found.config.get(name)
+        # A list of a file was a tuple.
+        if not name.startswith("_") and there != (list(value) if isinstance(there, list) else value):
+            return f"{name} is {there}, not {value}"
+    return ""
 
 
 def make_past(student: Student, teacher: Teacher, pool: ReplayPool | None = None, buffer: Drawn | None = None) -> Past:

@@ -9,9 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
+from gdzoo.method.objective import Cond, Drawn
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.fingerprints import tensors_fingerprint
+from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.latents import StableDiffusion, draw, passes_of_drawing
 from gdzoo.models.lora import STUDENT, Adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
@@ -32,7 +33,7 @@ class TrainedText(NamedTuple):
     adapter: Adapter | None = None
 
 
-class TextStudent:
+class TextStudent(NoiseScheduled):
     """A text-to-image U-Net that is trained, in the latents of a frozen VAE.
 
     Args:
@@ -79,15 +80,6 @@ class TextStudent:
             dropped = random.rand(count) < self.dropout
             text = torch.where(dropped[:, None, None], self.empty, text)
         return Drawn(latents, {TEXT: text})
-
-    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
-        return noised(drawn, self.scheduler, random)
-
-    def timesteps(self, count: int, random: StepRandom) -> Tensor:
-        return random.randint(self.scheduler.config.num_train_timesteps, count)
-
-    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
-        return min_snr_weight(self.scheduler, gamma, t)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return network(x_t, t, **cond).sample

@@ -5,15 +5,16 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
+from gdzoo.method.objective import Cond, Drawn
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
+from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS
 
 MOST_COMPILED = 1024  # graphs in a process; each task of each chain needs several
 
 
-class UNetStudent:
+class UNetStudent(NoiseScheduled):
     """An unconditional U-Net that is trained; see gdzoo.models.kinds.Student.
 
     Args:
@@ -33,15 +34,6 @@ class UNetStudent:
     def real(self, columns: tuple[Tensor, ...], random: StepRandom) -> Drawn:
         """The first column is uint8 images [B, C, H, W]."""
         return Drawn(real_images(columns[0], self.random_flip, random))
-
-    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
-        return noised(drawn, self.scheduler, random)
-
-    def timesteps(self, count: int, random: StepRandom) -> Tensor:
-        return random.randint(self.scheduler.config.num_train_timesteps, count)
-
-    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
-        return min_snr_weight(self.scheduler, gamma, t)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return network(x_t, t).sample

@@ -16,7 +16,7 @@ SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance", "drift"
 MOST_COLUMNS = 4
 
 
-def run_summary(run: Run, class_prompts: list[str | None], base: str | None) -> str:
+def run_summary(run: Run, base: str | None) -> str:
     """What is taught, to which model, and how it is preserved and measured, before anything is."""
     config, data, tasks = run.config, run.data, run.chains[0].tasks
     lines = [_task_summary(run, number, labels) for number, labels in enumerate(tasks[:MOST_TASKS], start=1)]

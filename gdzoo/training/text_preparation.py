@@ -55,13 +55,14 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     config = with_precision(config, accelerator)
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     data, class_prompts = open_data(config, known)
-    if base:
-        note_long_prompts(data, base, config, class_prompts)
+    space = StableDiffusion(base.pipeline, "cpu", config.resolution) if base else None
+    if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
+        data.remarks.append(shortened(long, space.tokens))
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
     job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator))
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data, goes_on), accelerator)
-    gflop = gflop_of_step(config, base)
+    gflop = gflop_of_step(config, space)
     threads = machine.threads_for(gflop)
     torch.set_num_threads(threads)
     chains = make_chains(config, data, goes_on)
@@ -268,13 +269,6 @@ def open_data(config: TextToImageConfig, known: dict | None) -> tuple[ImageData,
     return data, [*(each["class_prompt"] for each in taught), *(each.class_prompt for each in config.concept_list)]
 
 
-def note_long_prompts(data: ImageData, base: Base, config: TextToImageConfig, class_prompts: list[str | None]):
-    """Remark on prompts of which the model reads only the beginning."""
-    space = StableDiffusion(base.pipeline, "cpu", config.resolution)
-    if long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved]):
-        data.remarks.append(shortened(long, space.tokens))
-
-
 def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None) -> list[Chain]:
     """A chain for each of --seeds (or for --seed) and each strategy; its first tasks are those of the model it has."""
     seeds, tasks = config.seeds or [config.seed], []
@@ -292,12 +286,15 @@ def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None
     ]
 
 
-def gflop_of_step(config: TextToImageConfig, base: Base | None) -> float:
-    """1e9 FLOPs of a forward pass on all images of a step, whatever its strategy is."""
+def gflop_of_step(config: TextToImageConfig, space: StableDiffusion | None) -> float:
+    """1e9 FLOPs of a forward pass on all images of a step, whatever its strategy is.
+
+    Args:
+        space: of the model to teach; None: it is trained from scratch.
+    """
     images = config.train_batch_size + config.replay_batch_size
-    if base is None:
+    if space is None:
         with torch.device("meta"):
             unet = create_unet(config.resolution)
         return flops_of_forward(unet, images, TOKENS) / 1e9
-    space = StableDiffusion(base.pipeline, "cpu", config.resolution)
-    return flops_of_forward(base.pipeline.unet, images, space.tokens, space.latent_shape[1]) / 1e9
+    return flops_of_forward(space.pipeline.unet, images, space.tokens, space.latent_shape[1]) / 1e9

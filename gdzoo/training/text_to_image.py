@@ -22,6 +22,7 @@ from gdzoo.method.objective import Drawn
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.strategies import strategy_class
+from gdzoo.models.kinds import config_difference
 from gdzoo.models.latents import StableDiffusion
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, Adapter, add_adapter
 from gdzoo.models.preservation import Preservation
@@ -173,7 +174,7 @@ class TextToImageJob:
             given=config.preserved,
             general=self._on_stranger,
         )
-        return Preservation(tuple(group.prompts for group in groups), config.preservation_empty_share, config.seed)
+        return Preservation(tuple(groups.values()), config.preservation_empty_share, config.seed)
 
     @property
     def _on_stranger(self) -> bool:
@@ -309,14 +310,11 @@ class TextToImageJob:
             pipeline, _ = load_stable_diffusion(str(folder))
         except ValueError as error:
             raise ConfigError(f"{what} cannot be loaded: {error}") from error
-        expected = self.base and self.base.pipeline.unet.config
-        for name, value in (expected or {}).items():
-            there = pipeline.unet.config.get(name)
-            if not name.startswith("_") and there != (list(value) if isinstance(there, list) else value):
-                raise ConfigError(f"{what} has another U-Net than {self.base.name}: {name} is {there}, not {value}")
+        if self.base and (other := config_difference(pipeline.unet, self.base.pipeline.unet)):
+            raise ConfigError(f"{what} has another U-Net than {self.base.name}: {other}")
 
     def summary(self, run: Run) -> str:
-        return run_summary(run, self.class_prompts, self.base and self.base.name)
+        return run_summary(run, self.base and self.base.name)
 
     def task_line(self, result: dict) -> str:
         return task_line(result)

@@ -18,6 +18,7 @@ from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import Teacher, to_float
 from gdzoo.method.strategies import strategy_class
+from gdzoo.models.kinds import config_difference
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
 from gdzoo.training.jobs import Start
@@ -144,7 +145,5 @@ def check_pipeline(run: Run, pretrained: Pretrained | None, folder: Path, what: 
         unet = create_unet(config.model, run.data.channels, run.data.benchmark.resolution)
         scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
     for found, expected in ((pipeline.unet, unet), (pipeline.scheduler, scheduler)):
-        for name, value in expected.config.items():
-            there = found.config.get(name)
-            if not name.startswith("_") and there != (list(value) if isinstance(there, list) else value):
-                raise ConfigError(f"{what} has another {type(found).__name__}: {name} is {there}, not {value}")
+        if other := config_difference(found, expected):
+            raise ConfigError(f"{what} has another {type(found).__name__}: {other}")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gdzoo.data.prompts import GENERAL, HELD_OUT, PromptGroup, held_out, preservation_groups, read_prompts
+from gdzoo.data.prompts import GENERAL, HELD_OUT, held_out, preservation_groups, read_prompts
 
 
 def test_general_captions_are_many_plain_and_distinct():
@@ -35,34 +35,28 @@ def test_general_captions_are_broad(words):
         assert any(re.search(rf"\b{word}\b", caption) for caption in GENERAL), word
 
 
-def test_equal_shares_without_duplicates():
+def test_groups_without_duplicates():
     groups = preservation_groups(
         current=["a photo of zwx chair"],
         earlier=["a photo of sks dog", "A photo of SKS  dog", "a photo of zwx chair"],
         classes=["a photo of a dog", None, "a photo of a chair", ""],
         general=True,
-        empty_share=0.1,
     )
-    names = [group.name for group in groups]
-    assert names == ["earlier", "classes", "general", "empty"]
-    assert [group.share for group in groups] == pytest.approx([0.3, 0.3, 0.3, 0.1])
-    earlier, classes, general, empty = (group.prompts for group in groups)
+    assert list(groups) == ["earlier", "classes", "general"]
+    earlier, classes, general = groups.values()
     assert earlier == ("a photo of sks dog",)
     assert classes == ("a photo of a dog", "a photo of a chair")
     assert set(general) == set(GENERAL) - {"a photo of a dog", "a photo of a chair"}
-    assert empty == ("",)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_given_prompts_replace_all_others(share):
-    groups = preservation_groups(["x"], ["y"], ["z"], given=["a", "X", "b", "a"], general=True, empty_share=share)
-    assert groups[0] == PromptGroup("given", ("a", "b"), 1 - share)
-    assert groups[1:] == ([PromptGroup("empty", ("",), share)] if share else [])
+def test_given_prompts_replace_all_others():
+    groups = preservation_groups(["x"], ["y"], ["z"], given=["a", "X", "b", "a"], general=True)
+    assert groups == {"given": ("a", "b")}
 
 
 def test_task_that_is_taught_is_never_preserved():
     groups = preservation_groups(["A tree"], ["a  tree", "a house"], ["a tree"], general=True)
-    assert not any(prompt.casefold() == "a tree" for group in groups for prompt in group.prompts)
+    assert not any(prompt.casefold() == "a tree" for prompts in groups.values() for prompt in prompts)
 
 
 def test_nothing_to_preserve():

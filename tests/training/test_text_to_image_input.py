@@ -11,8 +11,12 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from gdzoo import train_text_to_image
+from gdzoo.config import ConfigError
+from gdzoo.config_text_to_image import TextToImageConfig
+from gdzoo.training.run import task_checkpoints
+from gdzoo.training.text_preparation import prepare_text_to_image
 from gdzoo.zoo.folders import read_json
-from gdzoo.zoo.names import RESULTS
+from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
 from tests.models.tiny import make_tiny_stable_diffusion
 from tests.training.text_to_image import ADAPTER, CONCEPTS, SHORT, prepared, published, same, taught, write_list
@@ -177,3 +181,53 @@ def test_a_new_concept_goes_on_from_the_last_folder(cwd, once, root):
     assert [entry["prompt"] for entry in results["prompts"]] == [*CONCEPTS.values(), "a sks dog"]
     assert results["base_model"] == "gdzoo/pets-task3"
     assert [entry["task"] for entry in results["history"]] == [1, 2, 3, 4]
+
+
+def new_concept(root: Path, model: Path) -> dict:
+    """The settings that teach one more concept to a model of gdzoo; how it was trained is not said again."""
+    folder = str(root / "photos" / "style")
+    return dict(pretrained_model_name_or_path=str(model), instance_data_dir=folder, instance_prompt="a qvk thing")
+
+
+def test_a_chain_that_goes_on_has_the_settings_that_it_had(cwd, once, root):
+    shutil.copytree(published(once) / "zoo", cwd / "zoo")
+    model = cwd / "zoo/gdzoo/pets-task3"
+    before = read_json(model / TRAIN_CONFIG)
+    run = prepare_text_to_image(TextToImageConfig(**new_concept(root, model), max_train_steps=7))
+    kept = ("resolution", "train_batch_size", "learning_rate", "num_class_images", "eval_steps", "guidance_scale")
+    assert {name: getattr(run.config, name) for name in kept} == {name: before[name] for name in kept}
+    assert (run.config.benchmark, run.config.max_train_steps, run.config.tasks_known(4)) == ("pets", 7, 5)
+    assert [*run.chains[0].task_numbers] == [4] and run.data.names == [*CONCEPTS.values(), "a qvk thing"]
+
+
+def test_a_chain_of_its_own_keeps_what_its_first_model_was_taught(cwd, once, root):
+    """Also when it goes on itself: w, the prompts, and the model that its adapter belongs to."""
+    shutil.copytree(published(once) / "zoo", cwd / "zoo")
+    first = new_concept(root, cwd / "zoo/gdzoo/pets-task3")
+    arguments = [f"--{name}={value}" for name, value in first.items()]
+    assert train_text_to_image.main([*SHORT, *arguments, "--benchmark", "own"]) == 0
+    results = read_json(cwd / "zoo/gdzoo/own-task1" / RESULTS)
+    assert results["pretrained_tasks"] == 4 and results["adapter_base"] == "gdzoo/pets-task3"
+    assert [each["prompt"] for each in results["before"]] == [*CONCEPTS.values()]
+    second = new_concept(root, cwd / "zoo/gdzoo/own-task1") | {"instance_prompt": "a wug"}
+    run = prepare_text_to_image(TextToImageConfig(**second))
+    assert run.config.benchmark == "own" and run.config.tasks_known(2) == 6
+    preserved = run.job.preservation(run, run.chains[0], 2).prompts
+    assert {*CONCEPTS.values(), "a qvk thing"} <= set(preserved) and "a wug" not in preserved
+    with pytest.raises(ConfigError, match="was taught to .* before"):
+        prepare_text_to_image(TextToImageConfig(**second | {"instance_prompt": CONCEPTS["dog"]}))
+
+
+def test_a_checkpoint_belongs_to_the_concept(root, cwd):
+    """Prompts and photos are not in the settings that make the run id: a chain goes on with a longer list."""
+    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16)
+
+    def origin(prompt: str, class_prompt: str) -> dict:
+        photos = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt=prompt, class_prompt=class_prompt)
+        run = prepare_text_to_image(TextToImageConfig(**settings, **photos))
+        return task_checkpoints(run.chains[0], 1, run.accelerator).origin
+
+    dog = origin("a sks dog", "a dog")
+    assert dog == origin("a sks dog", "a dog")
+    assert dog["run"] == origin("a sks cat", "a cat")["run"]
+    assert dog != origin("a sks cat", "a dog") and dog != origin("a sks dog", "a cat")
