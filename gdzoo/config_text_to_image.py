@@ -201,7 +201,7 @@ class PromptSettings:
         f" preservation (default: {MAIN_STRATEGY}; of {CAPTIONED} generative_replay, too)",
     )
     prior_loss_weight: float = option(
-        1.0, METHOD, "weight of the rehearsal, of images or targets of the old", minimum=0
+        1.0, METHOD, "weight of the loss on what is preserved, beside that on the photos", minimum=0
     )
     num_class_images: int | None = option(
         None,
@@ -237,7 +237,9 @@ class PromptSettings:
     )
     revision: str | None = option(None, MODEL, "its branch, tag or commit")
     variant: str | None = option(None, MODEL, "its files of one precision, e.g. fp16")
-    pretrained_tasks: int = option(1, MODEL, "how many tasks beside the chain's own it counts as", flag=False)
+    pretrained_tasks: int | None = option(
+        None, MODEL, "how many tasks beside the chain's own it counts as (default: 1)", flag=False
+    )
     rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the U-Net)", minimum=1)
 
 
@@ -316,7 +318,9 @@ class TextToImageConfig(Settings, PromptSettings):
 
     def tasks_known(self, task: int) -> int:
         """The number of tasks that the model after `task` counts as; a stranger's model is one by itself."""
-        return task + (self.pretrained_tasks if self.pretrained_model_name_or_path else 0)
+        if not self.pretrained_model_name_or_path:
+            return task
+        return task + (1 if self.pretrained_tasks is None else self.pretrained_tasks)
 
     def trains_adapter(self, task: int) -> bool:
         """Whether `task` trains an adapter; task 1 of the embedded benchmark trains a whole model from scratch."""

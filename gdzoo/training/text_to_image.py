@@ -287,7 +287,7 @@ class TextToImageJob:
             "pretrained": self.base and self.base.origin,
             "license": self.base.license if self.base else OWN_LICENSE,
             "adapter_base": self.base and self.base.adapter_base,
-            "pretrained_tasks": chain.config.pretrained_tasks if self.base else 0,
+            "pretrained_tasks": chain.config.tasks_known(0),
             "before": [
                 {"prompt": run.data.names[label], "class_prompt": self.class_prompts[label]}
                 for label in range(self.taught)
