@@ -91,10 +91,6 @@ def connect(page: Page, blocks: gr.Blocks, status, controls, drawn, described, p
 
     opened = blocks.load(page.open, outputs=[*status, *controls, *drawn, *described], queue=False, **quiet)
     drawn_first = opened.then(page.draw, controls, drawn, **quiet)
-    switched = benchmark.input(page.switch_benchmark, controls, controls, queue=False, **latest)
-    switched.then(page.describe, controls, described, queue=False, **latest)
-    drawn_switched = switched.then(page.draw, controls, drawn, **latest)
-
     played = [task, play, timer, *drawn, *described]
     ticked = timer.tick(page.tick, controls, played, trigger_mode="once", **quiet)
     clicked = play.click(page.play_or_pause, [play, *controls], played, trigger_mode="once", cancels=[ticked], **quiet)
@@ -102,13 +98,18 @@ def connect(page: Page, blocks: gr.Blocks, status, controls, drawn, described, p
 
     # `change` is also fired by updates from the server, and `release` is not fired by the arrow keys.
     by_hand = [control.input for control in controls if control is not benchmark]
-    # An older drawing that finishes late must not replace a newer one. A separate event, because Gradio cancels only
-    # after an event's own function has finished.
-    older = [drawn_first, ticked, clicked]
-    gr.on(by_hand, None, cancels=[*older, drawn_switched])
     gr.on(by_hand, page.describe, controls, described, queue=False, **latest)
     drawn_by_hand = gr.on(by_hand, page.draw, controls, drawn, **latest)
-    benchmark.input(page.pause, outputs=[play, timer], queue=False, cancels=[*older, drawn_by_hand], **quiet)
+
+    # An older drawing that finishes late must not replace a newer one. Gradio runs the events of one trigger in turn,
+    # and cancels at an event's start: the benchmark is switched after the playing has stopped.
+    older = [drawn_first, ticked, clicked]
+    benchmark.input(page.pause, outputs=[play, timer], queue=False, **latest)
+    benchmark.input(None, cancels=[*older, drawn_by_hand])
+    switched = benchmark.input(page.switch_benchmark, controls, controls, queue=False, **latest)
+    switched.then(page.describe, controls, described, queue=False, **latest)
+    drawn_switched = switched.then(page.draw, controls, drawn, **latest)
+    gr.on(by_hand, None, cancels=[*older, drawn_switched])
     gr.on([control.change for control in controls], None, controls, js="showInUrl", **quiet)
 
 

@@ -51,6 +51,17 @@ def wait_for_late_drawings(page: Page, app: App) -> None:
     page.wait_for_timeout(500)  # on their way to the page
 
 
+# Only the event that stops the playing has no input.
+PAUSE_LATE = """() => {
+  const fetchNow = window.fetch;
+  window.fetch = async (url, options) => {
+    if (String(url).includes("/run/predict") && JSON.parse(options.body).data.length === 0)
+      await new Promise((later) => setTimeout(later, 4000));
+    return fetchNow(url, options);
+  };
+}"""
+
+
 def drawing_begins(page: Page):
     """A context that waits at its end until the page has requested a drawing."""
     return page.expect_request("**/queue/join**")
@@ -124,5 +135,19 @@ def test_another_benchmark_stops_the_playing(context, app):
         pick_benchmark(page, HALF_TRAINED)
         expect(page.get_by_role("button", name="Play")).to_be_visible()
         page.wait_for_timeout(2000)
+        expect_benchmark(page, HALF_TRAINED)
+        expect(slider(page)).to_have_value("1")
+
+
+def test_a_benchmark_picked_while_playing_shows_its_own_task(context, app):
+    """The answer that stops the playing is late: the tasks played until then are not shown afterwards."""
+    with opened(context, f"{app.url}?samples=2&noise_seed=26") as page:
+        expect_drawn(page, task=3)
+        page.evaluate(PAUSE_LATE)
+        page.get_by_role("button", name="Play").click()
+        expect(page.get_by_role("button", name="Pause")).to_be_visible(timeout=DRAW_SECONDS * 1000)
+        pick_benchmark(page, HALF_TRAINED)
+        expect_benchmark(page, HALF_TRAINED)
+        page.wait_for_timeout(1000)
         expect_benchmark(page, HALF_TRAINED)
         expect(slider(page)).to_have_value("1")
