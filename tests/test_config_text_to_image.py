@@ -9,7 +9,8 @@ from PIL import Image
 
 from gdzoo import train_text_to_image
 from gdzoo.arguments import make_parser, parse_args
-from gdzoo.config_text_to_image import CAPTIONED_RECIPE, OTHER_FLAGS, TextToImageConfig
+from gdzoo.config_text_to_image import CAPTIONED_RECIPE, TextToImageConfig
+from gdzoo.dreambooth_flags import OTHER_FLAGS
 from gdzoo.settings import ConfigError
 from tests.conftest import ROOT
 from tests.test_command_line import SLOW, python

@@ -1,6 +1,7 @@
-"""Times and memory of the Space. `pytest tests/spaces/test_times.py -m measured` measures more; both print figures.
+"""Times and memory of the Space: `pytest tests/spaces/test_times.py -m measured` measures more; both print figures.
 
-Limits hold on an idle machine. On a busy one, a time is divided by the slowdown measured before and after it.
+Limits hold on an idle machine and are doubled beside other tests. On a busy machine, a time is divided by the slowdown
+measured before and after it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from gdzoo.method.catalogue import STRATEGIES
 from tests.spaces.driver import expect_drawn, move_slider, panel, running_app
 
 pytestmark = pytest.mark.measured
+
+
+@pytest.fixture
+def leeway(request) -> int:
+    return 1 if "measured" in request.config.option.markexpr else 2
 
 
 def slowdown() -> float:
@@ -34,7 +40,7 @@ def timed(action: Callable[[], object]) -> tuple[float, float]:
     return seconds, seconds / max(before, slowdown())
 
 
-def test_first_results_within_three_seconds(context, tiny_zoo, tmp_path, capsys):
+def test_first_results_within_three_seconds(context, tiny_zoo, tmp_path, capsys, leeway):
     for _ in range(4):
         with ExitStack() as stack:
             page = stack.enter_context(context.new_page())
@@ -45,16 +51,16 @@ def test_first_results_within_three_seconds(context, tiny_zoo, tmp_path, capsys)
                 panel(page, "left").wait_for()
 
             seconds, idle = timed(show_results)
-        if idle <= 3:
+        if idle <= 3 * leeway:
             break
     with capsys.disabled():
         print(f"\nFirst results {seconds:.1f} s after the start.")
-    assert idle <= 3
+    assert idle <= 3 * leeway
 
 
-def test_slider_moves_and_memory(request, context, app, capsys):
+def test_slider_moves_and_memory(context, app, capsys, leeway):
     """Time of a slider move to new samples, and memory over moves through all 21 models."""
-    visits = 50 if "measured" in request.config.option.markexpr else 3
+    visits = 50 if leeway == 1 else 3
     page = context.new_page()
     moves, memory = [], []
     for visit in range(visits):
@@ -74,5 +80,5 @@ def test_slider_moves_and_memory(request, context, app, capsys):
             f"\nSlider moves to new samples: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s.\n"
             f"Memory: {memory[warm]:.0f} MiB after {warm + 1} moves, {memory[-1]:.0f} MiB after all {len(memory)}."
         )
-    assert statistics.median(idle) <= 2 and max(idle) <= 4
+    assert statistics.median(idle) <= 2 * leeway and max(idle) <= 4 * leeway
     assert memory[-1] - memory[warm] < 64

@@ -1,0 +1,73 @@
+"""Flags of diffusers' DreamBooth scripts that are no settings here: taken if they change nothing, else refused."""
+
+from gdzoo.settings import OtherFlag
+
+_OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
+_OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults: leave it out", True)
+_LOCAL_PHOTOS = OtherFlag("photos are read from local folders: use --instance_data_dir or --concepts_list", True)
+_NO_TOKEN = OtherFlag(
+    "no new token is learned: leave it out, and use a rare word, as in --instance_prompt 'a photo of sks dog'", True
+)
+_NO_VALIDATION = "nothing is drawn during training; each task ends with its samples and its evaluation (--eval_samples)"
+_ONE_ADAPTER = "leave it out: the adapter is plain LoRA on attention, feed-forward and convolutions, with alpha = rank"
+
+OTHER_FLAGS = {
+    "with_prior_preservation": OtherFlag(
+        "--strategy decides what is preserved, and how; DreamBooth's prior preservation is generative_replay", values=0
+    ),
+    "class_data_dir": OtherFlag(
+        "this folder is not read or written: images of the class are drawn from the model before each task"
+        " (--num_class_images)"
+    ),
+    "prior_generation_precision": OtherFlag("images of the class are drawn in the precision of --mixed_precision"),
+    "real_prior": OtherFlag("images of the class are drawn from the model: leave it out", True, 0),
+    "hub_model_id": OtherFlag("each task has a repository OWNER/NAME-taskK: use --hub_namespace and --benchmark", True),
+    "train_text_encoder": OtherFlag("the text encoder is never trained: leave it out", True, 0),
+    "text_encoder_lr": OtherFlag("the text encoder is never trained: leave it out", True),
+    "text_encoder_use_attention_mask": _OWN_ENCODER._replace(values=0),
+    "tokenizer_name": _OWN_ENCODER,
+    "tokenizer_max_length": _OWN_ENCODER,
+    "pretrained_vae_model_name_or_path": OtherFlag("the VAE stays the pretrained model's own: leave it out", True),
+    "skip_save_text_encoder": OtherFlag("every published pipeline is complete", values=0),
+    "pre_compute_text_embeddings": OtherFlag("they always are", values=0),
+    "validation_prompt": OtherFlag(_NO_VALIDATION),
+    "validation_images": OtherFlag(_NO_VALIDATION, values="+"),
+    "validation_steps": OtherFlag(_NO_VALIDATION),
+    "validation_epochs": OtherFlag(_NO_VALIDATION),
+    "validation_scheduler": OtherFlag(_NO_VALIDATION),
+    "num_validation_images": OtherFlag(_NO_VALIDATION),
+    "num_train_epochs": OtherFlag("use --max_train_steps, which is that of each task", True),
+    "scale_lr": OtherFlag("give the --learning_rate that is meant", True, 0),
+    "lr_num_cycles": OtherFlag("diffusers' default is used: leave it out", True),
+    "lr_power": OtherFlag("diffusers' default is used: leave it out", True),
+    "use_8bit_adam": OtherFlag("to save memory, use --rank, --gradient_checkpointing or --mixed_precision", True, 0),
+    "optimizer": _OWN_ADAM,
+    "adam_beta1": _OWN_ADAM,
+    "adam_beta2": _OWN_ADAM,
+    "adam_weight_decay": _OWN_ADAM,
+    "adam_epsilon": _OWN_ADAM,
+    "offset_noise": OtherFlag("noise has no offset: leave it out", True, 0),
+    "class_labels_conditioning": OtherFlag("Stable Diffusion takes prompts alone: leave it out", True),
+    "enable_xformers_memory_efficient_attention": OtherFlag(
+        "PyTorch's own attention, as economical, is used", values=0
+    ),
+    "set_grads_to_none": OtherFlag("they always are", values=0),
+    "logging_dir": OtherFlag("logs are written to OUTPUT_DIR/.training/logs"),
+    "local_rank": OtherFlag(""),
+    "lora_dropout": OtherFlag(_ONE_ADAPTER, True),
+    "lora_alpha": OtherFlag(_ONE_ADAPTER, True),
+    "lora_layers": OtherFlag(_ONE_ADAPTER, True),
+    "use_dora": OtherFlag(_ONE_ADAPTER, True, 0),
+    "output_kohya_format": OtherFlag("the adapter is saved in diffusers' format: leave it out", True, 0),
+    "no_safe_serialization": OtherFlag("weights are saved as safetensors alone: leave it out", True, 0),
+    "freeze_model": OtherFlag("all of the U-Net is trained, or an adapter (--rank): leave it out", True),
+    "modifier_token": _NO_TOKEN,
+    "initializer_token": _NO_TOKEN,
+    "hflip": OtherFlag("use --random_flip", True, 0),
+    "noaug": OtherFlag("photos are cropped, and mirrored with --random_flip, but not changed otherwise", values=0),
+    "dataset_name": _LOCAL_PHOTOS,
+    "dataset_config_name": _LOCAL_PHOTOS,
+    "image_column": _LOCAL_PHOTOS,
+    "caption_column": _LOCAL_PHOTOS,
+    "repeats": OtherFlag("use --max_train_steps: photos are repeated as often as it needs", True),
+}
