@@ -120,7 +120,7 @@ def test_concepts_are_read_once():
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({**ONE, "instance_prompt": None}, "--instance_prompt is missing"),
+        ({**ONE, "instance_prompt": None}, "dogs: 1 of 1 photos without a caption, 1.PNG: give --instance_prompt"),
         ({**ONE, "instance_data_dir": None}, "--instance_data_dir is missing"),
         ({**ONE, "class_prompt": "a photo  of sks dog"}, "instance_prompt and class_prompt are the same"),
         ({**ONE, "instance_data_dir": "nowhere"}, "--instance_data_dir nowhere: there is no such folder"),
@@ -156,7 +156,7 @@ def test_refused(settings, said):
         ("[]", "concepts.json: write a list"),
         ("[" * 100_000, "concepts.json: it is no JSON"),
         ([DOG, 3], "entry 2: it is no object"),
-        ([DOG, {**CHAIR, "instance_prompt": " "}], "entry 2: instance_prompt is missing"),
+        ([DOG, {**CHAIR, "instance_prompt": " "}], "chairs: 1 of 1 photos without a caption, 1.PNG"),
         ([{**DOG, "class_prompt": 7}], "entry 1: class_prompt is no text"),
         ([{**DOG, "prompt": "a"}], "entry 1: there is no key 'prompt'"),
         ([DOG, {**CHAIR, "instance_prompt": DOG["instance_prompt"]}], "concepts 1 and 2 have the same instance prompt"),
