@@ -85,9 +85,10 @@ class ConceptPhotos(ImageData):
             if count:
                 self.left_out.append(f"{len(count)} {what} left out: {clean(shortened(count, 3))}")
         if captioned := captioned & prompts.keys():
+            distinct = len({prompts[name] for name in captioned})
             unused = self.concept.prompt and len(captioned) == len(prompts)
             self.remarks.append(
-                f"{len(captioned)} photos have captions, {len({prompts[name] for name in captioned})} different ones"
+                f"{len(captioned)} of {len(prompts)} photos have captions of their own, {distinct} distinct"
                 + ("; the instance prompt is used for none" if unused else "")
             )
         return prompts

@@ -93,7 +93,9 @@ def pipeline_card(
     )
 
 
-def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str, others: Sequence[dict] = ()) -> str:
+def text_to_image_card(
+    repo_id: str, results: dict, settings: dict, command: str, others: Sequence[dict] = (), dataset_name: str = ""
+) -> str:
     """The card of a task's text-to-image model.
 
     Args:
@@ -102,6 +104,7 @@ def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str
             not shown.
         command: the command line that trains the same chain again.
         others: the results.json of other strategies' models after the same task.
+        dataset_name: of the data sets that it was taught, as in gdzoo.data.benchmarks.Benchmark.
     """
     base = results.get("adapter_base") or results["pretrained"]
     if not base and results.get("rank"):  # the adapter of a chain from scratch fits the model after its first task
@@ -110,11 +113,11 @@ def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str
     compared = [name for name in PROMPT_METRICS if name in results["metrics"]]
     unguided = [f"{name}{UNGUIDED}" for name in compared if f"{name}{UNGUIDED}" in results["metrics"]]
     return _TEMPLATES.get_template("text_to_image.md").render(
-        metadata=_yaml(_text_to_image_metadata(repo_id, results, settings)),
+        metadata=_yaml(_text_to_image_metadata(repo_id, results, dataset_name)),
         repo_id=repo_id,
         results=results,
         lora_base=base,
-        prompts=results["prompts"][-MOST_PROMPTS:],
+        prompts=_shown_prompts(results["prompts"]),
         metrics={name: metric_info(name) for name in [*compared, *unguided]},
         compared={name: metric_info(name) for name in compared},
         matrices=_group_matrices(results),
@@ -190,14 +193,14 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
     return metadata
 
 
-def _text_to_image_metadata(repo_id: str, results: dict, settings: dict) -> ModelCardData:
+def _text_to_image_metadata(repo_id: str, results: dict, dataset_name: str) -> ModelCardData:
     slug = results["strategy"].rpartition(".")[2].replace("_", "-")
     tags = ["text-to-image", "dreambooth", *(["lora"] if results.get("rank") else [])]
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         license=results["license"],
-        datasets=_dataset_ids({"dataset_name": settings.get("dataset_name") or ""}),
+        datasets=_dataset_ids({"dataset_name": dataset_name}),
         tags=[*tags, "gdzoo", results["benchmark"], "diffusion", "continual-learning", slug],
         instance_prompt=clean(results["prompts"][-1]["prompt"]),
         widget=[{"text": clean(each["prompt"]), "output": {"url": each["file"]}} for each in results["samples"]],
@@ -222,6 +225,17 @@ def _text_to_image_metadata(repo_id: str, results: dict, settings: dict) -> Mode
             for name, value in results["metrics"].items()
         ]
     return metadata
+
+
+def _shown_prompts(prompts: list[dict]) -> list[dict]:
+    """At most MOST_PROMPTS, as many of each task; of thousands of captions the last task's would hide all others."""
+    if len(prompts) <= MOST_PROMPTS:
+        return prompts
+    of_task: dict[int, list[dict]] = {}
+    for each in prompts:
+        of_task.setdefault(each["task"], []).append(each)
+    share = max(1, MOST_PROMPTS // len(of_task))
+    return [each for own in of_task.values() for each in own[:share]][-MOST_PROMPTS:]
 
 
 def _group_matrices(results: dict) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:
