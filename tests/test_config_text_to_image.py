@@ -20,6 +20,8 @@ MODEL = "someone/model"
 DOG = dict(instance_prompt="a photo of sks dog", class_prompt="a photo of a dog", instance_data_dir="dogs")
 CHAIR = dict(instance_prompt="a photo of zwx chair", class_prompt="a photo of a chair", instance_data_dir="chairs")
 ONE = dict(pretrained_model_name_or_path=MODEL, **DOG)
+SETS = dict(pretrained_model_name_or_path=MODEL, task_datasets=["me/wugs", "dogs"])
+DIGITS = dict(pretrained_model_name_or_path=MODEL, benchmark="split-digits")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,7 @@ def test_name_of_the_chain():
     write_list([DOG], "My pets, 2.json")
     config = TextToImageConfig(pretrained_model_name_or_path=MODEL, concepts_list="My pets, 2.json")
     assert config.resolve().benchmark == "my-pets-2"
+    assert TextToImageConfig(**SETS).resolve().benchmark == "wugs"
     write_list([DOG], "captioned-digits.json")
     assert replace(config, concepts_list="captioned-digits.json").resolve().benchmark == "own-captioned-digits"
 
@@ -101,7 +104,31 @@ def test_concepts_in_order():
     assert given.resolve().concepts == config.concepts
 
 
-@pytest.mark.parametrize("settings", [{}, ONE, {**ONE, "rank": 4}])
+def test_a_labelled_benchmark_has_a_name_of_its_own():
+    """The plain one is that of its unconditional models."""
+    config = TextToImageConfig(**DIGITS).resolve()
+    assert (config.benchmark, config.prompt_template) == ("split-digits-prompts", "a photo of a {}")
+    assert (config.class_order, config.get_benchmark().tasks, config.get_benchmark().resolution) == ("dataset", 5, 512)
+    cifar = TextToImageConfig(**{**DIGITS, "benchmark": "split-cifar"}, evaluator="train").resolve()
+    assert (cifar.class_order, cifar.get_benchmark().image_column, cifar.get_benchmark().test_split) == (
+        "seed",
+        "img",
+        None,
+    )
+    named = TextToImageConfig(**ONE, benchmark="split-digits-prompts").resolve()  # a chain that goes on with photos
+    assert named.labelled is None and named.class_order == "dataset"
+
+
+def test_all_photos_of_a_folder_may_have_captions(folders):
+    (folders / "dogs/1.txt").write_text("a sks dog and a zwx chair")
+    config = listed({"instance_data_dir": "dogs"}, CHAIR).resolve()
+    config.check_paths()
+    assert [concept.prompt for concept in config.concept_list] == [None, CHAIR["instance_prompt"]]
+    [line] = config.warnings
+    assert line.startswith("concept 'dogs' has no class prompt")
+
+
+@pytest.mark.parametrize("settings", [{}, ONE, {**ONE, "rank": 4}, SETS, DIGITS])
 def test_resolving_twice_changes_nothing(settings):
     config = TextToImageConfig(**settings).resolve()
     assert config.resolve() == config
@@ -141,6 +168,23 @@ def test_concepts_are_read_once():
         ({**ONE, "preservation_prompts": "missing.txt"}, "--preservation_prompts missing.txt: it cannot be read"),
         ({**ONE, "pretrained_model_name_or_path": "../model"}, "--pretrained_model_name_or_path ../model: there is no"),
         ({**ONE, "rank": 0}, "--rank 0: it is at least 1"),
+        ({"pretrained_model_name_or_path": MODEL}, "--instance_data_dir is missing"),
+        ({"task_datasets": ["me/wugs"]}, "--task_datasets goes with --pretrained_model_name_or_path"),
+        ({"prompt_template": "a {}"}, "--prompt_template goes with --pretrained_model_name_or_path"),
+        ({**ONE, "task_datasets": ["me/wugs"]}, "--instance_data_dir does not go with --task_datasets"),
+        ({**ONE, "benchmark": "split-digits"}, "--benchmark split-digits has its own data set: leave out --instance"),
+        ({**SETS, "class_prompt": "a wug"}, "--class_prompt does not go with --task_datasets"),
+        ({**SETS, "task_datasets": ["me/wugs", "me/wugs"]}, "me/wugs me/wugs: each needs a name of its own"),
+        ({**SETS, "task_datasets": ["../wugs"]}, "--task_datasets ../wugs: there is no such folder"),
+        ({**SETS, "dataset_root": "nowhere"}, "--dataset_root nowhere: there is no such folder"),
+        ({**SETS, "prompt_template": "a photo"}, "--prompt_template 'a photo': write {} once"),
+        ({**DIGITS, "prompt_template": "{} and {}"}, "--prompt_template '{} and {}': write {} once"),
+        ({**ONE, "prompt_template": "a {}"}, "--prompt_template goes with --task_datasets"),
+        ({**ONE, "image_column": "photo"}, "--image_column goes with --task_datasets"),
+        ({**SETS, "label_column": "kind"}, "--label_column goes with --prompt_template"),
+        ({**SETS, "prompt_template": "a {}", "caption_column": "text"}, "--caption_column: the class names are"),
+        ({**DIGITS, "caption_column": "text"}, "--caption_column: the class names are the prompts"),
+        ({**SETS, "evaluator": "train"}, "--evaluator train: photos of a few concepts"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -289,6 +333,15 @@ def test_nothing_private_is_published(folders):
     assert prefix not in json.dumps(one.to_dict()) + one.command()
 
 
+def test_folders_of_data_sets_are_published_by_name(folders):
+    settings = {**SETS, "task_datasets": [f"{folders}/dogs", "me/wugs"], "dataset_root": str(folders)}
+    config = TextToImageConfig(**settings).resolve()
+    config.check_paths()
+    assert config.to_dict()["task_datasets"] == ["./dogs", "me/wugs"] and config.benchmark == "dogs"
+    assert str(folders) not in json.dumps(config.to_dict()) + config.command()
+    assert {str(folder) for folder in config.data_folders} >= {f"{folders}/dogs", f"{folders}/me/wugs"}
+
+
 def test_a_longer_list_is_the_same_run():
     short, long = listed(DOG).resolve(), listed(DOG, CHAIR).resolve()
     assert short.run_id() == long.run_id()
@@ -310,6 +363,9 @@ CASES = {
     "digits with an adapter": dict(rank=8, strategy=["lwf"], seed=69),
     "one": {**ONE, "rank": 4, "center_crop": True, "snr_gamma": 5.0},
     "no class": {**ONE, "class_prompt": None},
+    "data sets": {**SETS, "caption_column": "prompt", "image_column": "photo"},
+    "labels": {**SETS, "prompt_template": "a {}", "label_column": "kind"},
+    "benchmark": {**DIGITS, "prompt_template": "a drawing of a {}"},
 }
 
 
@@ -324,6 +380,8 @@ def test_command_and_published_settings_lead_back(settings):
         (c.prompt, c.class_prompt) for c in config.concept_list
     ]
     again.check_paths()  # ./dogs
+    data = ("task_datasets", "image_column", "caption_column", "label_column", "prompt_template")
+    assert [again._public()[name] for name in data] == [config._public()[name] for name in data]
     published = from_published(json.loads(json.dumps(config.chain("lwf").to_dict())))
     assert replace(published, strategy=config.strategy).run_id() == config.run_id()
 

@@ -117,7 +117,7 @@ def test_images_of_any_size_are_cropped_as_photos_are(tmp_path):
     benchmark = dataclasses.replace(SHARED, resolution=16)
     photo = next(ConceptPhotos(benchmark, Concept("x", None, str(tmp_path / "photos")), centre).read([0]))[0][0]
     assert torch.equal(images[0], photo)
-    assert (images[1].int() - images[0].transpose(1, 2).int()).abs().max() <= 1
+    assert (images[1].int() - images[0].transpose(1, 2).int()).abs().max() <= 2  # rounded twice
     [crops] = [images for images, _ in opened(tmp_path, Squares(16), resolution=16).read([0])]
     assert torch.equal(crops[0], crops[2]) and not torch.equal(crops[0], images[0])
 

@@ -107,5 +107,7 @@ def test_captions_from_files_equal_the_benchmark(captioned, tmp_path, monkeypatc
     write_json(first / RESULTS, read_json(first / RESULTS) | {"benchmark": "own"})
     arguments = [*write(tmp_path), "--pretrained_model_name_or_path", str(first), "--evaluator", "none"]
     assert train_text_to_image.main(arguments) == 0
+    results = read_json(tmp_path / "zoo/gdzoo/own-task3" / RESULTS)
+    assert [each["prompt"] for each in results["prompts"]] == CaptionedDigits().names
     for task in (2, 3):
         assert same(tmp_path / f"zoo/gdzoo/own-task{task}", captioned.zoo / f"captioned-digits-task{task}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, StableDiffusionPipeline, UNet2DModel
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gdzoo import train_text_to_image
@@ -15,7 +16,7 @@ from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import TextToImageConfig
 from gdzoo.training.run import task_checkpoints
 from gdzoo.training.text_preparation import prepare_text_to_image
-from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.folders import read_json, write_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
 from tests.models.tiny import make_tiny_stable_diffusion
@@ -86,6 +87,57 @@ def test_two_concepts_with_the_same_prompt(cwd, root, tmp_path, capsys):
 def test_a_resolution_that_is_no_multiple(cwd, root, capsys, resolution):
     line = refused([*one(root), "--resolution", resolution], capsys, cwd)
     assert f"--resolution {resolution}: it is a multiple of" in line
+
+
+# ---- captions ----
+
+
+def sets(root: Path, *folders: Path) -> list[str]:
+    return [*SHORT, BASE, str(root / "base"), "--task_datasets", *map(str, folders)]
+
+
+def write_set(folder: Path, captions: list[str]) -> Path:
+    folder.mkdir()
+    for number in range(len(captions)):
+        Image.new("RGB", (20 + number, 30), (9 * number, 90, 0)).save(folder / f"{number}.png")
+    rows = [{"file_name": f"{number}.png", "note": caption} for number, caption in enumerate(captions)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_a_photo_without_a_caption_or_an_instance_prompt(cwd, root, tmp_path, capsys):
+    photos = Path(shutil.copytree(root / "photos/dog", tmp_path / "dog"))
+    flags = ["--instance_data_dir", str(photos), BASE, str(root / "base")]
+    line = refused([*SHORT, *flags], capsys, cwd)
+    assert "dog: 5 of 5 photos without a caption, 0.jpg, 1.png, 2.png, ...: give --instance_prompt" in line
+    (photos / "0.txt").write_text("a sks dog")
+    (photos / "1.txt").write_text("")
+    assert "dog: 4 of 5 photos without a caption, 1.png, 2.png" in refused([*SHORT, *flags], capsys, cwd)
+    (photos / "2.txt").write_bytes(b"\xff")
+    assert "dog: 2.txt is no UTF-8 text" in refused([*SHORT, *flags, "--instance_prompt", "a dog"], capsys, cwd)
+
+
+def test_a_data_set_without_the_column(cwd, root, tmp_path, capsys):
+    wugs = write_set(tmp_path / "wugs", ["a wug", "two wugs"])
+    line = refused(sets(root, wugs), capsys, cwd)
+    assert "data set wugs has no column text or caption, only image, note: name one" in line
+    line = refused([*sets(root, wugs), "--caption_column", "notes"], capsys, cwd)
+    assert "--caption_column: data set wugs has no column notes, only image, note" in line
+
+
+def test_captions_that_are_too_long_are_said_once(cwd, root, tmp_path):
+    wugs = write_set(tmp_path / "wugs", ["a wug", *(f"{number} wugs " * 90 for number in range(3))])
+    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16, caption_column="note")
+    run = prepare_text_to_image(TextToImageConfig(**settings, task_datasets=[str(wugs)]))
+    [line] = [line for line in run.data.remarks if "longer than" in line]
+    assert line.startswith("3 prompts are longer than the ")
+
+
+def test_a_labelled_chain_does_not_go_on_from_a_task_of_its_own(cwd, root, once, tmp_path):
+    model = Path(shutil.copytree(published(once) / "zoo/gdzoo/pets-task1", tmp_path / "model"))
+    write_json(model / RESULTS, read_json(model / RESULTS) | {"benchmark": "split-digits-prompts"})
+    with pytest.raises(ConfigError, match="is of split-digits-prompts, whose tasks are fixed"):
+        prepare_text_to_image(TextToImageConfig(pretrained_model_name_or_path=str(model), benchmark="split-digits"))
 
 
 # ---- models ----
