@@ -188,7 +188,7 @@ class LatentSpace(NoiseScheduled):
         moments = [
             # Trap: under autocast to fp16 many VAEs give NaN.
             vae.encode(to_float(batch.to(self.device))).latent_dist.parameters.cpu()
-            for batch in pixels.split(self._at_once())
+            for batch in pixels.split(self.at_once())
         ]
         return self._finite(torch.cat(moments))
 
@@ -200,7 +200,7 @@ class LatentSpace(NoiseScheduled):
             ValueError: the VAE gives numbers that are not finite.
         """
         vae, images = self.vae.to(self.device), []
-        for batch in latents.split(self._at_once()):
+        for batch in latents.split(self.at_once()):
             unscaled = batch.to(self.device).float() / vae.config.scaling_factor + self._shift()
             images.append(to_uint8(self._finite(vae.decode(unscaled).sample)).cpu())
         return torch.cat(images)
@@ -226,7 +226,8 @@ class LatentSpace(NoiseScheduled):
         for part in (self.vae, *self.text_encoders):
             part.to("cpu")
 
-    def _at_once(self) -> int:
+    def at_once(self) -> int:
+        """How many images the VAE takes at once."""
         return max(1, AT_ONCE * 512**2 // self.resolution**2)
 
     def _shift(self) -> float:

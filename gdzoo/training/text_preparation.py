@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     threads = machine.threads_for(gflop)
     torch.set_num_threads(threads)
     chains = make_chains(config, data, goes_on)
+    if space:
+        check_memory(config, data, chains, space)
     run = Run(config, accelerator, data, chains, threads, steps_at_once(gflop), job)
     job.check_publishing(run)
     check_others(run)
@@ -295,6 +298,19 @@ def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None
         concepts = tuple(map(data.fingerprint, tasks)) if config.pretrained_model_name_or_path else ()
         chains += [Chain(each.chain(name), [*before, *tasks], goes_on, concepts) for name in config.strategy]
     return chains
+
+
+def check_memory(config: TextToImageConfig, data: ImageData, chains: list[Chain], space: LatentSpace):
+    """Raises ConfigError: the images of a task do not fit in memory; they are kept as moments of latents, float32."""
+    channels, *sides = space.latent_shape
+    each = 2 * channels * math.prod(sides) * 4 * (2 if config.random_flip else 1)
+    for task in chains[0].task_numbers:
+        count = sum(data.counts["train"][label] for label in chains[0].tasks[task - 1])
+        if (needed := count * each / 1e9) > config.cache_limit_gb:
+            raise ConfigError(
+                f"task {task}: its {count:,} images need {needed:.1f} GB of memory as latents, more than"
+                f" {config.cache_limit_gb:g}: give fewer images, or a smaller --resolution"
+            )
 
 
 def gflop_of_step(config: TextToImageConfig, space: LatentSpace | None) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gdzoo.data.batches import TaskImages, keep_some
+from gdzoo.data.batches import EncodedImages, TaskImages, keep_some
 from gdzoo.data.benchmarks import Benchmark
 from gdzoo.data.concepts import ConceptPhotos
 from gdzoo.data.concepts_list import Concept
@@ -190,3 +190,11 @@ def test_a_photo_that_changes_later_is_named(folder):
     (folder / "1.png").write_bytes(b"gone")
     with pytest.raises(DataError, match="1.png: it has changed"):
         pixels(data)
+
+
+def test_photos_are_encoded_in_one_memory_layout(folder):
+    """Trap: a decoded image is channels-last in memory, for which convolutions give other bits."""
+    stripes(folder, ["1.png", "2.png"])
+    seen = []
+    EncodedImages(opened(folder), [0], 1, "cpu", lambda images: seen.append(images.is_contiguous()) or [images], 8)
+    assert seen == [True]

@@ -281,7 +281,7 @@ def test_a_text_encoder_in_half_precision_under_its_plain_name_is_published_so_t
 def test_latents_are_those_of_the_vae_in_batches(space, monkeypatch):
     pixels = torch.randint(256, (5, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)
     expected = space.vae.encode(to_float(pixels)).latent_dist
-    monkeypatch.setattr(space, "_at_once", lambda: 2)
+    monkeypatch.setattr(space, "at_once", lambda: 2)
     moments = space.encode_images(pixels)
     torch.testing.assert_close(moments, expected.parameters)
     noise = torch.randn(5, *space.latent_shape)

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gdzoo import train_text_to_image
+from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import TextToImageConfig
 from gdzoo.training.run import task_checkpoints
@@ -131,6 +132,16 @@ def test_captions_that_are_too_long_are_said_once(cwd, root, tmp_path):
     run = prepare_text_to_image(TextToImageConfig(**settings, task_datasets=[str(wugs)]))
     [line] = [line for line in run.data.remarks if "longer than" in line]
     assert line.startswith("3 prompts are longer than the ")
+
+
+def test_images_that_do_not_fit_in_memory_are_counted(cwd, root, tmp_path, capsys, monkeypatch):
+    """They are kept as moments of latents: at 16 pixels, 2 x 4 x 8 x 8 numbers each."""
+    wugs = write_set(tmp_path / "wugs", ["a wug", "two wugs"])
+    monkeypatch.setattr(TextToImageConfig, "cache_limit_gb", 2 * 2 * 4 * 8 * 8 * 4 / 1e9)
+    flags = [*sets(root, wugs), "--caption_column", "note"]
+    prepare_text_to_image(parse_args(flags, TextToImageConfig))
+    line = refused([*flags, "--random_flip"], capsys, cwd)
+    assert "task 1: its 2 images need 0.0 GB of memory as latents, more than" in line
 
 
 def test_a_labelled_chain_does_not_go_on_from_a_task_of_its_own(cwd, root, once, tmp_path):
