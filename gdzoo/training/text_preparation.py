@@ -67,7 +67,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     class_prompts = data.class_prompts or [None] * len(data.names)
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
-    if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
+    asked = dict.fromkeys([*data.names, *filter(None, class_prompts), *config.preserved])
+    if space and (long := space.too_long([*asked])):
         data.remarks.append(shortened(long, space.tokens))
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
     job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator))
@@ -80,6 +81,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     if space:
         check_memory(config, data, chains, space)
     run = Run(config, accelerator, data, chains, threads, steps_at_once(gflop), job)
+    if base:
+        check_preservation(run)
     job.check_publishing(run)
     check_others(run)
     check_output(run)
@@ -311,6 +314,15 @@ def check_memory(config: TextToImageConfig, data: ImageData, chains: list[Chain]
                 f"task {task}: its {count:,} images need {needed:.1f} GB of memory as latents, more than"
                 f" {config.cache_limit_gb:g}: give fewer images, or a smaller --resolution"
             )
+
+
+def check_preservation(run: Run):
+    """Raises ConfigError: all that a task would preserve is what it teaches itself."""
+    for task in run.chains[0].task_numbers:
+        try:
+            run.job.preservation(run, run.chains[0], task)
+        except ValueError as error:
+            raise ConfigError(f"task {task}: {error}") from error
 
 
 def gflop_of_step(config: TextToImageConfig, space: LatentSpace | None) -> float:

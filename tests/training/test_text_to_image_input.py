@@ -144,6 +144,13 @@ def test_images_that_do_not_fit_in_memory_are_counted(cwd, root, tmp_path, capsy
     assert "task 1: its 2 images need 0.0 GB of memory as latents, more than" in line
 
 
+def test_captions_are_all_that_would_be_preserved(cwd, root, tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("two WUGS\n")
+    folders = [write_set(tmp_path / name, [f"a {name}", "two wugs"]) for name in ("wug", "dax")]
+    flags = ["--caption_column", "note", "--preservation_prompts", str(tmp_path / "keep.txt")]
+    assert "task 1: there is no prompt to preserve" in refused([*sets(root, *folders), *flags], capsys, cwd)
+
+
 def test_a_labelled_chain_does_not_go_on_from_a_task_of_its_own(cwd, root, once, tmp_path):
     model = Path(shutil.copytree(published(once) / "zoo/gdzoo/pets-task1", tmp_path / "model"))
     write_json(model / RESULTS, read_json(model / RESULTS) | {"benchmark": "split-digits-prompts"})
