@@ -24,6 +24,7 @@ from gdzoo.data.squares import Squares
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
+from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.latents import LatentSpace, shortened
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
 from gdzoo.models.small_stable_diffusion import flops_of_forward
@@ -318,9 +319,10 @@ def check_memory(config: TextToImageConfig, data: ImageData, chains: list[Chain]
 
 def check_preservation(run: Run):
     """Raises ConfigError: all that a task would preserve is what it teaches itself."""
-    for task in run.chains[0].task_numbers:
+    chain = next((each for each in run.chains if rehearses(strategy_class(each.strategy))), None)
+    for task in chain.task_numbers if chain else ():
         try:
-            run.job.preservation(run, run.chains[0], task)
+            run.job.preservation(run, chain, task)
         except ValueError as error:
             raise ConfigError(f"task {task}: {error}") from error
 
