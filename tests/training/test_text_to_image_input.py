@@ -1,5 +1,6 @@
 """Bad input of text-to-image chains ends in one line before any work; a chain goes on with more concepts."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from gdzoo import train_text_to_image
 from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import TextToImageConfig
+from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.training.run import task_checkpoints
 from gdzoo.training.text_preparation import prepare_text_to_image
 from gdzoo.zoo.folders import read_json, write_json
@@ -149,6 +151,19 @@ def test_captions_are_all_that_would_be_preserved(cwd, root, tmp_path, capsys):
     folders = [write_set(tmp_path / name, [f"a {name}", "two wugs"]) for name in ("wug", "dax")]
     flags = ["--caption_column", "note", "--preservation_prompts", str(tmp_path / "keep.txt")]
     assert "task 1: there is no prompt to preserve" in refused([*sets(root, *folders), *flags], capsys, cwd)
+
+
+def test_classes_of_a_benchmark_are_taught_as_prompts(cwd, root, monkeypatch):
+    """With an evaluator of its own, whose classes are the prompts."""
+    monkeypatch.setitem(BENCHMARKS, "split-digits", dataclasses.replace(BENCHMARKS["split-digits"], tasks="8,9;3"))
+    flags = ["--benchmark", "split-digits", "--evaluator", "train", "--evaluator_steps", "2", "--strategy", "finetune"]
+    assert train_text_to_image.main([*SHORT, BASE, str(root / "base"), *flags, "--max_train_steps", "1"]) == 0
+    results = read_json(cwd / "zoo/gdzoo/split-digits-prompts-finetune-task2" / RESULTS)
+    prompts = ["a photo of a 8", "a photo of a 9", "a photo of a 3"]
+    assert [(each["task"], each["prompt"]) for each in results["prompts"]] == [*zip((1, 1, 2), prompts, strict=True)]
+    assert {"old_accuracy", "new_accuracy", "drift"} <= results["metrics"].keys()
+    names = read_json(cwd / "zoo/gdzoo/split-digits-prompts-evaluator" / RESULTS)["names"]
+    assert names == [f"a photo of a {digit}" for digit in range(10)]
 
 
 def test_a_labelled_chain_does_not_go_on_from_a_task_of_its_own(cwd, root, once, tmp_path):
