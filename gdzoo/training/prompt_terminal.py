@@ -12,7 +12,8 @@ from gdzoo.zoo.names import chain_title
 MOST_TASKS = 10  # that are shown
 LONGEST_LINE, LONGEST_PROMPT = 240, 40  # characters
 # Columns of the last table: those that were measured, at most four of them.
-SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance", "drift", "held_out_drift")
+SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance")
+SHOWN += ("old_dino", "new_dino", "language_drift", "drift", "held_out_drift")
 MOST_COLUMNS = 4
 
 
@@ -70,7 +71,8 @@ def _title(result: dict) -> str:
 def _number(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if "accuracy" in name or name.endswith("drift") else f"{value:.1f}"
+    large = name.endswith("distance")
+    return f"{value:.1f}" if large else f"{value:.3f}"
 
 
 def next_command(run: Run, last: Path) -> str:
