@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gdzoo.data.streaming import ImageData
-from gdzoo.evaluation.fidelity_models import Clip, Dino
+from gdzoo.evaluation.fidelity_models import MEASURES, Clip, Dino
 
 MOST_PHOTOS = 100  # of one prompt
 FIDELITY = ("clip_t", "clip_i", "dino")  # of old and new prompts apart
@@ -113,6 +113,12 @@ class Fidelity:
         """Free the accelerator."""
         for network in filter(None, (self.clip, self.dino)):
             network.offload()
+
+    @property
+    def summary(self) -> str:
+        """What is measured by which network, on one line."""
+        networks = (("clip_model", self.clip), ("dino_model", self.dino))
+        return "; ".join(f"{MEASURES[flag]} by {network.name}" for flag, network in networks if network)
 
     def facts(self) -> dict:
         """Which networks, for `evaluation` of results.json."""

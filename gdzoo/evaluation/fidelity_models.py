@@ -85,8 +85,16 @@ class Clip(Network):
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
 
+# ---- loading ----
+
+
 class Unreachable(ValueError):
     """A model that is not in the cache, while the Hub cannot be reached."""
+
+
+# By flag: what its network measures.
+MEASURES = {"clip_model": "CLIP-T, CLIP-I", "dino_model": "DINO, language drift, diversity"}
+UNREACHABLE = "not in the cache, and the Hub cannot be reached"
 
 
 def load_networks(
@@ -102,11 +110,12 @@ def load_networks(
         ValueError: in one line that names the flag.
     """
     networks, lacking = {}, {}
-    for flag, (load, measures) in NETWORKS.items():
+    for flag, load in (("clip_model", load_clip), ("dino_model", load_dino)):
         if not (name := names[flag]):
             continue
+        measures = f"{MEASURES[flag]} ({name})"
         if flag not in given and UNREACHABLE in lacking and not cached_folder(name, FILES):
-            lacking[UNREACHABLE].append(f"{measures} ({name})")  # not to wait for the network again
+            lacking[UNREACHABLE].append(measures)  # not to wait for the network again
             continue
         try:
             networks[flag] = load(name, device)
@@ -114,7 +123,7 @@ def load_networks(
             if flag in given:
                 raise ValueError(f"--{flag} {error}; or say --{flag} none") from error
             reason = UNREACHABLE if isinstance(error, Unreachable) else str(error)
-            lacking.setdefault(reason, []).append(f"{measures} ({name})")
+            lacking.setdefault(reason, []).append(measures)
     lines = [f"metrics left out: {', '.join(those)}: {reason}" for reason, those in lacking.items()]
     return networks.get("clip_model"), networks.get("dino_model"), lines
 
@@ -125,14 +134,13 @@ def load_clip(repo_or_folder: str, device: torch.device) -> Clip:
     Raises:
         ValueError: in one line, if it is none or cannot be loaded.
     """
-    needed, wrong = [*FILES, TOKENIZER], f"{repo_or_folder} is no CLIP model"
-    folder = _folder_of(repo_or_folder, needed, wrong)
-    _check_type(folder, CLIP_TYPES, f"{wrong}, such as openai/clip-vit-base-patch32")
+    wrong = f"{repo_or_folder} is no CLIP model, such as openai/clip-vit-base-patch32"
+    folder = _checked_folder(repo_or_folder, CLIP_TYPES, [*FILES, TOKENIZER], wrong)
     try:
         clip = Clip(folder, repo_or_folder, device, _load_model(folder, optional=()))
         _check_finite(clip(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), clip.texts(["a photo"]))
     except Exception as error:  # `from_pretrained` has no common error type
-        raise ValueError(f"{wrong} that can be used ({one_line(error)})") from error
+        raise ValueError(f"{repo_or_folder}: its CLIP model cannot be used ({one_line(error)})") from error
     return clip
 
 
@@ -142,32 +150,31 @@ def load_dino(repo_or_folder: str, device: torch.device) -> Dino:
     Raises:
         ValueError: in one line, if it is none or cannot be loaded.
     """
-    wrong = f"{repo_or_folder} is no vision transformer"
-    folder = _folder_of(repo_or_folder, FILES, wrong)
-    _check_type(folder, DINO_TYPES, f"{wrong}, such as facebook/dino-vits16")
+    wrong = f"{repo_or_folder} is no vision transformer, such as facebook/dino-vits16"
+    folder = _checked_folder(repo_or_folder, DINO_TYPES, FILES, wrong)
     try:
         dino = Dino(folder, repo_or_folder, device, _load_model(folder, optional=("pooler.",)))
         _check_finite(dino(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     except Exception as error:  # `from_pretrained` has no common error type
-        raise ValueError(f"{wrong} that can be used ({one_line(error)})") from error
+        raise ValueError(f"{repo_or_folder}: its vision transformer cannot be used ({one_line(error)})") from error
     return dino
 
 
-# By flag: what loads its network, and what that measures.
-NETWORKS = {
-    "clip_model": (load_clip, "CLIP-T, CLIP-I"),
-    "dino_model": (load_dino, "DINO, language drift, diversity"),
-}
-UNREACHABLE = "not in the cache, and the Hub cannot be reached"
-
-
-def _folder_of(repo_or_folder: str, needed: list[str], wrong: str) -> Path:
-    """The folder of its files: itself, or one of the cache, into which they are downloaded if they are not there."""
+def _checked_folder(repo_or_folder: str, types: Sequence[str], needed: Sequence[str], wrong: str) -> Path:
+    """The folder of a model of one of these types: itself, or one of the cache, into which it is downloaded."""
     folder = Path(repo_or_folder)
     if not folder.is_dir():
         folder = cached_folder(repo_or_folder, needed) or _download(repo_or_folder)
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+    except Exception as error:  # no common error type
+        raise ValueError(f"{wrong} ({one_line(error)})") from error
+    if kind not in types:
+        raise ValueError(f"{wrong}: its model_type is {kind}, not {' or '.join(types)}")
     if lacking := [name for name in needed if not any(folder.glob(name))]:
-        raise ValueError(f"{wrong} of transformers with safetensors: it has no {', '.join(lacking)}")
+        raise ValueError(
+            f"{repo_or_folder}: it has no {', '.join(lacking)}, as transformers saves them with safetensors"
+        )
     return folder
 
 
@@ -194,15 +201,6 @@ def _download(repo_id: str) -> Path:
         raise ValueError(
             f"{repo_id}: there is no such folder, and the Hub does not give it ({one_line(error)})"
         ) from error
-
-
-def _check_type(folder: Path, types: Sequence[str], wrong: str):
-    try:
-        kind = AutoConfig.from_pretrained(folder).model_type
-    except Exception as error:  # no common error type
-        raise ValueError(f"{wrong} ({one_line(error)})") from error
-    if kind not in types:
-        raise ValueError(f"{wrong}: its model_type is {kind}, not {' or '.join(types)}")
 
 
 def _load_model(folder: Path, optional: tuple[str, ...]) -> PreTrainedModel:

@@ -32,6 +32,8 @@ def run_summary(run: Run, base: str | None) -> str:
         lines.append(f"measured: {config.eval_samples:,} drawings of each task's prompts, by an image classifier")
     else:
         lines.append(f"measured: the drift of {config.eval_samples:,} drawings for each group of prompts")
+    if run.job.fidelity:
+        lines.append(f"and of them: {run.job.fidelity.summary}")
     lines += [*config.warnings, *data.left_out, *data.remarks]
     title = f"{config.benchmark}, {len(tasks)} task{'s' * (len(tasks) > 1)}:"
     return "\n    ".join(cut(clean(line), LONGEST_LINE) for line in [title, *lines])

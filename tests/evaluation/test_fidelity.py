@@ -30,6 +30,7 @@ from tests.models.tiny import make_tiny_stable_diffusion
 
 CPU = torch.device("cpu")
 ROOT_HALF = math.sqrt(0.5)
+NAMES = {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
 
 
 @pytest.fixture(scope="module")
@@ -182,17 +183,21 @@ def test_other_models_are_refused_in_one_line(networks, tmp_path):
     for file in clip.glob("*_config.json"):
         shutil.copy(file, tmp_path / "text")
     cases = [
-        (load_clip, dino, f"{dino} is no CLIP model of transformers with safetensors: it has no tokenizer_config.json"),
+        (
+            load_clip,
+            dino,
+            f"{dino} is no CLIP model, such as {NAMES['clip_model']}: its model_type is vit, not clip",
+        ),
         (
             load_clip,
             tmp_path / "text",
-            "is no CLIP model, such as openai/clip-vit-base-patch32: its model_type is",
+            f"is no CLIP model, such as {NAMES['clip_model']}: its model_type is clip_",
         ),
-        (load_clip, tmp_path / "pickled", "it has no model*.safetensors"),
+        (load_clip, tmp_path / "pickled", "pickled: it has no model*.safetensors"),
         (load_clip, lacking, "its checkpoint lacks 1 weights, visual_projection.weight among them"),
         (load_dino, clip, "is no vision transformer, such as facebook/dino-vits16: its model_type is clip, not vit"),
         (load_dino, broken, "its features are not finite numbers"),
-        (load_dino, base, "it has no config.json"),
+        (load_dino, base, f"{base} is no vision transformer"),
     ]
     for load, folder, said in cases:
         with pytest.raises(ValueError) as refused:
@@ -212,9 +217,6 @@ def unreachable(monkeypatch, tmp_path) -> list[str]:
     monkeypatch.setattr(fidelity_models, "check_hub", check)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return asked
-
-
-NAMES = {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
 
 
 def test_without_the_hub_metrics_are_left_out_by_name(unreachable, monkeypatch):
