@@ -5,9 +5,9 @@ arXiv 2208.12242), "Evaluation Metrics" for the first three, "Prior Preservation
 an image is compared with photos of its subject; here also after each later task.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.fidelity_models import MEASURES, Clip, Dino
 
-MOST_PHOTOS = 100  # of one prompt
+MOST_PHOTOS = 100  # of one subject
 FIDELITY = ("clip_t", "clip_i", "dino")  # of old and new prompts apart
 
 # ---- on features ----
@@ -81,29 +81,44 @@ class Asked(NamedTuple):
         return {prompt: features[torch.tensor(found)] for prompt, found in places.items()}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fidelity:
     """The networks, and what drawings are compared with.
 
     Attributes:
         clip, dino: None: what they would measure is left out.
         class_prompts: of each instance prompt; None for those without.
-        photos: the features of each instance prompt's photos; those without are not compared with any.
+        photos: by task and instance prompt, the features of the photos that drawings for it are compared with; those
+            that are not here are absent.
     """
 
     clip: Clip | None
     dino: Dino | None
     class_prompts: Mapping[str, str | None] = field(default_factory=dict)
-    photos: dict[str, Seen] = field(default_factory=dict)
+    photos: Mapping[int, Mapping[str, Seen]] = field(default_factory=dict)
+    _known: dict[tuple[int, ...], Seen] = field(default_factory=dict)  # photos by their labels, also of all copies
 
-    def see_photos(self, data: ImageData, labels: Sequence[int]):
-        """Add the photos of labels, whose names are instance prompts: of each once, and of most MOST_PHOTOS."""
-        for label in labels:
-            if data.names[label] not in self.photos and data.counts["train"][label]:
-                with closing(data.read([label], most={label: MOST_PHOTOS})) as chunks:
-                    seen = [self.see(images) for images, _ in chunks]
-                columns = (None if each[0] is None else torch.cat(each) for each in zip(*seen, strict=True))
-                self.photos[data.names[label]] = Seen(*columns)
+    def beside(self, data: ImageData, tasks: Sequence[Sequence[Sequence[int]]]) -> "Fidelity":
+        """A copy that compares drawings with these photos, whose features are computed once.
+
+        Args:
+            tasks: of each task, from the first, the subjects that it teaches, each as the labels of its photos. The
+                names of labels are instance prompts. Drawings for any prompt of a subject are compared with all its
+                photos, the first MOST_PHOTOS if there are more.
+        """
+        photos = {}
+        for task, subjects in enumerate(tasks, start=1):
+            there = [[label for label in labels if data.counts["train"][label]] for labels in subjects]
+            photos[task] = {data.names[label]: self._photos(data, labels) for labels in there for label in labels}
+        return replace(self, photos=photos)
+
+    def _photos(self, data: ImageData, labels: list[int]) -> Seen:
+        if tuple(labels) not in self._known:
+            with closing(data.read(labels)) as chunks:
+                seen = [self.see(images) for images in _first(MOST_PHOTOS, chunks)]
+            columns = (None if each[0] is None else torch.cat(each) for each in zip(*seen, strict=True))
+            self._known[tuple(labels)] = Seen(*columns)
+        return self._known[tuple(labels)]
 
     def see(self, images: Tensor) -> Seen:
         """Features of uint8 images [N, 3, H, W]."""
@@ -128,32 +143,43 @@ class Fidelity:
                 facts |= {f"{kind}_model": network.name, f"{kind}_fingerprint": network.fingerprint[:8]}
         return facts
 
-    def measures(self, drawn: Asked, of_classes: Asked | None) -> dict[str, float | None]:
+    def measures(self, task: int | None, drawn: Asked, of_classes: Asked | None) -> dict[str, float | None]:
         """The measures of one group of prompts; None for what cannot be measured, absent for lack of a network.
 
         Args:
+            task: the one that teaches these prompts; None: none does.
             drawn: the group's drawings.
             of_classes: those of the class prompts.
         """
-        found = {}
+        found, photos = {}, self.photos.get(task, {})
         if self.clip:
             found["clip_t"] = prompt_fidelity(drawn.seen.clip, self.clip.texts(drawn.prompts))
-            found["clip_i"] = self._to_photos(drawn.by_prompt("clip"), "clip")
+            found["clip_i"] = _to_photos(drawn.by_prompt("clip"), photos, "clip")
         if self.dino:
             drawings, classes = drawn.by_prompt("dino"), of_classes.by_prompt("dino") if of_classes else {}
             of_class = {prompt: classes.get(self.class_prompts.get(prompt)) for prompt in drawings}
-            found["dino"] = self._to_photos(drawings, "dino")
-            found["language_drift"] = self._to_photos(of_class, "dino")
+            found["dino"] = _to_photos(drawings, photos, "dino")
+            found["language_drift"] = _to_photos(of_class, photos, "dino")
             found["diversity"] = _mean(map(diversity, drawings.values()))
         return found
 
-    def _to_photos(self, drawings: Mapping[str, Tensor | None], network: str) -> float | None:
-        """Mean over the instance prompts that have photos of the similarity of drawings to the photos of the prompt."""
-        return _mean(
-            subject_fidelity(features, getattr(self.photos[prompt], network))
-            for prompt, features in drawings.items()
-            if features is not None and prompt in self.photos
-        )
+
+def _to_photos(drawings: Mapping[str, Tensor | None], photos: Mapping[str, Seen], network: str) -> float | None:
+    """Mean over the instance prompts that have photos of the similarity of drawings to these."""
+    return _mean(
+        subject_fidelity(features, getattr(photos[prompt], network))
+        for prompt, features in drawings.items()
+        if features is not None and prompt in photos
+    )
+
+
+def _first(count: int, chunks: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """The first images of a pass over a data set."""
+    for images, _ in chunks:
+        if count <= 0:
+            return
+        yield images[:count]
+        count -= len(images)
 
 
 def fidelity_summary(rows: Iterable[dict], task: int) -> dict[str, float]:

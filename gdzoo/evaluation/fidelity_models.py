@@ -35,11 +35,11 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, D], on the CPU, of uint8 images [N, 3, H, W]."""
+        """Features [N, D], on the CPU, of uint8 images [N, C, H, W], gray or RGB."""
         self.model.to(self.device)
         return torch.cat(
             [
-                self._features(processed(self.processor, batch).to(self.device)).float().cpu()
+                self._features(processed(self.processor, batch.expand(-1, 3, -1, -1)).to(self.device)).float().cpu()
                 for batch in images.split(IMAGES_AT_ONCE)
             ]
         )

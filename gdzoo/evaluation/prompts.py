@@ -215,7 +215,7 @@ def evaluate_prompts(
             "prompts": len(group.prompts),
         }
         | measures(found[group.name, guidance], judge)
-        | (judge.fidelity.measures(seen[group.name, guidance], seen.get((CLASS, guidance))) if judge.fidelity else {})
+        | _fidelity(judge, group, seen.get((group.name, guidance)), seen.get((CLASS, guidance)))
         for guidance in judge.guidances
         for group in groups
     ]
@@ -268,6 +268,10 @@ def measures(compared: Compared, judge: Judge) -> dict:
         "drift_fid": _frechet(features, original),
         "drift_kid": _kernel(features, original, lambda drawn, original: paired_kernel_distance(original, drawn)),
     }
+
+
+def _fidelity(judge: Judge, group: PromptGroup, drawn: Asked | None, of_classes: Asked | None) -> dict:
+    return judge.fidelity.measures(group.task, drawn, of_classes) if judge.fidelity else {}
 
 
 def _frechet(features: Tensor | None, others: Tensor | None) -> float | None:

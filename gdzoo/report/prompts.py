@@ -48,7 +48,7 @@ NOTE = (
 )
 FIDELITY_NOTE = (
     "CLIP-T, CLIP-I and DINO are as in DreamBooth's paper, in the features of {networks}: cosines of drawings and their"
-    " prompts, and of drawings and the photos of the same prompt. Language drift is the cosine of DINO's features of"
+    " prompts, and of drawings and photos of the same concept. Language drift is the cosine of DINO's features of"
     " drawings for the class prompts and these photos, diversity 1 - cosine of two drawings for one prompt."
 )
 

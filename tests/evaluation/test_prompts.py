@@ -237,7 +237,7 @@ def test_paired_kernel_distance():
 
 def test_every_metric_is_in_the_catalogue():
     classes = PromptGroup(CLASS, None, ("a digit",), False)
-    photos = {name: Features(torch.ones(1, 2), torch.ones(1, 2)) for name in NAMES}
+    photos = {task: dict.fromkeys(NAMES, Features(*torch.ones(2, 1, 2))) for task in (1, 2)}
     fidelity = Fidelity(Words(), Words(), dict.fromkeys(NAMES, "a digit"), photos)
     groups = (OLD, NEW, classes, PRESERVED, OUT)
     found, _ = evaluate(groups=groups, original=draw(), reference=reference(), fidelity=fidelity)
