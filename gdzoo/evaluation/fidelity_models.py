@@ -113,19 +113,24 @@ def load_networks(
     for flag, load in (("clip_model", load_clip), ("dino_model", load_dino)):
         if not (name := names[flag]):
             continue
-        measures = f"{MEASURES[flag]} ({name})"
         if flag not in given and UNREACHABLE in lacking and not cached_folder(name, FILES):
-            lacking[UNREACHABLE].append(measures)  # not to wait for the network again
+            lacking[UNREACHABLE].append(f"{MEASURES[flag]} ({name})")  # not to wait for the network again
             continue
         try:
             networks[flag] = load(name, device)
+        except Unreachable as error:
+            _refuse_given(flag, given, error)
+            lacking.setdefault(UNREACHABLE, []).append(f"{MEASURES[flag]} ({name})")
         except ValueError as error:
-            if flag in given:
-                raise ValueError(f"--{flag} {error}; or say --{flag} none") from error
-            reason = UNREACHABLE if isinstance(error, Unreachable) else str(error)
-            lacking.setdefault(reason, []).append(measures)
+            _refuse_given(flag, given, error)
+            lacking[str(error)] = [MEASURES[flag]]
     lines = [f"metrics left out: {', '.join(those)}: {reason}" for reason, those in lacking.items()]
     return networks.get("clip_model"), networks.get("dino_model"), lines
+
+
+def _refuse_given(flag: str, given: Collection[str], error: ValueError):
+    if flag in given:
+        raise ValueError(f"--{flag} {error}; or say --{flag} none") from error
 
 
 def load_clip(repo_or_folder: str, device: torch.device) -> Clip:
@@ -181,7 +186,7 @@ def _checked_folder(repo_or_folder: str, types: Sequence[str], needed: Sequence[
 def cached_folder(repo_id: str, needed: Sequence[str]) -> Path | None:
     """Where the cache has a repository whole; asked for first, since transformers would look for a newer version."""
     try:
-        folder = Path(snapshot_download(repo_id, revision=CONVERTED.get(repo_id), local_files_only=True))
+        folder = _snapshot(repo_id, local_files_only=True)
     except Exception:  # not in the cache, or no name of a repository
         return None
     return folder if all(any(folder.glob(name)) for name in needed) else None
@@ -195,12 +200,17 @@ def _download(repo_id: str) -> Path:
     except ValueError as error:
         raise Unreachable(str(error)) from error
     try:
-        wanted = [*FILES, TOKENIZER, *VOCABULARY]
-        return Path(snapshot_download(repo_id, revision=CONVERTED.get(repo_id), allow_patterns=wanted))
+        return _snapshot(repo_id)
     except Exception as error:  # no common error type
         raise ValueError(
             f"{repo_id}: there is no such folder, and the Hub does not give it ({one_line(error)})"
         ) from error
+
+
+def _snapshot(repo_id: str, **settings) -> Path:
+    # Trap: without the patterns of the download, a look into the cache finds files missing (IncompleteSnapshotError).
+    wanted = [*FILES, TOKENIZER, *VOCABULARY]
+    return Path(snapshot_download(repo_id, revision=CONVERTED.get(repo_id), allow_patterns=wanted, **settings))
 
 
 def _load_model(folder: Path, optional: tuple[str, ...]) -> PreTrainedModel:

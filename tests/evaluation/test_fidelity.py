@@ -272,7 +272,7 @@ def test_a_network_that_was_given_must_be_there(unreachable, networks):
     with pytest.raises(ValueError, match="^--clip_model .* is no CLIP model"):
         load_networks(names, ["clip_model"], CPU)
     clip, dino, [line] = load_networks(names, [], CPU)
-    assert clip is None and dino and line.startswith(f"metrics left out: CLIP-T, CLIP-I ({networks}/dino): ")
+    assert clip is None and dino and line.startswith(f"metrics left out: CLIP-T, CLIP-I: {networks}/dino is no CLIP")
 
 
 def test_a_model_in_the_cache_needs_no_network(unreachable, networks, tmp_path):
@@ -286,6 +286,23 @@ def test_a_model_in_the_cache_needs_no_network(unreachable, networks, tmp_path):
     assert (clip.name, dino.name, lines, unreachable) == (*NAMES.values(), [], [])
     (root / "snapshots" / ("a" * 40) / "model.safetensors").unlink()  # of a download that was stopped
     assert load_networks(NAMES, [], CPU)[2][0].startswith("metrics left out: DINO")
+
+
+def test_a_model_of_the_hub_is_that_of_its_folder(hub, networks, monkeypatch):
+    for part in ("clip", "dino"):
+        hub.add_folder(f"lab/{part}", networks / part, "model")
+    names = {"clip_model": "lab/clip", "dino_model": "lab/dino"}
+    clip, dino, lines = load_networks(names, [*names], CPU)
+    assert clip.fingerprint == load_clip(str(networks / "clip"), CPU).fingerprint and not lines
+    torch.testing.assert_close(dino(images()), load_dino(str(networks / "dino"), CPU)(images()))
+    with pytest.raises(
+        ValueError, match="^--clip_model lab/none: there is no such folder, and the Hub does not give it"
+    ):
+        load_networks(names | {"clip_model": "lab/none"}, [*names], CPU)
+    _, line = load_networks(NAMES, [], CPU)[2]
+    assert line.startswith("metrics left out: DINO, language drift, diversity: facebook/dino-vits16: there is no such")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_networks(names, [*names], CPU)[0].fingerprint == clip.fingerprint
 
 
 def test_fingerprints_depend_on_weights_and_processor(networks, tmp_path):
