@@ -33,7 +33,7 @@ class Network:
         self.model, self.name, self.device = model.requires_grad_(False).eval(), name, device
         self.fingerprint = weights_fingerprint(model, self.processor.to_json_string())
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode(), in which the weights would be moved
     def __call__(self, images: Tensor) -> Tensor:
         """Features [N, D], on the CPU, of uint8 images [N, C, H, W], gray or RGB."""
         self.model.to(self.device)
@@ -70,7 +70,7 @@ class Clip(Network):
     def _features(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode(), in which the weights would be moved
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [N, D], on the CPU, of prompts, which are cut where CLIP reads no more; each computed once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
@@ -146,6 +146,7 @@ def load_clip(repo_or_folder: str, device: torch.device) -> Clip:
         _check_finite(clip(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), clip.texts(["a photo"]))
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(f"{repo_or_folder}: its CLIP model cannot be used ({one_line(error)})") from error
+    clip.offload()
     return clip
 
 
@@ -162,6 +163,7 @@ def load_dino(repo_or_folder: str, device: torch.device) -> Dino:
         _check_finite(dino(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(f"{repo_or_folder}: its vision transformer cannot be used ({one_line(error)})") from error
+    dino.offload()
     return dino
 
 
@@ -177,9 +179,7 @@ def _checked_folder(repo_or_folder: str, types: Sequence[str], needed: Sequence[
     if kind not in types:
         raise ValueError(f"{wrong}: its model_type is {kind}, not {' or '.join(types)}")
     if lacking := [name for name in needed if not any(folder.glob(name))]:
-        raise ValueError(
-            f"{repo_or_folder}: it has no {', '.join(lacking)}, as transformers saves them with safetensors"
-        )
+        raise ValueError(f"{repo_or_folder}: it has no {', '.join(lacking)}; save it again with save_pretrained")
     return folder
 
 
