@@ -2,15 +2,18 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from gdzoo import train_text_to_image
 from gdzoo.config_text_to_image import TextToImageConfig
 from gdzoo.evaluation import fidelity_models
 from gdzoo.report.__main__ import main as report
-from gdzoo.training.text_preparation import prepare_text_to_image
+from gdzoo.training import text_preparation
+from gdzoo.training.text_preparation import load_fidelity, prepare_text_to_image
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import CARD, RESULTS
 from tests.evaluation.models import make_tiny_clip, make_tiny_dino
@@ -133,6 +136,16 @@ def test_without_the_hub_the_summary_names_what_is_left_out(root, networks, cwd,
     assert run.job.fidelity.clip.name == "clip" and run.job.fidelity.dino is None
     assert "left out: CLIP" not in run.job.summary(run)
     assert named.resolve().run_id() != settings(root).resolve().run_id()
+
+
+def test_other_processes_load_none(root, networks, monkeypatch):  # noqa: F811
+    """The main one has all drawings."""
+    config = settings(root, clip_model=str(networks / "clip"), dino_model=str(networks / "dino")).resolve()
+    data, device = SimpleNamespace(names=["a dog"]), torch.device("cpu")
+    found, _ = load_fidelity(config, [None], data, SimpleNamespace(is_main_process=True, device=device))
+    assert found.clip and found.dino
+    monkeypatch.setattr(text_preparation, "load_networks", None)
+    assert load_fidelity(config, [None], data, SimpleNamespace(is_main_process=False, device=device)) == (None, [])
 
 
 def test_a_network_of_another_kind_is_refused_before_work(root, networks, cwd, capsys):  # noqa: F811
