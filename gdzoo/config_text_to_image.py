@@ -86,7 +86,7 @@ CONCEPTS = dict(
 # With --rank: of an adapter, whose weights start at zero.
 CAPTIONED_ADAPTER = dict(learning_rate=6e-3)
 CONCEPTS_ADAPTER = dict(learning_rate=1e-4, max_train_steps=500)
-# Of chains on a pretrained model: the networks of DreamBooth's paper, where they can be had.
+# Of chains on a pretrained model: the usual networks of DreamBooth's metrics, where they can be had.
 FIDELITY_MODELS = types.MappingProxyType(
     {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
 )
