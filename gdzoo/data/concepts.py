@@ -113,6 +113,10 @@ class ConceptPhotos(ImageData):
     def tasks(self, class_order: str, seed: int) -> list[list[int]]:
         return [list(range(len(self.names)))]
 
+    def subjects(self, labels: Sequence[int]) -> list[list[int]]:
+        """The photos are of one thing, whatever their captions are."""
+        return [list(labels)]
+
     def same_rows_every_epoch(self, world_size: int) -> bool:
         return True
 

@@ -70,6 +70,10 @@ class PromptedSet(ImageData):
             return super().tasks(class_order, seed)
         return [[label for label, count in self.counts["train"].items() if count]]
 
+    def subjects(self, labels: Sequence[int]) -> list[list[int]]:
+        """Classes are apart. Captions, of which there may be thousands with an image each, are together."""
+        return super().subjects(labels) if self.template else [list(labels)]
+
     def fingerprint(self, labels: Sequence[int]) -> str:
         """Of the prompts of these labels and how many images each has."""
         counts = [[self.names[label], self.counts["train"][label]] for label in labels]
@@ -127,5 +131,15 @@ class PromptData(JoinedData):
 
     def fingerprint(self, labels: Sequence[int]) -> str:
         """Of what a task teaches: its prompts and its images."""
-        first, part = [pair for pair in zip(self._first, self.parts, strict=True) if pair[0] <= labels[0]][-1]
+        first, part = self._source_of(labels)
         return part.fingerprint([label - first for label in labels])
+
+    def subjects(self, labels: Sequence[int]) -> list[list[int]]:
+        if labels[0] < self._first[0]:  # of a task that was taught before: there are no images
+            return [list(labels)]
+        first, part = self._source_of(labels)
+        return [[first + label for label in own] for own in part.subjects([label - first for label in labels])]
+
+    def _source_of(self, labels: Sequence[int]) -> tuple[int, ImageData]:
+        """The source of a task's labels, and the label of its label 0."""
+        return [pair for pair in zip(self._first, self.parts, strict=True) if pair[0] <= labels[0]][-1]

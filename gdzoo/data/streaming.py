@@ -127,6 +127,10 @@ class ImageData:
         """
         return split_classes(self.benchmark.tasks, class_order, self.names, seed)
 
+    def subjects(self, labels: Sequence[int]) -> list[list[int]]:
+        """These labels of a task, those together whose images are of the same thing."""
+        return [[label] for label in labels]
+
     @property
     def skipped(self) -> Counter:
         """How many rows could not be decoded so far, by split; each counts once, however often it was read."""

@@ -89,6 +89,7 @@ def test_class_names_in_a_template(tmp_path):
     data = opened(tmp_path, template="a {} at noon")
     assert data.names == ["a lawn mower at noon", "a dog at noon", "a emu at noon"]
     assert data.tasks("dataset", 1) == [[0, 1]]  # of the third there is no image
+    assert PromptData(SHARED, [data], [("a wug", None)]).subjects([1, 2]) == [[1], [2]]
     assert [len(images) for images, _ in data.read([1])] == [2]
 
 
@@ -137,6 +138,7 @@ def test_sources_follow_one_another_behind_what_was_taught(tmp_path):
     images, labels = map(torch.cat, zip(*data.read([2, 3]), strict=True))
     assert images[:, 0, 0, 0].tolist() == [100, 101, 102] and labels.tolist() == [2, 3, 2]  # as their names say
     assert numbers(data.read([5])) == [1] and numbers(data.read([0, 1])) == []
+    assert [data.subjects(labels) for labels in ([0, 1], [2, 3], [4, 5])] == [[[0, 1]], [[2, 3]], [[4, 5]]]
     assert data.remarks[0] == "photos: 2 of 3 photos have captions of their own, 1 distinct"
 
 

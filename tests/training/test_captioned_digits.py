@@ -105,7 +105,8 @@ def test_captions_from_files_equal_the_benchmark(captioned, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     first = Path(shutil.copytree(captioned.zoo / "captioned-digits-task1", tmp_path / "base/gdzoo/own-task1"))
     write_json(first / RESULTS, read_json(first / RESULTS) | {"benchmark": "own"})
-    arguments = [*write(tmp_path), "--pretrained_model_name_or_path", str(first), "--evaluator", "none"]
+    others = ["--evaluator", "none", "--clip_model", "none", "--dino_model", "none"]
+    arguments = [*write(tmp_path), "--pretrained_model_name_or_path", str(first), *others]
     assert train_text_to_image.main(arguments) == 0
     results = read_json(tmp_path / "zoo/gdzoo/own-task3" / RESULTS)
     assert [each["prompt"] for each in results["prompts"]] == CaptionedDigits().names

@@ -130,8 +130,7 @@ def test_a_data_set_without_the_column(cwd, root, tmp_path, capsys):
 
 def test_captions_that_are_too_long_are_said_once(cwd, root, tmp_path):
     wugs = write_set(tmp_path / "wugs", ["a wug", *(f"{number} wugs " * 90 for number in range(3))])
-    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16, caption_column="note")
-    run = prepare_text_to_image(TextToImageConfig(**settings, task_datasets=[str(wugs)]))
+    run = prepare_text_to_image(parse_args([*sets(root, wugs), "--caption_column", "note"], TextToImageConfig))
     [line] = [line for line in run.data.remarks if "longer than" in line]
     assert line.startswith("3 prompts are longer than the ")
 
@@ -305,7 +304,8 @@ def test_a_chain_of_its_own_keeps_what_its_first_model_was_taught(cwd, once, roo
 
 def test_a_checkpoint_belongs_to_the_concept(root, cwd):
     """Prompts and photos are not in the settings that make the run id: a chain goes on with a longer list."""
-    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16)
+    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16, clip_model="none")
+    settings |= dict(dino_model="none")
 
     def origin(prompt: str, class_prompt: str) -> dict:
         photos = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt=prompt, class_prompt=class_prompt)
