@@ -19,7 +19,7 @@ from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 16  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
-PROMPTS_AT_ONCE = 64
+PROMPTS_AT_ONCE = 16
 
 
 class LatentSpace(NoiseScheduled):
@@ -216,7 +216,10 @@ class LatentSpace(NoiseScheduled):
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), PROMPTS_AT_ONCE):
             batch = new[start : start + PROMPTS_AT_ONCE]
-            encoded = {name: value.cpu() for name, value in self.encode_prompts(batch).items()}
+            # Always as many: matrix products of few rows round in another way, and a run that is resumed embeds other
+            # prompts together than one that was not.
+            filled = batch + [""] * (PROMPTS_AT_ONCE - len(batch))
+            encoded = {name: value.cpu() for name, value in self.encode_prompts(filled).items()}
             self._embeddings |= {prompt: rows_of(encoded, row) for row, prompt in enumerate(batch)}
         rows = [self._embeddings[prompt] for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}

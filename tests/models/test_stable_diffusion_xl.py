@@ -57,6 +57,13 @@ def test_embeddings_are_the_pipelines_and_without_a_prompt_those_of_its_guidance
     assert {name: tuple(value.shape[1:]) for name, value in cond.items()} == space_of(copied).cond_shapes()
 
 
+def test_an_embedding_does_not_depend_on_the_prompts_beside_it(base):
+    """A run that is resumed embeds the prompts that are left alone, and must end with the same bits."""
+    together = space_of(base).embed(["a red three", *(f"{number} dogs" for number in range(20))])
+    alone = space_of(base).embed(["a red three"])
+    assert all(torch.equal(value[:1], alone[name]) for name, value in together.items())
+
+
 def test_sizes_are_those_of_a_whole_image(base):
     pipeline = StableDiffusionXLPipeline.from_pretrained(base)
     whole = (RESOLUTION, RESOLUTION)

@@ -18,7 +18,7 @@ from gdzoo.training.text_preparation import prepare_text_to_image
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
-from tests.models.tiny import make_tiny_stable_diffusion
+from tests.models.tiny import make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
 from tests.training.text_to_image import ADAPTER, CONCEPTS, SHORT, prepared, published, same, taught, write_list
 
 BASE, LIST = "--pretrained_model_name_or_path", "--concepts_list"
@@ -96,10 +96,11 @@ def another_kind(folder: Path):
     DDIMPipeline(UNet2DModel(8, norm_num_groups=4, **blocks), DDIMScheduler()).save_pretrained(folder)
 
 
-def stable_diffusion_xl(folder: Path):
-    make_tiny_stable_diffusion(folder)
+def refiner(folder: Path):
+    """SDXL's second model: of its text encoders it has one."""
+    make_tiny_stable_diffusion_xl(folder)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLImg2ImgPipeline"}))
 
 
 def lora_attached(folder: Path):
@@ -121,7 +122,7 @@ def vae_of_nan(folder: Path):
 
 MODELS = {
     another_kind: ("it is a DDIMPipeline, which gdzoo cannot train", "gdzoo takes a StableDiffusionPipeline"),
-    stable_diffusion_xl: ("it is a StableDiffusionXLPipeline", "gdzoo takes a StableDiffusionPipeline"),
+    refiner: ("it is a StableDiffusionXLImg2ImgPipeline", "or a StableDiffusionXLPipeline (SDXL"),
     lora_attached: ("its LoRA layers still attached", "pipe.fuse_lora() and pipe.unload_lora_weights()"),
 }
 
