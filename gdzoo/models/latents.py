@@ -162,6 +162,12 @@ class LatentSpace(NoiseScheduled):
         """The pipeline's own, as it was loaded."""
         return getattr(self.pipeline, self.network_name)
 
+    @property
+    def usual_resolution(self) -> int | None:
+        """Pixels of a side that the pipeline draws by default; None: it does not say."""
+        size = self.network.config.sample_size
+        return size * self.factor if isinstance(size, int) else None
+
     def load_network(self, folder: Path) -> ModelMixin:
         """The network of a published pipeline of this kind, in float32 on the CPU."""
         return self.parts[self.network_name].from_pretrained(folder, subfolder=self.network_name, use_safetensors=True)
@@ -313,4 +319,12 @@ def shortened(prompts: Sequence[str], tokens: int) -> str:
     first = clean(cut(prompts[0], 80))
     return (
         f"{len(prompts)} prompts are longer than the {tokens} tokens that the model reads, and are cut: {first!r}, ..."
+    )
+
+
+def other_resolution(usual: int, resolution: int) -> str:
+    """One line about a model that draws `LatentSpace.usual_resolution` and is taught with images of another."""
+    return (
+        f"the pipeline draws {usual} x {usual} pixels by default and the photos have {resolution}: give --resolution"
+        f" {usual}, or call it with height={resolution}, width={resolution}"
     )

@@ -1,5 +1,6 @@
 """Bad input of text-to-image chains ends in one line before any work; a chain goes on with more concepts."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_a_resolution_that_is_no_multiple(cwd, root, capsys, resolution):
 
 
 # ---- models ----
+
+
+def test_another_resolution_than_the_pipelines_own_is_told(root, cwd):
+    """Such as SDXL at the default resolution."""
+    concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
+    config = TextToImageConfig(pretrained_model_name_or_path=str(root / "xl"), resolution=32, **concept)
+    remarks = prepare_text_to_image(config).data.remarks
+    assert any(
+        "draws 16 x 16 pixels by default and the photos have 32: give --resolution 16" in line for line in remarks
+    )
+    assert not prepare_text_to_image(dataclasses.replace(config, resolution=16)).data.remarks
 
 
 def another_kind(folder: Path):
