@@ -165,7 +165,7 @@ class LatentSpace(NoiseScheduled):
     @property
     def usual_resolution(self) -> int | None:
         """Pixels of a side that the pipeline draws by default; None: it does not say."""
-        size = self.network.config.sample_size
+        size = self.network.config.get("sample_size")
         return size * self.factor if isinstance(size, int) else None
 
     def load_network(self, folder: Path) -> ModelMixin:
