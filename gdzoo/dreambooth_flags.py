@@ -4,6 +4,7 @@ from gdzoo.settings import OtherFlag
 
 _OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
 _OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults: leave it out", True)
+_WHOLE_IMAGE = OtherFlag("SDXL's sizes are those of a whole image of --resolution: leave it out", True)
 _LOCAL_PHOTOS = OtherFlag("photos are read from local folders: use --instance_data_dir or --concepts_list", True)
 _NO_TOKEN = OtherFlag(
     "no new token is learned: leave it out, and use a rare word, as in --instance_prompt 'a photo of sks dog'", True
@@ -53,6 +54,8 @@ OTHER_FLAGS = {
     "adam_weight_decay": _OWN_ADAM,
     "adam_epsilon": _OWN_ADAM,
     "adam_weight_decay_text_encoder": OtherFlag("the text encoder is never trained: leave it out", True),
+    "crops_coords_top_left_h": _WHOLE_IMAGE,
+    "crops_coords_top_left_w": _WHOLE_IMAGE,
     "do_edm_style_training": OtherFlag("the noise is that of the model's own schedule: leave it out", True, 0),
     "offset_noise": OtherFlag("noise has no offset: leave it out", True, 0),
     "class_labels_conditioning": OtherFlag("Stable Diffusion takes prompts alone: leave it out", True),
