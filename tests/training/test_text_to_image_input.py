@@ -95,7 +95,8 @@ def test_a_resolution_that_is_no_multiple(cwd, root, capsys, resolution):
 def test_another_resolution_than_the_pipelines_own_is_told(root, cwd):
     """Such as SDXL at the default resolution."""
     concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
-    config = TextToImageConfig(pretrained_model_name_or_path=str(root / "xl"), resolution=32, **concept)
+    model = dict(pretrained_model_name_or_path=str(root / "xl"), clip_model="none", dino_model="none")
+    config = TextToImageConfig(**concept, **model, resolution=32)
     remarks = prepare_text_to_image(config).data.remarks
     assert any(
         "draws 16 x 16 pixels by default and the photos have 32: give --resolution 16" in line for line in remarks
@@ -233,7 +234,8 @@ def test_a_chain_of_its_own_keeps_what_its_first_model_was_taught(cwd, once, roo
 
 def test_a_checkpoint_belongs_to_the_concept(root, cwd):
     """Prompts and photos are not in the settings that make the run id: a chain goes on with a longer list."""
-    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16)
+    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16, clip_model="none")
+    settings |= dict(dino_model="none")
 
     def origin(prompt: str, class_prompt: str) -> dict:
         photos = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt=prompt, class_prompt=class_prompt)
