@@ -320,6 +320,16 @@ def test_embeddings_are_the_pipelines_and_computed_once(base, space, monkeypatch
     torch.testing.assert_close(table[TEXT], expected)
     monkeypatch.setattr(space, "encode_prompts", None)
     assert torch.equal(space.embed(prompts[:2])[TEXT], table[TEXT][:2])
+    assert torch.equal(space.chosen(table, torch.tensor([3, 2]))[TEXT], table[TEXT][[0, 2]])
+
+
+def test_embeddings_of_thousands_of_captions_leave_the_accelerator(space, monkeypatch):
+    prompts, space.device = ["a red three", "", "a wug"], torch.device("meta")  # stands for an accelerator
+    monkeypatch.setattr(space, "encode_prompts", lambda asked: {TEXT: torch.ones(len(asked), 2, 3)})
+    assert space.embed(prompts)[TEXT].is_meta
+    monkeypatch.setattr("gdzoo.models.latents.MOST_ON_DEVICE", 2)
+    table = space.embed(prompts)
+    assert table[TEXT].is_cpu and space.chosen(table, torch.tensor([2, 0]))[TEXT].is_meta
 
 
 def test_prompts_that_are_too_long_are_told(space):
