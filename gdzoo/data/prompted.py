@@ -91,7 +91,8 @@ def _with_captions(source: Source) -> Source:
     try:
         column = choose_column(list(source.features), given, source.name)
     except ValueError as error:
-        raise DataError(str(error)) from error
+        photos = "; text files beside photos are read with --instance_data_dir or --concepts_list" * (not texts)
+        raise DataError(f"{error}{photos}") from error
     if column not in texts:
         raise DataError(f"--caption_column {column} of {source.name} holds no texts: name a column that does")
     return dataclasses.replace(source, benchmark=dataclasses.replace(source.benchmark, label_column=column))

@@ -77,6 +77,14 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path, col
     assert said in str(refused.value)
 
 
+def test_a_folder_with_text_files_is_no_data_set_with_captions(tmp_path):
+    (tmp_path / "org/mine").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "org/mine/1.png")
+    (tmp_path / "org/mine/1.txt").write_text("a wug")
+    with pytest.raises(DataError, match="only image: name one; text files beside photos are read with --instance_dat"):
+        opened(tmp_path)
+
+
 def test_a_data_set_without_any_caption(tmp_path):
     write_captions(tmp_path, [None, " ", ""])
     with pytest.raises(DataError, match="data set org/mine: its column text has no caption in it"):
