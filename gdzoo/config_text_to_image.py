@@ -249,6 +249,7 @@ class TextToImageConfig(Settings, PromptSettings):
     )
     most_used = (
         *("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "class_prompt", "concepts_list"),
+        "task_datasets",
         *("resolution", "strategy", "rank", "max_train_steps", "learning_rate", "benchmark"),
         *("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_namespace"),
     )
