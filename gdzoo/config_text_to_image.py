@@ -94,6 +94,7 @@ FIDELITY_MODELS = types.MappingProxyType(
 
 _CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
 _SOURCES = ("instance_data_dir", "concepts_list", "task_datasets")  # what is taught; or a labelled --benchmark
+_SET_FLAGS = ("prompt_template", "image_column", "caption_column", "label_column", "image_bits")  # of data sets
 PROMPTS = "-prompts"  # ends the name of a chain on a labelled benchmark: its unconditional models have the plain one
 TEMPLATE = "a photo of a {}"  # of the class names of a labelled benchmark
 
@@ -146,6 +147,14 @@ class PromptSettings:
     )
     label_column: str | None = option(
         None, DATA, "with --prompt_template: column of the labels (default: label; without it, one class)", result=False
+    )
+    image_bits: int | None = option(
+        None,
+        DATA,
+        "bits a pixel of data sets' 16- or 32-bit images (default: as many as the first images use)",
+        minimum=8,
+        maximum=31,
+        result=False,
     )
     prompt_template: str | None = option(
         None, DATA, f"makes prompts of class names (default, of a labelled --benchmark: '{TEMPLATE}')", result=False
@@ -341,7 +350,8 @@ class TextToImageConfig(Settings, PromptSettings):
         if self.evaluator == "none" or not self.prompt_template:  # nothing is measured on its images
             given["test_split"] = "train"
         columns = dict(image_column=self.image_column, label_column=self.label_column or self.caption_column)
-        given |= {name: column for name, column in columns.items() if column}
+        columns["image_bits"] = self.image_bits
+        given |= {name: value for name, value in columns.items() if value}
         if self.labelled:
             return dataclasses.replace(self.labelled, **given)
         folders = [concept.folder for concept in self.concept_list] or self.task_datasets
@@ -392,7 +402,7 @@ class TextToImageConfig(Settings, PromptSettings):
     def _check_concept_flags(self):
         given = [flag for flag in (*_CONCEPT_FLAGS, *_SOURCES[1:]) if getattr(self, flag)]
         if not self.pretrained_model_name_or_path:
-            others = ("prompt_template", "caption_column", "image_column", "label_column", "revision", "variant")
+            others = (*_SET_FLAGS, "revision", "variant")
             for flag in (*given, *(flag for flag in others if getattr(self, flag))):
                 raise ConfigError(
                     f"--{flag} goes with --pretrained_model_name_or_path, e.g."
@@ -430,7 +440,7 @@ class TextToImageConfig(Settings, PromptSettings):
             raise ConfigError(
                 f"--prompt_template {template!r}: write {{}} once, where the class's name stands, as in {TEMPLATE!r}"
             )
-        for flag in ("prompt_template", "image_column", "label_column"):
+        for flag in ("prompt_template", "image_column", "label_column", "image_bits"):
             if getattr(self, flag) and photos:
                 raise ConfigError(f"--{flag} goes with --task_datasets, and not with folders of photos")
         if self.label_column and self.task_datasets and not template:
@@ -531,7 +541,14 @@ class TextToImageConfig(Settings, PromptSettings):
             flags = {"concepts_list": public["concepts_list"] or "./concepts.json"}
         else:
             flags = public["concepts"][0] if self.concepts else {}
-        for name in ("task_datasets", "image_column", "caption_column", "label_column", "prompt_template"):
+        for name in (
+            "task_datasets",
+            "prompt_template",
+            "image_column",
+            "caption_column",
+            "label_column",
+            "image_bits",
+        ):
             flags[name] = public[name]
         prompts = self.preservation_prompts and published_folder(self.preservation_prompts)
         return flags | self.results_dict() | {"preservation_prompts": prompts}

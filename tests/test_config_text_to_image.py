@@ -191,6 +191,7 @@ def test_concepts_are_read_once():
         ({**DIGITS, "prompt_template": "{} and {}"}, "--prompt_template '{} and {}': write {} once"),
         ({**ONE, "prompt_template": "a {}"}, "--prompt_template goes with --task_datasets"),
         ({**ONE, "image_column": "photo"}, "--image_column goes with --task_datasets"),
+        ({**ONE, "image_bits": 12}, "--image_bits goes with --task_datasets"),
         ({**SETS, "label_column": "kind"}, "--label_column goes with --prompt_template"),
         ({**SETS, "prompt_template": "a {}", "caption_column": "text"}, "--caption_column: the class names are"),
         ({**DIGITS, "caption_column": "text"}, "--caption_column: the class names are the prompts"),
@@ -375,7 +376,7 @@ CASES = {
     "digits with an adapter": dict(rank=8, strategy=["lwf"], seed=69),
     "one": {**ONE, "rank": 4, "center_crop": True, "snr_gamma": 5.0},
     "no class": {**ONE, "class_prompt": None},
-    "data sets": {**SETS, "caption_column": "prompt", "image_column": "photo"},
+    "data sets": {**SETS, "caption_column": "prompt", "image_column": "photo", "image_bits": 12},
     "labels": {**SETS, "prompt_template": "a {}", "label_column": "kind"},
     "benchmark": {**DIGITS, "prompt_template": "a drawing of a {}"},
     "other metrics": {**ONE, "clip_model": "me/clip", "dino_model": "none"},
@@ -393,7 +394,7 @@ def test_command_and_published_settings_lead_back(settings):
         (c.prompt, c.class_prompt) for c in config.concept_list
     ]
     again.check_paths()  # ./dogs
-    data = ("task_datasets", "image_column", "caption_column", "label_column", "prompt_template")
+    data = ("task_datasets", "prompt_template", "image_column", "caption_column", "label_column", "image_bits")
     assert [again._public()[name] for name in data] == [config._public()[name] for name in data]
     published = from_published(json.loads(json.dumps(config.chain("lwf").to_dict())))
     assert replace(published, strategy=config.strategy).run_id() == config.run_id()

@@ -310,7 +310,9 @@ def open_data(config: TextToImageConfig, known: dict | None) -> ImageData:
                 " new concept another rare word"
             )
     before = [(each["prompt"], each["class_prompt"]) for each in taught]
-    return PromptData(config.get_benchmark(), list(_sources(config)), before)
+    data = PromptData(config.get_benchmark(), list(_sources(config)), before)
+    data.check_range()
+    return data
 
 
 def _sources(config: TextToImageConfig) -> Iterator[ImageData]:

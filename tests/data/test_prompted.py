@@ -77,6 +77,18 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path, col
     assert said in str(refused.value)
 
 
+def test_images_of_more_bits_are_read_with_as_many_as_the_first_use(tmp_path):
+    deep = [Image.fromarray(np.full((8, 8), value, np.uint16)) for value in (4095, 2047)]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (tmp_path / "org/mine").mkdir(parents=True)
+    rows = datasets.Dataset.from_list([{"image": encoded(each), "text": "a wug"} for each in deep], features=features)
+    rows.to_parquet(tmp_path / "org/mine/train.parquet")
+    assert numbers(opened(tmp_path).read([0])) == [255, 127]
+    assert numbers(opened(tmp_path, image_bits=16).read([0])) == [15, 7]
+    with pytest.raises(DataError, match="give --image_bits 12"):
+        opened(tmp_path, image_bits=10)
+
+
 def test_a_folder_with_text_files_is_no_data_set_with_captions(tmp_path):
     (tmp_path / "org/mine").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "org/mine/1.png")
