@@ -541,14 +541,7 @@ class TextToImageConfig(Settings, PromptSettings):
             flags = {"concepts_list": public["concepts_list"] or "./concepts.json"}
         else:
             flags = public["concepts"][0] if self.concepts else {}
-        for name in (
-            "task_datasets",
-            "prompt_template",
-            "image_column",
-            "caption_column",
-            "label_column",
-            "image_bits",
-        ):
+        for name in ("task_datasets", *_SET_FLAGS):
             flags[name] = public[name]
         prompts = self.preservation_prompts and published_folder(self.preservation_prompts)
         return flags | self.results_dict() | {"preservation_prompts": prompts}
