@@ -566,7 +566,8 @@ class TextToImageConfig(Settings, PromptSettings):
 
     def _preserved_validation(self) -> list[str]:
         """A line about a validation prompt that later tasks preserve, since it is a concept's own."""
-        taught = {} if self.preserved else {prompt_key(each.prompt) for each in self.concept_list[:-1]}
+        earlier = [] if self.preserved else filter(None, (each.prompt for each in self.concept_list[:-1]))
+        taught = {*map(prompt_key, earlier)}
         found = [prompt for prompt in self.validation_prompt if prompt_key(prompt) in taught]
         return [f"--validation_prompt {found[0]!r} is a concept's own, which later tasks preserve"] if found else []
 
