@@ -229,9 +229,9 @@ def test_a_drawing_takes_the_threads_that_its_model_can_use(space, tiny_zoo, mon
     folder, threads = tiny_zoo.zoo / "split-digits-task1", []
     monkeypatch.setattr(drawing, "threads_for", lambda gflop: threads.append(gflop) or 1)
     sampler = drawing.Sampler(SimpleNamespace(evaluators={}, pipeline_folder=lambda model: folder))
-    model = SimpleNamespace(repo_id="gdzoo/split-digits-task1", revision=None, benchmark="split-digits")
+    model = SimpleNamespace(repo_id="gdzoo/split-digits-task1", revision=None, benchmark="split-digits", text=None)
     for samples in (1, 3):
-        sampler.draw(model, 0, samples, 1)
+        sampler.draw(model, drawing.Request(0, samples, 1))
     unet = DDIMPipeline.from_pretrained(folder).unet
     assert threads == pytest.approx([flops_of_forward(unet, samples) / 1e9 for samples in (1, 3)])
 
