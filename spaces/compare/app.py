@@ -29,8 +29,8 @@ INTRODUCTION = """\
 # Continual learning of diffusion models
 
 A diffusion model learns a sequence of **tasks**, each with a few new classes or prompts, and must keep the earlier ones
-without their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All samples are
-drawn from the *same noise*.
+without their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All
+samples are drawn from the *same noise*.
 """
 
 html = partial(gr.HTML, apply_default_css=False)  # style.css has all styles
@@ -61,13 +61,13 @@ def build(zoo: Zoo) -> gr.Blocks:
             with gr.Row(elem_id="prompts"):
                 # A text field with suggestions.
                 prompt = gr.Dropdown(label="Prompt", allow_custom_value=True, scale=5, **setting["prompt"])
-                guidance = gr.Number(
+                guidance = gr.Slider(
+                    MIN_GUIDANCE,
+                    MAX_GUIDANCE,
                     label="Guidance scale",
-                    minimum=MIN_GUIDANCE,
-                    maximum=MAX_GUIDANCE,
-                    step=0.5,
-                    scale=1,
-                    min_width=110,
+                    step=0.1,
+                    buttons=[],
+                    scale=2,
                     **setting["guidance"],
                 )
             note = html(described_values["prompt-note"], elem_id="prompt-note")

@@ -172,7 +172,7 @@ def count_labels(classifier, images, labels: int) -> tuple[int, ...]:
 
 
 def grid_png(images) -> bytes:
-    """Images [B, H, W, C] in [0, 1] as a nearly square grid: small ones enlarged without smoothing, large ones reduced."""
+    """Images [B, H, W, C] in [0, 1] as a grid; small ones are enlarged without smoothing, large ones reduced."""
     from PIL import Image
 
     columns = math.ceil(math.sqrt(len(images)))

@@ -14,7 +14,7 @@ from classes import classes, real_images_of
 from drawing import Drawing, Sampler, describe_failure
 from markup import SIDES, message
 from origins import origin
-from prompts import MAX_CHOICES, bounded_guidance, problem_of_prompt
+from prompts import MAX_CHOICES, MIN_GUIDANCE, bounded_guidance, problem_of_prompt
 from quick_import import gradio as gr
 from results import Model
 from safety import PublishedOnly, RepoRefused
@@ -55,9 +55,10 @@ class Page:
         strategies, seeds = self.zoo.strategies(view.benchmark), self.zoo.seeds(view.benchmark)
         settings: dict[str, dict[str, Any]] = {name: {"value": getattr(view, name)} for name in VIEW_FIELDS}
         prompted = self.zoo.prompted(view.benchmark, view.seed)
-        settings["prompt"]["choices"] = choices_of(prompted)
-        for name in ("prompt", "guidance"):
-            settings[name]["visible"] = view.prompted
+        settings["prompt"] |= {"choices": choices_of(prompted), "visible": view.prompted}
+        settings["guidance"]["visible"] = view.prompted
+        if not view.prompted:
+            settings["prompt"]["value"], settings["guidance"]["value"] = None, MIN_GUIDANCE
         settings["benchmark"]["choices"] = self.zoo.benchmarks()
         settings["seed"]["choices"] = sorted({*seeds, view.seed})
         for side in SIDES:
@@ -136,7 +137,10 @@ class Page:
         else:
             state, body = self.samples(view, side)
         evaluator, real = self.zoo.evaluators.get(view.benchmark), self.zoo.real_png(view.benchmark)
-        return panels.original_panel(view, state, body, side.model, real_images_of(view.prompt, real, evaluator))
+        below = real_images_of(view.prompt, real, evaluator)
+        if side.drawing and side.drawing.evaluator_problem:
+            below += message(side.drawing.evaluator_problem, failed=True)
+        return panels.original_panel(view, state, body + below, side.model)
 
     def samples(self, view: View, side: Side) -> tuple[str, str]:
         """The state of a side that has a model, and its samples."""

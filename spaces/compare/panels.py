@@ -108,13 +108,13 @@ def panel(view: View, side: str, state: str, body: str, model: Model | None, cat
     )
 
 
-def original_panel(view: View, state: str, body: str, model: Model | None, real: str) -> str:
-    """The model that a text-to-image chain began with, beside both sides. `real` are real images of the prompt."""
+def original_panel(view: View, state: str, body: str, model: Model | None) -> str:
+    """The model that a text-to-image chain began with, beside both sides."""
     what = "" if model is None else f"after task {model.task}" if model.task else "the original model"
     return (
         f'<section class="panel before" data-state="{state}" data-task="{view.task}">'
         f'<header><h3>Before</h3><p>{what}</p><p class="metrics">The model that the chain began with</p></header>'
-        f"{body}{real}</section>"
+        f"{body}</section>"
     )
 
 

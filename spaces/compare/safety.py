@@ -108,10 +108,8 @@ def check_model_index(repo_id: str, index: dict, layouts: dict[str, Layout]) -> 
 def check_network(repo_id: str, name: str, kind: tuple[str, str], config: dict) -> None:
     """Raises RepoRefused unless a network's own config names the class that model_index.json does, and no code."""
     library, class_name = kind
-    found = (
-        config.get("_class_name") if library == "diffusers" else ", ".join(map(str, config.get("architectures") or []))
-    )
-    if found != class_name:
+    found = config.get("_class_name") if library == "diffusers" else config.get("architectures")
+    if found not in (class_name, [class_name]):
         raise RepoRefused(f"{repo_id}: the config of its {name} names {str(found)[:80]}, not {class_name}")
     check_no_code(repo_id, f"{name}/config.json", config)
 
@@ -120,9 +118,7 @@ def check_scheduler(repo_id: str, layout: Layout, config: dict) -> None:
     """Raises RepoRefused unless a scheduler's own config names a class that the layout allows."""
     found, names = config.get("_class_name"), [name for _, name in layout.schedulers]
     if found not in names:
-        raise RepoRefused(
-            f"{repo_id}: the config of its scheduler names {str(found)[:80]}, not {' or '.join(names[:3])}"
-        )
+        raise RepoRefused(f"{repo_id}: the config of its scheduler names {str(found)[:80]}, not {names[0]}")
 
 
 def check_tokenizer(repo_id: str, name: str, config: dict) -> None:

@@ -230,9 +230,7 @@ def check_same_kind(model: Model, others: dict[tuple[str, str, int, int], Model]
     other = next((other for other in others.values() if other.benchmark == model.benchmark), model)
     if bool(other.text) != bool(model.text):
         kind = "text-to-image" if other.text else "unconditional"
-        raise RepoRefused(
-            f"{model.repo_id} is of another kind than {other.repo_id}, which is {kind}: rename a benchmark"
-        )
+        raise RepoRefused(f"{model.repo_id} is left out: {other.repo_id}, of the same benchmark, is {kind}.")
 
 
 def first_line(error: Exception) -> str:

@@ -145,18 +145,19 @@ def test_metrics_have_three_significant_digits(space, value, written):
     assert number(value) == written
 
 
-def test_text_to_image_models_are_left_out_with_the_reason(space, tmp_path, tiny_zoo):
+def test_models_of_an_unknown_kind_are_left_out_with_the_reason(space, tmp_path, tiny_zoo):
     from sources import FolderSource
     from zoo import Zoo
 
     shutil.copytree(tiny_zoo.zoo / f"{BENCHMARK}-task1", tmp_path / "gdzoo" / f"{BENCHMARK}-task1")
     folder = tmp_path / "gdzoo" / "tiny-captions-task2"
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps(text_to_image_results()))
+    (folder / "results.json").write_text(json.dumps(text_to_image_results(kind="text-to-video")))
     zoo = Zoo(FolderSource(tmp_path, "gdzoo"))
     zoo.refresh()
     assert zoo.benchmarks() == [BENCHMARK]
-    assert zoo.problems == ["gdzoo/tiny-captions-task2 is a text-to-image model: this Space shows unconditional ones"]
+    known = "this Space shows unconditional and text-to-image ones. Update the Space"
+    assert zoo.problems == [f"gdzoo/tiny-captions-task2 is a text-to-video model: {known}"]
 
 
 # results.json, which anyone may have written
