@@ -50,7 +50,7 @@ def build(zoo: Zoo) -> gr.Blocks:
             with gr.Row():
                 pickers = [
                     # On a phone, each side has its own line.
-                    dropdown(label=label, min_width=180 if name in SIDES else 120, **setting[name])
+                    dropdown(label=label, min_width=180 if name in SIDES else 120, elem_id=name, **setting[name])
                     for name, label in PICKERS.items()
                 ]
             with gr.Row(equal_height=True):
@@ -60,7 +60,9 @@ def build(zoo: Zoo) -> gr.Blocks:
             described_values = dict(zip(DESCRIBED, page.described(view), strict=True))
             with gr.Row(elem_id="prompts"):
                 # A text field with suggestions.
-                prompt = gr.Dropdown(label="Prompt", allow_custom_value=True, scale=5, **setting["prompt"])
+                prompt = gr.Dropdown(
+                    label="Prompt", allow_custom_value=True, scale=5, min_width=240, **setting["prompt"]
+                )
                 guidance = gr.Slider(
                     MIN_GUIDANCE,
                     MAX_GUIDANCE,

@@ -19,7 +19,7 @@ MAX_PIPELINE_BYTES = 2 << 30  # of all in memory; a larger one is alone
 MAX_EVALUATORS = 4
 MAX_DRAWINGS, MAX_DRAWING_BYTES = 256, 64 << 20  # PNG files of some 20 KB to 2 MB
 # Of one drawing of a text-to-image model: all visitors wait for it, some minutes at most.
-MAX_TFLOP = {"cpu": 30, "cuda": 3000}  # by kind of device
+MAX_TFLOP = {"cpu": 60, "cuda": 3000}  # by kind of device
 TILE_PIXELS = 64  # small images are enlarged to at least this, without smoothing
 GRID_PIXELS = 1024  # large images are reduced, so that a grid is no wider
 GAP_PIXELS = 4
