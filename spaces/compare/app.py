@@ -15,7 +15,7 @@ from api import Api
 from machine import limit_spinning
 from markup import SIDES
 from page import DESCRIBED, PLAY, SHOWN, Page
-from prompts import MAX_GUIDANCE, MIN_GUIDANCE
+from prompts import MAX_GUIDANCE
 from quick_import import gradio as gr
 from sources import NAMESPACE, FolderSource, HubSource
 from view import MAX_SAMPLES, MAX_SEED, STEPS, bounded_view
@@ -63,14 +63,8 @@ def build(zoo: Zoo) -> gr.Blocks:
                 prompt = gr.Dropdown(
                     label="Prompt", allow_custom_value=True, scale=5, min_width=240, **setting["prompt"]
                 )
-                guidance = gr.Slider(
-                    MIN_GUIDANCE,
-                    MAX_GUIDANCE,
-                    label="Guidance scale",
-                    step=0.1,
-                    buttons=[],
-                    scale=2,
-                    **setting["guidance"],
+                guidance = slider(
+                    label="Guidance scale", maximum=MAX_GUIDANCE, step=0.1, scale=2, **setting["guidance"]
                 )
             note = html(described_values["prompt-note"], elem_id="prompt-note")
             with gr.Row(elem_id="comparison"):

@@ -32,6 +32,7 @@ class Drawing(NamedTuple):
     label_counts: tuple[int, ...] | None  # None: no evaluator, or it failed
     evaluator_problem: str | None
     enlarged: bool  # without smoothing
+    cut: str  # what was not read of the prompt, if anything
 
 
 class BoundedCache:
@@ -100,13 +101,14 @@ class Sampler:
         # By default torch takes hyper-threads too, and all cores of a container's host.
         set_threads(threads_for(pipeline.gflop_of_step(request)))
         images = pipeline.draw(request)
+        cut = pipeline.tokens_cut(request.prompt) if model.text else ""
         counts, problem = None, None
         if evaluator:
             try:
                 counts = count_labels(self._evaluator(evaluator), images, len(evaluator.names))
             except Exception as error:  # the samples are shown without the evaluator
                 problem = describe_failure(evaluator.repo_id, error)
-        return Drawing(grid_png(images), counts, problem, min(images.shape[1:3]) < TILE_PIXELS)
+        return Drawing(grid_png(images), counts, problem, min(images.shape[1:3]) < TILE_PIXELS, cut)
 
     def _pipeline(self, model: Model) -> Unconditional | TextToImage:
         key = (model.repo_id, model.revision)

@@ -52,6 +52,8 @@ def drawn_samples(view: View, model: Model, drawing: Drawing, evaluator: Evaluat
         f"{view.samples} samples of <code>{escape(model.repo_id)}</code>, "
         f"{prompt}noise seed {view.noise_seed}, {view.steps} DDIM steps"
     )
+    if drawing.cut:
+        caption += f"<br>{escape(drawing.cut)}"
     if view.prompted and evaluator and drawing.label_counts:
         caption += f'<br><span class="seen">{escape(recognised(view, drawing, evaluator))}</span>'
     return figure(drawing.png, f"{view.samples} samples of {model.repo_id}", caption, smooth=not drawing.enlarged)

@@ -78,6 +78,11 @@ class TextToImage:
             raise ValueError(f"its images have {self.side} pixels a side, more than {MAX_SIDE}")
         self.gflop = count_gflop(self.pipeline.unet, conditions(parts))
 
+    def tokens_cut(self, prompt: str) -> str:
+        """What of a prompt the text encoder does not read, in words; empty: it reads all."""
+        reads, has = self.pipeline.tokenizer.model_max_length, len(self.pipeline.tokenizer(prompt).input_ids)
+        return f"The text encoder reads {reads} of the prompt's {has} tokens" if has > reads else ""
+
     def gflop_of_step(self, request: Request) -> float:
         """1e9 FLOPs of the passes of one step; guidance doubles them."""
         return request.samples * self.gflop * (1 if request.guidance == 1 else 2)

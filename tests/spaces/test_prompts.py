@@ -276,6 +276,14 @@ def test_work_and_memory_are_bounded(space, text_to_image_zoo, monkeypatch):
         sampler._pipeline(SimpleNamespace(repo_id="gdzoo/third", revision=None))
 
 
+def test_what_the_text_encoder_does_not_read_is_said(space, text_to_image_zoo):
+    import pipelines
+
+    pipeline = pipelines.load(text_to_image_zoo / "gdzoo" / f"{CAPTIONS}-task1")
+    assert pipeline.tokens_cut("x" * 38) == ""
+    assert pipeline.tokens_cut("x" * 50) == "The text encoder reads 40 of the prompt's 52 tokens"
+
+
 def test_large_images_are_reduced_and_small_ones_enlarged(space):
     from drawing import grid_png
 
