@@ -97,7 +97,8 @@ def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
 def chosen_prompt(wanted: Any, model: Model) -> str:
     """The visitor's prompt, or the first that was taught: whether it is kept shows what was forgotten."""
     first = next((prompt for _, prompt in model.prompts), "")
-    return first if wanted is None else str(wanted).strip()
+    # JSON may hold half of a surrogate pair, which is no text.
+    return first if wanted is None else str(wanted).encode(errors="ignore").decode().strip()
 
 
 def bounded_int(value: Any, lowest: int, highest: int, default: int) -> int:

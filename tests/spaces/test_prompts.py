@@ -191,6 +191,14 @@ def test_what_is_not_stock_is_refused(space, text_to_image_zoo, tmp_path, change
         zoo.pipeline_folder(model)
 
 
+def test_half_a_surrogate_pair_is_no_text(space, text_to_image_zoo, tmp_path):
+    from view import bounded_view
+
+    zoo, _ = zoo_of_one(text_to_image_zoo, tmp_path)
+    assert bounded_view(zoo, {"prompt": "a \ud800cat\n"}).prompt == "a cat"
+    assert bounded_view(zoo, {"prompt": ""}).prompt == ""
+
+
 def zoo_of_one(text_to_image_zoo, root):
     from sources import FolderSource
     from zoo import Zoo
