@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.hub.server import FakeHub
 from tests.spaces.conftest import BENCHMARK, edit, strip
 from tests.spaces.driver import SPACE, expect, expect_drawn, opened, panel, running_app
+from tests.spaces.prompted import BASE, PETS
 from tests.zoo.text_to_image import text_to_image_results
 
 INSTALL = 'pip install -c constraints.txt -e ".[space]"'  # gdzoo itself, its libraries and Gradio
@@ -55,12 +56,16 @@ def test_reads_the_zoo_from_the_hub(context, tmp_path, zoo):
         for repo in sorted((zoo / "gdzoo").iterdir()):
             if not re.search("linked|blocked", repo.name):
                 hub.add_folder(f"somebody/{repo.name}", repo, repo_type="model")
+        hub.add_folder(BASE, zoo / BASE, repo_type="model")
         env = dict(GDZOO_NAMESPACE="somebody", HF_ENDPOINT=hub.endpoint, HF_HUB_DISABLE_XET="1", HF_HOME=str(tmp_path))
         with running_app(tmp_path / "log.txt", **env) as app, opened(context, f"{app.url}?task=2") as page:
             expect_drawn(page, task=2)
             expect(panel(page, "left")).to_contain_text(f"somebody/{BENCHMARK}-replay-task2")
             answer = app.compare(left="pickled", right="coded", task=1, samples=1)
             assert "pickled weights" in answer["left"]["error"] and "contains code" in answer["right"]["error"]
+            answer = app.client.predict(PETS, left="lwf", task=1, samples=1, api_name="/compare")
+            assert "LoRA adapter alone" in answer["left"]["error"]
+            assert answer["before"]["repo_id"] == BASE and "image" in answer["before"] and "image" in answer["right"]
 
 
 def test_a_silent_hub_is_asked_again(tmp_path):
