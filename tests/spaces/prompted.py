@@ -7,10 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from gdzoo.zoo.results import catalogue_info
-from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion
+from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
 from tests.zoo.text_to_image import concepts, text_to_image_results
 
 CAPTIONS, PETS = "tiny-captions", "pets"  # from scratch with two strategies; on a stranger's model, with one
+LARGE = "tiny-captions-xl"  # of SDXL's kind
 BASE = "strangers/tiny-base"
 TASKS = 2  # that are trained
 
@@ -25,6 +26,7 @@ def make_zoo(root: Path):
     add(root, third, concepts(2, pretrained=BASE))
     shutil.copytree(first, root / BASE)
     (root / BASE / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")  # as many have beside safetensors
+    add(root, make_tiny_stable_diffusion_xl(root / "made" / "xl"), text_to_image_results(1, benchmark=LARGE))
     add_adapter_alone(root, concepts(1, strategy="lwf", pretrained=BASE, adapter_base=BASE))
     shutil.rmtree(root / "made")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.spaces.conftest import BENCHMARK, edit
 from tests.spaces.driver import SPACE, expect, expect_drawn, move_slider, opened, panel, pick_benchmark, url_state
-from tests.spaces.prompted import BASE, CAPTIONS, PETS
+from tests.spaces.prompted import BASE, CAPTIONS, LARGE, PETS
 
 FIRST, NEW = "a red zero", "a red one"  # of tasks 1 and 2
 LONG = "x" * 10_000
@@ -142,6 +142,7 @@ def test_api_bounds_prompt_and_guidance(app):
     assert answer["view"]["prompt"] == NEW and answer["view"]["guidance"] == 20
     assert "image" in answer["left"] and answer["before"]["repo_id"] == f"gdzoo/{CAPTIONS}-task1"
     assert compare(app, guidance=-3)["view"]["guidance"] == 1
+    assert "image" in compare(app, LARGE)["right"]
     view = compare(app, guidance="much")["view"]
     assert (view["prompt"], view["guidance"]) == (FIRST, 1.5)
     for endpoint in ("/compare", "/results"):
@@ -253,15 +254,16 @@ def test_the_noise_of_an_image_does_not_depend_on_the_others(space, text_to_imag
     )
 
 
-def test_the_snippet_draws_these_samples(space, text_to_image_zoo, monkeypatch):
+@pytest.mark.parametrize("benchmark", [CAPTIONS, LARGE])
+def test_the_snippet_draws_these_samples(space, text_to_image_zoo, monkeypatch, benchmark):
     from origins import loading_snippet
     from view import View
 
-    view = View(CAPTIONS, "", "", 1, 42, noise_seed=3, samples=3, steps=2, prompt='a "red" zero', guidance=4.0)
+    view = View(benchmark, "", "", 1, 42, noise_seed=3, samples=3, steps=2, prompt='a "red" zero', guidance=4.0)
     monkeypatch.chdir(text_to_image_zoo)
     found = {}
-    exec(loading_snippet(view, SimpleNamespace(repo_id=f"gdzoo/{CAPTIONS}-task1")), found)
-    drawn = drawn_by(text_to_image_zoo, f"{CAPTIONS}-task1", prompt=view.prompt)
+    exec(loading_snippet(view, SimpleNamespace(repo_id=f"gdzoo/{benchmark}-task1")), found)
+    drawn = drawn_by(text_to_image_zoo, f"{benchmark}-task1", prompt=view.prompt)
     assert np.abs(np.stack([np.asarray(image) for image in found["images"]]) / 255 - drawn).max() < 0.01
 
 
