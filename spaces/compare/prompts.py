@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from checked import entries, numbers, text
+from checked import entries, mapping, numbers, text
 
 KIND = "text-to-image"  # the "kind" in their results.json
 MAX_PROMPT = 400  # characters; CLIP's text encoders read 77 tokens, of some four characters each
@@ -30,6 +30,7 @@ class TextToImage(NamedTuple):
     class_prompts: tuple[tuple[str, ...], ...]  # of each task, such as "a photo of a dog"; the names are the prompts
     guidance: float  # that the model is meant for
     pretrained: str | None  # the stranger's model that the chain began with: a repository, or the name of a folder
+    original: str | None  # the repository that drift is measured from, if it was
     adapter_base: str | None  # the model to which an adapter belongs that was published alone
     groups: dict[int, tuple[Group, ...]]  # after each task up to this one
 
@@ -45,6 +46,7 @@ def parse_text_to_image(results: Mapping[str, Any]) -> TextToImage:
         ),
         guidance=guidance,
         pretrained=text(results.get("pretrained"), 200) or None,
+        original=text(mapping(results.get("evaluation")).get("original"), 200) or None,
         adapter_base=text(results.get("adapter_base"), 200) or None,
         groups={int(entry["task"]): tuple(map(_group, entries(entry.get("groups")))) for entry in history},
     )

@@ -124,7 +124,10 @@ class Zoo:
         """
         name = model.text.pretrained
         if name is None:
-            first = self.models.get((model.benchmark, model.strategy, model.seed, 1))
+            # A chain that goes on from another one's model names it; in a copy of a zoo the namespace is another.
+            named = {other.repo_id.split("/")[-1]: other for other in self.models.values() if other.text}
+            first = named.get((model.text.original or "").split("/")[-1])
+            first = first or self.models.get((model.benchmark, model.strategy, model.seed, 1))
             if first is None:
                 raise RepoRefused(f"The chain of {model.repo_id} began from scratch: its task 1 is not in this zoo.")
             return first

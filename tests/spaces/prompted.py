@@ -11,7 +11,7 @@ from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion, make_tiny_
 from tests.zoo.text_to_image import concepts, text_to_image_results
 
 CAPTIONS, PETS = "tiny-captions", "pets"  # from scratch with two strategies; on a stranger's model, with one
-LARGE = "tiny-captions-xl"  # of SDXL's kind
+LARGE = "large-captions"  # of SDXL's kind
 BASE = "strangers/tiny-base"
 TASKS = 2  # that are trained
 

@@ -223,6 +223,22 @@ def test_a_strangers_model_that_cannot_be_had_is_named(space, text_to_image_zoo,
             zoo.original(model)
 
 
+def test_a_chain_that_goes_on_began_with_the_model_of_another(space, text_to_image_zoo):
+    from sources import FolderSource
+    from zoo import Zoo
+
+    zoo = Zoo(FolderSource(text_to_image_zoo, "gdzoo"))
+    zoo.refresh()
+    model = zoo.models[CAPTIONS, "generative_replay", 42, 2]
+    names = {"old/tiny-captions-task2": "tiny-captions-task2", "gone": "tiny-captions-replay-task1"}
+    for original, repo in names.items():
+        object.__setattr__(model, "text", model.text._replace(original=original))
+        assert zoo.original(model).repo_id == f"gdzoo/{repo}"
+    del zoo.models[CAPTIONS, "generative_replay", 42, 1]
+    with pytest.raises(ValueError, match="its task 1 is not in this zoo"):
+        zoo.original(model)
+
+
 def test_one_benchmark_holds_one_kind(space, text_to_image_zoo, tiny_zoo, tmp_path):
     zoo, _ = zoo_of_one(text_to_image_zoo, tmp_path)
     other = tmp_path / "gdzoo" / f"{PETS}-lwf-task1"
