@@ -31,7 +31,7 @@ class TextToImage(NamedTuple):
     guidance: float  # that the model is meant for
     pretrained: str | None  # the stranger's model that the chain began with: a repository, or the name of a folder
     original: str | None  # the repository that drift is measured from, if it was
-    adapter_base: str | None  # the model to which an adapter belongs that was published alone
+    adapter_base: str | None  # to which an adapter belongs that was published alone; None: its own task 1
     groups: dict[int, tuple[Group, ...]]  # after each task up to this one
 
 

@@ -194,7 +194,7 @@ class Zoo:
         read = partial(self.read_json, repo_id, revision)
         names = self._checked_names(repo_id, revision)
         if INDEX not in names and ADAPTER in names:
-            base = model.text and model.text.adapter_base or "another model"
+            base = model.text and model.text.adapter_base or "the model after task 1"
             raise PublishedOnly(f"{repo_id} is a LoRA adapter alone, for {base}: only its published samples are shown.")
         layout = check_model_index(repo_id, read(INDEX), TEXT_TO_IMAGE if model.text else UNCONDITIONAL)
         # Before the weights are downloaded.
