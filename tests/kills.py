@@ -1,5 +1,6 @@
 """A small run, and what kills it."""
 
+import functools
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ RESUME = ["--resume_from_checkpoint", "latest"]
 
 @dataclass
 class DieAt:
-    """Kill the own process at the nth call of a function of a module, before it or after it."""
+    """Kill the own process at the nth call of a module's function, or a class's method, before it or after it."""
 
     module: str
     function: str
@@ -30,8 +31,9 @@ class DieAt:
     calls: int = field(default=0, init=False)
 
     def __call__(self):
-        module = sys.modules[self.module]
-        original = getattr(module, self.function)
+        *names, name = self.function.split(".")
+        owner = functools.reduce(getattr, names, sys.modules[self.module])
+        original = getattr(owner, name)
 
         def dies(*args, **kwargs):
             self.calls += 1
@@ -42,7 +44,7 @@ class DieAt:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        setattr(module, self.function, dies)
+        setattr(owner, name, dies)
 
 
 def undisturbed():

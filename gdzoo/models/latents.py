@@ -1,10 +1,11 @@
-"""The frozen parts of a Stable Diffusion: images to latents and back, prompts to embeddings, and DDIM in latents."""
+"""The frozen parts of a text-to-image model, and all that its kind decides: a subclass of LatentSpace for each kind."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
@@ -14,14 +15,31 @@ from gdzoo.errors import clean, cut, one_line
 from gdzoo.method.objective import Cond
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import ddim_sample, to_float, to_uint8
+from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 16  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 64
 
 
-class StableDiffusion:
-    """The text encoder and the VAE of one pipeline, in float32 on a device. The U-Net is not its business.
+class LatentSpace(NoiseScheduled):
+    """The text encoders, the VAE and the noise schedule of one pipeline, in float32 on a device; and its kind.
+
+    The network that is trained is given to the methods that run one, since a student and a teacher share a space.
+
+    A kind is a subclass. It gives the class attributes, `check_configs`, `check_pipeline`, `latent_levels`, `tokens`,
+    `too_long`, `encode_prompts` and `cond_shapes`. What is here fits a network that takes (x_t, t, **cond), with a
+    schedule of betas; a kind of another objective has its own `training_scheduler`, `noised`, `timesteps`,
+    `snr_weight`, `draw`, `passes_of_drawing` and `predict`.
+
+    Attributes:
+        pipeline_class: the stock pipeline that is loaded and published; it has load_lora_weights.
+        models: which models these are, for messages.
+        network_name: the pipeline's part that is trained.
+        parts: the pipeline's parts with weights, and their classes: that one, the VAE, and the text encoders.
+        copied: folders that are published as the base has them.
+        left_out: what is not loaded and not published: arguments of from_pretrained.
+        adapter_targets: ends of the names of the layers that have LoRA.
 
     Args:
         resolution: pixels of a side of the images.
@@ -31,23 +49,133 @@ class StableDiffusion:
         ValueError: the resolution does not fit, or the scheduler is of another kind.
     """
 
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    models: ClassVar[str]
+    network_name: ClassVar[str]
+    parts: ClassVar[dict[str, type]]
+    copied: ClassVar[tuple[str, ...]]
+    left_out: ClassVar[dict[str, bool | None]] = {}
+    adapter_targets: ClassVar[tuple[str, ...]]
+
     def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        device: torch.device | str,
-        resolution: int,
-        folder: Path | None = None,
+        self, pipeline: DiffusionPipeline, device: torch.device | str, resolution: int, folder: Path | None = None
     ):
         self.pipeline, self.folder = pipeline, folder
         self.vae = nn.Module.float(pipeline.vae).requires_grad_(False).eval()
-        self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().float()
-        self.tokenizer, self.device, self.resolution = pipeline.tokenizer, torch.device(device), resolution
-        self.scheduler = ddim_scheduler(pipeline.scheduler)
+        encoders = [getattr(pipeline, name) for name in self.parts if name not in (self.network_name, "vae")]
+        self.text_encoders = [encoder.requires_grad_(False).eval().float() for encoder in encoders]
+        self.device, self.resolution = torch.device(device), resolution
+        self.scheduler = self.training_scheduler(pipeline.scheduler)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels of a latent's side
-        check_resolution(resolution, self.factor, pipeline.unet.config)
+        check_resolution(resolution, self.factor, self.latent_levels())
         side = resolution // self.factor
         self.latent_shape = (self.vae.config.latent_channels, side, side)
-        self._embeddings: dict[str, Tensor] = {}  # prompt -> [L, D] on the CPU
+        self._embeddings: dict[str, Cond] = {}  # of each prompt, without the batch, on the CPU
+
+    # ---- what a kind gives ----
+
+    @classmethod
+    def check_configs(cls, network: dict, vae: dict):
+        """Check the configurations of the network and the VAE, before the weights are fetched.
+
+        Raises:
+            ValueError: the reason why they cannot be trained, in words that follow the model's name.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check_pipeline(cls, pipeline: DiffusionPipeline):
+        """The same, of the loaded parts together."""
+        raise NotImplementedError
+
+    def latent_levels(self) -> int:
+        """The number that the side of latents must be a multiple of, for the network."""
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the text encoders read, those of begin and end included."""
+        raise NotImplementedError
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that are cut, since they have more tokens than the text encoders read."""
+        raise NotImplementedError
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        """Conditions [N, ...] of prompts, on the device, as the pipeline's call computes them.
+
+        That of "" is what the pipeline takes in place of a prompt for classifier-free guidance.
+        """
+        raise NotImplementedError
+
+    def cond_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes, without the batch, of the tensors of `encode_prompts`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def predict(network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's output [B, C, h, w] at noisy latents x_t [B, C, h, w], t [B], and conditions."""
+        return network(x_t, t, **cond).sample
+
+    @staticmethod
+    def training_scheduler(scheduler: SchedulerMixin) -> DDIMScheduler:
+        """The noise schedule of a pipeline, for training and for drawing. Raises ValueError: it is of another kind."""
+        return ddim_scheduler(scheduler)
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        predict: Callable[[Tensor, Tensor, Cond], Tensor],
+        cond: Cond,
+        uncond: Cond,
+        x_t: Tensor,
+        steps: int,
+        guidance: float = 1.0,
+        eta: float = 0.0,
+        random: StepRandom | None = None,
+    ) -> Tensor:
+        """Denoise x_t [B, C, h, w] to scaled latents by DDIM, with classifier-free guidance (Ho & Salimans 2021).
+
+        Args:
+            predict: the output [B, C, h, w] at (x_t, t [B], condition).
+            cond, uncond: conditions of B images: their prompts, and the empty prompt.
+            guidance: 1 is none, with `passes_of_drawing` half as many.
+        """
+
+        def guided(x_t: Tensor, t: Tensor) -> UNet2DConditionOutput:
+            if guidance == 1:
+                return UNet2DConditionOutput(sample=predict(x_t, t, cond))
+            both = {name: torch.cat([value, cond[name]]) for name, value in uncond.items()}
+            without, with_prompt = predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
+            return UNet2DConditionOutput(sample=without + guidance * (with_prompt - without))
+
+        return ddim_sample(guided, self.scheduler, x_t, steps, eta, random)
+
+    def passes_of_drawing(self, images: int, steps: int, guidance: float) -> int:
+        """Passes of the network, in images, of drawing so many."""
+        return images * steps * (1 if guidance == 1 else 2)
+
+    # ---- what is the same for all ----
+
+    @property
+    def network(self) -> ModelMixin:
+        """The pipeline's own, as it was loaded."""
+        return getattr(self.pipeline, self.network_name)
+
+    def load_network(self, folder: Path) -> ModelMixin:
+        """The network of a published pipeline of this kind, in float32 on the CPU."""
+        return self.parts[self.network_name].from_pretrained(folder, subfolder=self.network_name, use_safetensors=True)
+
+    def with_network(self, network: ModelMixin) -> DiffusionPipeline:
+        """The stock pipeline with this network, for drawing; `save_pipeline` publishes it."""
+        parts = self.pipeline.components
+        options = {name: value for name, value in self.pipeline.config.items() if name not in parts}
+        options = {name: value for name, value in options.items() if not name.startswith("_")}
+        return self.pipeline_class(**options | parts | {self.network_name: network})
+
+    def flops_of_forward(self, images: int) -> float:
+        """FLOPs of a forward pass of the network: see `flops_of_forward` below."""
+        return flops_of_forward(self.network, self.predict, images, self.latent_shape, self.cond_shapes())
 
     @torch.no_grad()  # not inference_mode(): what is made of them goes through a network that is trained
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -83,42 +211,20 @@ class StableDiffusion:
         return (posterior.mean + posterior.std * noise - self._shift()) * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [N, L, D] of prompts, on the device, as the pipeline's call computes them; each computed once."""
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        """Conditions [N, ...] of prompts, on the device, as `encode_prompts` gives them; each computed once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), PROMPTS_AT_ONCE):
             batch = new[start : start + PROMPTS_AT_ONCE]
-            self._embeddings |= zip(batch, self._encode(batch).cpu(), strict=True)
-        table = torch.stack([self._embeddings[prompt] for prompt in prompts])
-        return table.to(self.device)
-
-    def _encode(self, prompts: list[str]) -> Tensor:
-        encoder = self.text_encoder.to(self.device)
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        ).to(self.device)
-        mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-        return encoder(tokens.input_ids, attention_mask=mask)[0]
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the text encoder reads, those of begin and end included."""
-        # A tokenizer that does not know it says 10^30.
-        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-
-    def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that are cut, since they have more tokens than the text encoder reads."""
-        lengths = map(len, self.tokenizer(list(prompts)).input_ids) if prompts else ()
-        return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > self.tokens]
-
-    def with_unet(self, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
-        """The stock pipeline with this U-Net, for drawing; `save_pipeline` publishes it."""
-        return StableDiffusionPipeline(**self.pipeline.components | {"unet": unet}, requires_safety_checker=False)
+            encoded = {name: value.cpu() for name, value in self.encode_prompts(batch).items()}
+            self._embeddings |= {prompt: rows_of(encoded, row) for row, prompt in enumerate(batch)}
+        rows = [self._embeddings[prompt] for prompt in prompts]
+        return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
 
     def offload(self):
-        """Move the text encoder and the VAE to the CPU; they come back when they are used."""
-        self.vae.to("cpu")
-        self.text_encoder.to("cpu")
+        """Move the text encoders and the VAE to the CPU; they come back when they are used."""
+        for part in (self.vae, *self.text_encoders):
+            part.to("cpu")
 
     def _at_once(self) -> int:
         return max(1, AT_ONCE * 512**2 // self.resolution**2)
@@ -135,13 +241,18 @@ class StableDiffusion:
         return tensor
 
 
-def check_resolution(resolution: int, factor: int, unet: dict):
-    """Raises ValueError: the pixels of a side do not fit the VAE (`factor`) and the U-Net's levels."""
-    multiple = factor * 2 ** (len(unet["down_block_types"]) - 1)
+def rows_of(cond: Cond, rows) -> Cond:
+    """Those of some rows: a row, or indices [n]."""
+    return {name: value[rows] for name, value in cond.items()}
+
+
+def check_resolution(resolution: int, factor: int, levels: int):
+    """Raises ValueError: the pixels of a side do not fit the VAE (`factor`) and the network (`levels`)."""
+    multiple = factor * levels
     if resolution < 1 or resolution % multiple:
         raise ValueError(
-            f"--resolution {resolution} is no multiple of {multiple}, by which this model's VAE ({factor}) and U-Net"
-            f" ({multiple // factor}) shrink an image: use {max(1, round(resolution / multiple)) * multiple}"
+            f"--resolution {resolution} is no multiple of {multiple}, by which this model's VAE ({factor}) and network"
+            f" ({levels}) shrink an image: use {max(1, round(resolution / multiple)) * multiple}"
         )
 
 
@@ -167,65 +278,35 @@ def ddim_scheduler(scheduler: SchedulerMixin) -> DDIMScheduler:
         raise ValueError(f"its {type(scheduler).__name__}: {one_line(error)}") from error
 
 
-@torch.inference_mode()
-def draw(
-    unet: Callable[[Tensor, Tensor, Cond], Tensor],
-    scheduler: DDIMScheduler,
-    cond: Cond,
-    uncond: Cond,
-    x_t: Tensor,
-    steps: int,
-    guidance: float = 1.0,
-    eta: float = 0.0,
-    random: StepRandom | None = None,
-) -> Tensor:
-    """Denoise x_t [B, C, h, w] to scaled latents by DDIM, with classifier-free guidance (Ho & Salimans 2021).
-
-    Args:
-        unet: the output [B, C, h, w] at (x_t, t [B], condition).
-        cond, uncond: conditions of B images: their prompts, and the empty prompt.
-        guidance: 1 is none, with `passes_of_drawing` half as many.
-    """
-
-    def guided(x_t: Tensor, t: Tensor) -> UNet2DConditionOutput:
-        if guidance == 1:
-            return UNet2DConditionOutput(sample=unet(x_t, t, cond))
-        both = {name: torch.cat([value, cond[name]]) for name, value in uncond.items()}
-        without, with_prompt = unet(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
-        return UNet2DConditionOutput(sample=without + guidance * (with_prompt - without))
-
-    return ddim_sample(guided, scheduler, x_t, steps, eta, random)
-
-
-def passes_of_drawing(images: int, steps: int, guidance: float) -> int:
-    """U-Net passes, in images, of drawing so many."""
-    return images * steps * (1 if guidance == 1 else 2)
-
-
-def flops_of_forward(unet: UNet2DConditionModel, images: int, tokens: int, size: int | None = None) -> float:
+def flops_of_forward(
+    network: ModelMixin,
+    predict: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor],
+    images: int,
+    latent_shape: tuple[int, ...],
+    cond_shapes: dict[str, tuple[int, ...]],
+) -> float:
     """FLOPs of the convolutions and matrix products of one forward pass; nothing is computed. Adapters do not count.
 
     Args:
-        tokens: of a prompt.
-        size: of a latent's side; by default the U-Net's own.
+        predict: `LatentSpace.predict`.
+        latent_shape, cond_shapes: of one image.
     """
-    config = unet.config
     with torch.device("meta"):
-        twin = UNet2DConditionModel.from_config(plain_config(unet))
-        noise = torch.empty(images, config.in_channels, *[size or config.sample_size] * 2)
-        text = torch.empty(images, tokens, config.cross_attention_dim)
+        twin = type(network).from_config(plain_config(network))
+        x_t, t = torch.empty(images, *latent_shape), torch.zeros(images)
+        cond = {name: torch.empty(images, *shape) for name, shape in cond_shapes.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(noise, 0, text)
+        predict(twin, x_t, t, cond)
     return counter.get_total_flops()
 
 
-def plain_config(unet: UNet2DConditionModel) -> dict:
-    """A U-Net's configuration without what it remembers of its file, such as a path of this machine."""
-    return {name: value for name, value in unet.config.items() if not name.startswith("_")}
+def plain_config(network: ModelMixin) -> dict:
+    """A network's configuration without what it remembers of its file, such as a path of this machine."""
+    return {name: value for name, value in network.config.items() if not name.startswith("_")}
 
 
 def shortened(prompts: Sequence[str], tokens: int) -> str:
-    """One line about prompts that `StableDiffusion.too_long` returned."""
+    """One line about prompts that `LatentSpace.too_long` returned."""
     first = clean(cut(prompts[0], 80))
     return (
         f"{len(prompts)} prompts are longer than the {tokens} tokens that the model reads, and are cut: {first!r}, ..."

@@ -1,4 +1,4 @@
-"""LoRA adapters of a Stable Diffusion U-Net: the student's, and the teacher's in the same network.
+"""LoRA adapters of a text-to-image network: the student's, and the teacher's in the same network.
 
 A network has two adapters of the same rank. STUDENT is trained; TEACHER is a frozen copy of what the student was when
 the task began. At the first concept both are zero, and the teacher is the base model.
@@ -12,51 +12,48 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ModelMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gdzoo.errors import one_line
-from gdzoo.models.latents import plain_config
+from gdzoo.models.latents import LatentSpace, plain_config
 
 # Trap: a name with a dot breaks the keys of the saved weights.
 STUDENT, TEACHER = "student", "teacher"
 LORA_FOLDER, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
-# Attention, feed-forward and convolutions, but the first and the last one and the time embedding.
-TARGETS = [
-    *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
-]
 
 
-def add_adapter(unet: UNet2DConditionModel, rank: int, seed: int) -> "Adapter":
-    """Give a plain U-Net a zero adapter to train; everything else in it is frozen.
+def add_adapter(network: ModelMixin, rank: int, seed: int, kind: type[LatentSpace]) -> "Adapter":
+    """Give a plain network a zero adapter to train; everything else in it is frozen.
 
     Args:
         seed: of the adapter's random half.
+        kind: says which layers get one.
     """
     # Trap: add_adapter leaves the base's weights as trainable as they were.
-    unet.requires_grad_(False)
+    targets = list(kind.adapter_targets)
+    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are two adapters on purpose
         torch.manual_seed(seed)
         for name in (TEACHER, STUDENT):
             # Trap: other programs ignore a lora_alpha that is not the rank, and save_lora_weights loses it.
-            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), name)
-    adapter = Adapter(unet)
+            network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), name)
+    adapter = Adapter(network, kind)
     adapter.freeze_teacher()
     return adapter
 
 
 class Adapter:
-    """The adapters of a U-Net: the trained one's weights for checkpoints and files, and switching to the teacher's."""
+    """The adapters of a network: the student's weights for checkpoints and files, and switching to the teacher's."""
 
-    def __init__(self, unet: UNet2DConditionModel):
-        self.unet = unet
+    def __init__(self, network: ModelMixin, kind: type[LatentSpace]):
+        self.network, self.kind = network, kind
         # Going through all modules for each switch would take several times as long.
-        self.layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+        self.layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
 
     @property
     def rank(self) -> int:
@@ -96,11 +93,11 @@ class Adapter:
         # Trap: convert_state_dict_to_diffusers, which diffusers' own scripts call, renames the attention's weights
         # alone, and load_lora_weights leaves out, with a warning, what it finds renamed beside what is not.
         # Trap: with keys `base_model.model.`, as a PeftModel saves them, it loads nothing.
-        return get_peft_model_state_dict(self.unet, adapter_name=STUDENT)
+        return get_peft_model_state_dict(self.network, adapter_name=STUDENT)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]):
-        """Take what `state_dict` returned, for the same U-Net and rank.
+        """Take what `state_dict` returned, for the same network and rank.
 
         Raises:
             ValueError: they are others.
@@ -119,7 +116,8 @@ class Adapter:
         """
         # Trap: beside a fused pipeline's model_index.json they would be applied to it a second time.
         state = {name: weight.detach().cpu().float().contiguous() for name, weight in self.state_dict().items()}
-        StableDiffusionPipeline.save_lora_weights(folder / LORA_FOLDER, unet_lora_layers=state)
+        layers = {f"{self.kind.network_name}_lora_layers": state}
+        self.kind.pipeline_class.save_lora_weights(folder / LORA_FOLDER, **layers)
 
     def load(self, file: Path):
         """Continue from a LoRA file, the student and the teacher alike.
@@ -131,7 +129,7 @@ class Adapter:
             state = load_file(file)
         except Exception as error:  # a damaged file has no common error type
             raise ValueError(f"{file} cannot be read ({one_line(error)})") from error
-        prefix = "unet."
+        prefix = f"{self.kind.network_name}."
         try:
             self.load_state_dict({name.removeprefix(prefix): weight for name, weight in state.items()})
         except ValueError as error:
@@ -160,21 +158,21 @@ def _difference(mine: dict[str, Tensor], given: dict[str, Tensor], rank: int) ->
 
 
 @torch.no_grad()
-def fused_copy(unet: UNet2DConditionModel, adapter_name: str = STUDENT) -> UNet2DConditionModel:
-    """A float32 copy of a U-Net with the weights of an adapter added, and without adapters; `unet` is left as it is.
+def fused_copy(network: ModelMixin, adapter_name: str = STUDENT) -> ModelMixin:
+    """A float32 copy of a network with the weights of an adapter added, and without adapters; it is left as it is.
 
     Trap: half precision would lose a sixth of a small update; a pipeline with layers of peft in it, fused or not,
     saves and loads, and fails when it is called.
     """
     # A copy of the object would have accelerate's autocast in its forward().
     with torch.device("meta"):
-        plain = UNet2DConditionModel.from_config(plain_config(unet))
+        plain = type(network).from_config(plain_config(network))
     weights = {
         name.replace(".base_layer.", "."): weight.detach().float().clone()
-        for name, weight in unet.state_dict().items()
+        for name, weight in network.state_dict().items()
         if ".lora_" not in name
     }
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             weights[f"{name}.weight"] += module.get_delta_weight(adapter_name).float()
     plain.load_state_dict(weights, assign=True)

@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from gdzoo.method.sampling import to_float
+from gdzoo.models.latents import flops_of_forward as latents_flops
 from gdzoo.models.presets import TRAIN_TIMESTEPS
+from gdzoo.models.stable_diffusion import TEXT, StableDiffusion
 
 FROZEN_SEED = 42  # of text encoder and VAE: the same for all seeds and strategies, so that their models share them
 VAE_STEPS = 400
@@ -81,6 +83,14 @@ def create_unet(resolution: int) -> UNet2DConditionModel:
         cross_attention_dim=TEXT_WIDTH,
         **UNET,
     )
+
+
+def flops_of_forward(resolution: int, images: int) -> float:
+    """FLOPs of a forward pass of the U-Net; nothing is computed."""
+    with torch.device("meta"):
+        unet = create_unet(resolution)
+    latents = (LATENT_CHANNELS, *[unet.config.sample_size] * 2)
+    return latents_flops(unet, StableDiffusion.predict, images, latents, {TEXT: (TOKENS, TEXT_WIDTH)})
 
 
 def create_scheduler() -> DDIMScheduler:

@@ -4,10 +4,8 @@ from pathlib import Path
 
 from gdzoo.models.refusals import INDEX, list_files, no_pipeline
 
-SUPPORTED = "gdzoo takes a StableDiffusionPipeline: Stable Diffusion 1.x, 2.x and models like them"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
-PARTS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 # Settings of a UNet2DConditionModel that give it inputs beside the text.
 # Trap: one with num_class_embeds saves and loads in a StableDiffusionPipeline, and fails when it is called.
 MORE_INPUTS = (
@@ -16,8 +14,8 @@ MORE_INPUTS = (
 )
 
 
-def no_text_pipeline(repo_or_folder: str, error: Exception) -> str:
-    """Why there is no readable model_index.json."""
+def no_text_pipeline(repo_or_folder: str, error: Exception, supported: str) -> str:
+    """Why there is no readable model_index.json; `supported` says what is taken."""
     if Path(repo_or_folder).is_file():
         code = (
             f"StableDiffusionPipeline.from_single_file({str(repo_or_folder)!r}, use_safetensors=True)"
@@ -37,40 +35,38 @@ def no_text_pipeline(repo_or_folder: str, error: Exception) -> str:
                 f"it has a U-Net but no {INDEX}: put it into its base, StableDiffusionPipeline.from_pretrained(BASE,"
                 " unet=...), and save that"
             )
-    return no_pipeline(repo_or_folder, error, SUPPORTED)
+    return no_pipeline(repo_or_folder, error, supported)
 
 
-def check_index(index: dict):
+def check_parts(index: dict, parts: dict[str, str]):
     """Check the content of a model_index.json.
 
+    Args:
+        parts: the names of the classes that it must have.
+
     Raises:
-        ValueError: it is of another kind of pipeline.
+        ValueError: a part is another.
     """
-    kind = index.get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise ValueError(f"it is a {kind}, which gdzoo cannot train: {SUPPORTED}")
-    for name, supported in PARTS.items():
+    for name, supported in parts.items():
         found = (index.get(name) or [None, None])[1]
         if found != supported:
-            raise ValueError(f"its {name} is a {found}, not a {supported}: {SUPPORTED}")
+            raise ValueError(f"its {name} is a {found}, not a {supported}")
 
 
-def check_configs(unet: dict, vae: dict):
-    """Check the configurations of its U-Net and VAE.
+def check_unet(unet: dict, vae: dict):
+    """Check the configurations of a U-Net that takes latents and text alone, and of its VAE.
 
     Raises:
-        ValueError: the U-Net takes or predicts more than latents and text.
+        ValueError: it takes or predicts more.
     """
     latent, takes, predicts = vae.get("latent_channels", 4), unet.get("in_channels", 4), unet.get("out_channels", 4)
     if takes == 2 * latent + 1:
-        raise ValueError(f"its U-Net takes {takes} channels: it is made for inpainting; {SUPPORTED}")
+        raise ValueError(f"its U-Net takes {takes} channels: it is made for inpainting")
     if takes != latent or predicts != latent:
-        raise ValueError(
-            f"its U-Net takes {takes} channels and predicts {predicts}, but its VAE has {latent}; {SUPPORTED}"
-        )
+        raise ValueError(f"its U-Net takes {takes} channels and predicts {predicts}, but its VAE has {latent}")
     more = next((name for name in MORE_INPUTS if unet.get(name) is not None), None)
     if more:
-        raise ValueError(f"its U-Net has inputs beside the text ({more}), which gdzoo does not give it; {SUPPORTED}")
+        raise ValueError(f"its U-Net has inputs beside the text ({more}), which gdzoo does not give it")
 
 
 def check_schedule(scheduler):

@@ -1,4 +1,4 @@
-"""Stable Diffusion as a kind of model (gdzoo.models.kinds): the student and the teacher of a text-to-image chain."""
+"""Text-to-image models as a kind of model (gdzoo.models.kinds): the student and the teacher, of every LatentSpace."""
 
 import contextlib
 import json
@@ -6,53 +6,50 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from gdzoo.method.objective import Cond, Drawn
+from gdzoo.method.objective import Batch, Cond, Drawn
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.fingerprints import tensors_fingerprint
-from gdzoo.models.kinds import NoiseScheduled
-from gdzoo.models.latents import StableDiffusion, draw, passes_of_drawing
+from gdzoo.models.latents import LatentSpace, rows_of
 from gdzoo.models.lora import STUDENT, Adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
-
-TEXT = "encoder_hidden_states"  # the U-Net's name for prompt embeddings [B, L, D]
 
 
 class TrainedText(NamedTuple):
     """A text-to-image model to be measured and published.
 
     Attributes:
-        unet: in float32, without adapters.
-        adapter: what is in `unet` already, to be published beside it; None: all weights were trained.
+        network: in float32, without adapters.
+        adapter: what is in `network` already, to be published beside it; None: all weights were trained.
     """
 
-    space: StableDiffusion
-    unet: UNet2DConditionModel
+    space: LatentSpace
+    network: ModelMixin
     adapter: Adapter | None = None
 
 
-class TextStudent(NoiseScheduled):
-    """A text-to-image U-Net that is trained, in the latents of a frozen VAE.
+class TextStudent:
+    """A text-to-image network that is trained, in the latents of a frozen VAE; its kind is that of `space`.
 
     Args:
-        unet: on the device of `space`; trained whole, or through its adapter alone.
+        network: on the device of `space`; trained whole, or through its adapter alone.
         prompts: of each label of the data.
         dropout: share of the images that get the empty prompt, which guidance needs.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        space: StableDiffusion,
+        network: ModelMixin,
+        space: LatentSpace,
         prompts: Sequence[str],
         dropout: float = 0.0,
         adapter: Adapter | None = None,
     ):
-        self.network, self.space, self.scheduler = unet, space, space.scheduler
+        self.network, self.space = network, space
         self.dropout, self.adapter = dropout, adapter
-        self.table, self.empty = space.embed(prompts), space.embed([""])  # [labels, L, D], [1, L, D]
+        self.table, self.empty = space.embed(prompts), space.embed([""])  # conditions [labels, ...], [1, ...]
 
     @property
     def weights(self) -> nn.Module | Adapter:
@@ -68,51 +65,69 @@ class TextStudent(NoiseScheduled):
         Args:
             columns: moments, the mirrored images' moments if images are mirrored, labels [B].
         """
-        device = self.table.device
+        device = self.space.device
         moments, *mirrored, labels = (column.to(device) for column in columns)
         if mirrored:
             chosen = random.rand(len(moments)) < 0.5
             moments = torch.where(chosen[:, None, None, None], mirrored[0], moments)
         count, channels, *side = moments.shape
         latents = self.space.sample_latents(moments, random.randn(count, channels // 2, *side))
-        text = self.table[labels]
+        cond = self.cond_of(labels)
         if self.dropout:
             dropped = random.rand(count) < self.dropout
-            text = torch.where(dropped[:, None, None], self.empty, text)
-        return Drawn(latents, {TEXT: text})
+            cond = {name: _where(dropped, self.empty[name], value) for name, value in cond.items()}
+        return Drawn(latents, cond)
+
+    def cond_of(self, labels: Tensor) -> Cond:
+        """The conditions [B, ...] of the prompts of labels [B]."""
+        return rows_of(self.table, labels.to(self.space.device))
+
+    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
+        return self.space.noised(drawn, random)
+
+    def timesteps(self, count: int, random: StepRandom) -> Tensor:
+        return self.space.timesteps(count, random)
+
+    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
+        return self.space.snr_weight(gamma, t)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return network(x_t, t, **cond).sample
+        return self.space.predict(network, x_t, t, cond)
 
-    def trained(self, network: UNet2DConditionModel) -> TrainedText:
-        return TrainedText(self.space, fused_copy(network).to(self.table.device), self.adapter)
+    def trained(self, network: ModelMixin) -> TrainedText:
+        return TrainedText(self.space, fused_copy(network).to(self.space.device), self.adapter)
+
+
+def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Rows of `one` [1, ...] where chosen [B], else those of `other` [B, ...]."""
+    return torch.where(chosen.view(-1, *[1] * (other.ndim - 1)), one, other)
 
 
 class TextTeacher:
-    """The frozen text-to-image model of the task before. Counts its U-Net passes, in images.
+    """The frozen text-to-image model of the task before. Counts its passes, in images.
 
     One object serves one task: its pool's key is computed once.
 
     Args:
-        unet: a network of its own, which is frozen; or, with `adapter`, the student's, whose TEACHER adapter it is.
+        network: one of its own, which is frozen; or, with `adapter`, the student's, whose TEACHER adapter it is.
         preservation: the prompts that it draws for.
         steps, guidance, eta: of drawing. Guidance belongs to drawing alone: in a target it would act twice.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        space: StableDiffusion,
+        network: ModelMixin,
+        space: LatentSpace,
         preservation: Preservation,
         steps: int,
         guidance: float = 1.0,
         eta: float = 0.0,
         adapter: Adapter | None = None,
     ):
-        self.unet = unet if adapter else unet.requires_grad_(False).eval()
-        self.adapter, self.scheduler, self.latent_shape = adapter, space.scheduler, space.latent_shape
+        self.network = network if adapter else network.requires_grad_(False).eval()
+        self.adapter, self.space = adapter, space
         self.preservation, self.steps, self.guidance, self.eta = preservation, steps, guidance, eta
-        self.table = space.embed(preservation.prompts)  # [P, L, D]
+        self.table = space.embed(preservation.prompts)  # conditions [P, ...]
         self.dtype, self.passes = torch.float32, 0
         self._pool_key: str | None = None
 
@@ -126,19 +141,19 @@ class TextTeacher:
     def draw(self, count: int, random: StepRandom) -> Drawn:
         """`count` latents from fresh noise, for prompts at random."""
         rows = self.preservation.random_rows(count, random)
-        return Drawn(self._draw(rows, random), self._text(rows))
+        return Drawn(self._draw(rows, random), self._cond(rows))
 
     def condition(self, count: int, random: StepRandom) -> Cond:
         """Embeddings of `count` preservation prompts at random."""
-        return self._text(self.preservation.random_rows(count, random))
+        return self._cond(self.preservation.random_rows(count, random))
 
     def draw_stored(self, count: int, first: int, random: StepRandom) -> dict[str, Tensor]:
         """Latents [count, C, h, w] of a pool from number `first` on, and the rows [count] of their prompts."""
-        rows = self.preservation.rows(first, count).to(self.table.device)
+        rows = self.preservation.rows(first, count).to(self.space.device)
         return {"latents": self._draw(rows, random), "rows": rows}
 
     def from_stored(self, stored: dict[str, Tensor]) -> Drawn:
-        return Drawn(stored["latents"], self._text(stored["rows"]))
+        return Drawn(stored["latents"], self._cond(stored["rows"]))
 
     def pool_key(self) -> str:
         """A hash of the weights, the prompts and their order, and how it draws.
@@ -147,8 +162,8 @@ class TextTeacher:
         """
         if self._pool_key is None:
             asked = [self.preservation.prompts, self.preservation.groups, self.preservation.empty_share]
-            how = [self.preservation.seed, self.steps, self.guidance, self.eta, self.latent_shape]
-            weights = {name: each for name, each in self.unet.state_dict().items() if f".{STUDENT}." not in name}
+            how = [self.preservation.seed, self.steps, self.guidance, self.eta, self.space.latent_shape]
+            weights = {name: each for name, each in self.network.state_dict().items() if f".{STUDENT}." not in name}
             self._pool_key = tensors_fingerprint(weights, json.dumps([*asked, *how]))
         return self._pool_key
 
@@ -156,22 +171,21 @@ class TextTeacher:
         """Set the precision of its passes: of its weights, or by autocast where it shares the student's network."""
         self.dtype = dtype
         if self.adapter is None:
-            # Not the U-Net's own to(), which warns of modules to be kept in float32, though there are none.
-            nn.Module.to(self.unet, dtype)
+            # Not the network's own to(), which warns of modules to be kept in float32, though there are none.
+            nn.Module.to(self.network, dtype)
 
     def _draw(self, rows: Tensor, random: StepRandom) -> Tensor:
         count = len(rows)
-        self.passes += passes_of_drawing(count, self.steps, self.guidance)
-        noise = random.randn(count, *self.latent_shape)
-        uncond = {} if self.guidance == 1 else self._text(torch.full_like(rows, EMPTY))
+        self.passes += self.space.passes_of_drawing(count, self.steps, self.guidance)
+        noise = random.randn(count, *self.space.latent_shape)
+        uncond = {} if self.guidance == 1 else self._cond(torch.full_like(rows, EMPTY))
         with self._in_place():
-            latents = draw(
-                self._run, self.scheduler, self._text(rows), uncond, noise, self.steps, self.guidance, self.eta, random
+            return self.space.draw(
+                self._run, self._cond(rows), uncond, noise, self.steps, self.guidance, self.eta, random
             )
-        return latents
 
-    def _text(self, rows: Tensor) -> Cond:
-        return {TEXT: self.table[rows.to(self.table.device)]}
+    def _cond(self, rows: Tensor) -> Cond:
+        return rows_of(self.table, rows.to(self.space.device))
 
     def _in_place(self) -> contextlib.AbstractContextManager:
         return self.adapter.teaching() if self.adapter else contextlib.nullcontext()
@@ -181,8 +195,8 @@ class TextTeacher:
             # Autocast would cast the weights anew in every pass, and compute all normalizations in float32.
             cond = {name: value.to(self.dtype) for name, value in cond.items()}
             with torch.autocast(x_t.device.type, enabled=False):
-                return self.unet(x_t.to(self.dtype), t, **cond).sample
+                return self.space.predict(self.network, x_t.to(self.dtype), t, cond)
         half = self.dtype != torch.float32
         # Weights cast without gradients must not be used again for the student.
         with torch.autocast(x_t.device.type, self.dtype if half else None, enabled=half, cache_enabled=False):
-            return self.unet(x_t, t, **cond).sample
+            return self.space.predict(self.network, x_t, t, cond)

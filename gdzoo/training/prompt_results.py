@@ -1,6 +1,7 @@
 """Evaluation of a text-to-image task, the content of its results.json, and its folder."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -25,9 +26,9 @@ from gdzoo.evaluation.prompts import (
     evaluate_prompts,
 )
 from gdzoo.method.randomness import seed_from
-from gdzoo.models.latents import StableDiffusion, draw
-from gdzoo.models.stable_diffusion import save_pipeline
-from gdzoo.models.text_to_image import TEXT, TrainedText
+from gdzoo.models.latents import LatentSpace
+from gdzoo.models.text_pipelines import save_pipeline
+from gdzoo.models.text_to_image import TrainedText
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.results import common_results, cost_of
 from gdzoo.training.run import Chain, Run
@@ -84,19 +85,15 @@ def groups_of(
     return groups
 
 
-def drawer(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel], steps: int, batch_size: int):
+def drawer(space: LatentSpace, network: Callable[[], ModelMixin], steps: int, batch_size: int):
     """Draws prompts by a model, all processes together: see gdzoo.evaluation.prompts.Draw.
 
     Args:
-        unet: returns the model when it is first needed.
+        network: returns the model when it is first needed.
     """
 
     def draw_prompts(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
-        state, network, parts = PartialState(), unet(), []
-
-        def predict(x_t: Tensor, t: Tensor, cond: dict) -> Tensor:
-            return network(x_t, t, **cond).sample
-
+        state, predict, parts = PartialState(), functools.partial(space.predict, network()), []
         starts = range(0, len(prompts), batch_size)
         # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
         shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
@@ -104,9 +101,9 @@ def drawer(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel], ste
             for start in starts[state.process_index :: state.num_processes]:
                 asked = prompts[start : start + batch_size]
                 noise = torch.stack([_noise(space, seed, start + place) for place in range(len(asked))])
-                cond, uncond = ({TEXT: space.embed(each)} for each in (asked, [""] * len(asked)))
-                x_t = noise.to(space.device)
-                parts.append((start, space.decode(draw(predict, space.scheduler, cond, uncond, x_t, steps, guidance))))
+                cond, uncond = space.embed(asked), space.embed([""] * len(asked))
+                latents = space.draw(predict, cond, uncond, noise.to(space.device), steps, guidance)
+                parts.append((start, space.decode(latents)))
                 bar.update(len(asked) * state.num_processes)
         parts = sorted(gather_object(parts), key=lambda part: part[0])
         return torch.cat([images for _, images in parts]) if state.is_main_process else None
@@ -114,7 +111,7 @@ def drawer(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel], ste
     return draw_prompts
 
 
-def _noise(space: StableDiffusion, seed: int, number: int) -> Tensor:
+def _noise(space: LatentSpace, seed: int, number: int) -> Tensor:
     """Of drawing `number`, however many there are; drawn on the CPU, the same for all devices."""
     generator = torch.Generator().manual_seed(seed_from(seed, number + 1))
     return torch.randn(space.latent_shape, generator=generator)
@@ -225,15 +222,15 @@ def results_of_prompts(
 
 
 def publish(chain: Chain, task: int, trained: TrainedText, pictures: list[Picture], results: dict):
-    """Write a task's folder: a stock StableDiffusionPipeline, an adapter, pictures, results, settings and the card."""
+    """Write a task's folder: a stock pipeline, an adapter, pictures, results, settings and the card."""
     folder, config = chain.folder(task), chain.config
     # Trap: from_pretrained records where a model came from, and save_pretrained would publish that local path.
-    trained.unet.register_to_config(_name_or_path=None)
+    trained.network.register_to_config(_name_or_path=None)
     with atomic_folder(folder) as partial:
         if trained.space.folder:
-            save_pipeline(partial, trained.unet, trained.space.folder)
+            save_pipeline(partial, trained.network, trained.space.folder)
         else:
-            trained.space.with_unet(trained.unet).save_pretrained(partial, safe_serialization=True)
+            trained.space.with_network(trained.network).save_pretrained(partial, safe_serialization=True)
         if trained.adapter:
             trained.adapter.save(partial)
         samples = save_singles(partial, pictures)

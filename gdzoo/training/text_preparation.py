@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -19,10 +19,10 @@ from gdzoo.data.prompts import prompt_key
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
-from gdzoo.models.latents import StableDiffusion, flops_of_forward, shortened
+from gdzoo.models.latents import LatentSpace, shortened
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
-from gdzoo.models.small_stable_diffusion import TOKENS, create_unet
-from gdzoo.models.stable_diffusion import load_stable_diffusion
+from gdzoo.models.small_stable_diffusion import flops_of_forward
+from gdzoo.models.text_pipelines import load_text_to_image, open_space
 from gdzoo.settings import HUB, HUB_ID, MODEL, OUTPUT
 from gdzoo.training.chains import check_others
 from gdzoo.training.output import check_output
@@ -55,7 +55,7 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     config = with_precision(config, accelerator)
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     data, class_prompts = open_data(config, known)
-    space = StableDiffusion(base.pipeline, "cpu", config.resolution) if base else None
+    space = open_space(base.pipeline, "cpu", config.resolution) if base else None
     if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
         data.remarks.append(shortened(long, space.tokens))
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
@@ -209,10 +209,10 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
     return base._replace(pipeline=pipeline, folder=folder, name=origin, adapter=adapter, tasks=0)
 
 
-def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[StableDiffusionPipeline, Path]:
+def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[DiffusionPipeline, Path]:
     try:
-        pipeline, folder = load_stable_diffusion(repo_or_folder, config.revision, config.variant)
-        StableDiffusion(pipeline, "cpu", config.resolution)
+        pipeline, folder = load_text_to_image(repo_or_folder, config.revision, config.variant)
+        open_space(pipeline, "cpu", config.resolution)
     except ValueError as error:
         raise ConfigError(str(error) if str(error).startswith("--") else f"{FLAG}: {error}") from error
     return pipeline, folder
@@ -286,15 +286,12 @@ def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None
     ]
 
 
-def gflop_of_step(config: TextToImageConfig, space: StableDiffusion | None) -> float:
+def gflop_of_step(config: TextToImageConfig, space: LatentSpace | None) -> float:
     """1e9 FLOPs of a forward pass on all images of a step, whatever its strategy is.
 
     Args:
         space: of the model to teach; None: it is trained from scratch.
     """
     images = config.train_batch_size + config.replay_batch_size
-    if space is None:
-        with torch.device("meta"):
-            unet = create_unet(config.resolution)
-        return flops_of_forward(unet, images, TOKENS) / 1e9
-    return flops_of_forward(space.pipeline.unet, images, space.tokens, space.latent_shape[1]) / 1e9
+    flops = space.flops_of_forward(images) if space else flops_of_forward(config.resolution, images)
+    return flops / 1e9

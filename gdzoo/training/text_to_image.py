@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
 from gdzoo.config import ConfigError
@@ -23,12 +23,12 @@ from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.strategies import strategy_class
 from gdzoo.models.kinds import config_difference
-from gdzoo.models.latents import StableDiffusion
+from gdzoo.models.latents import LatentSpace
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, Adapter, add_adapter
 from gdzoo.models.preservation import Preservation
 from gdzoo.models.small_stable_diffusion import create_pipeline
-from gdzoo.models.stable_diffusion import load_stable_diffusion
-from gdzoo.models.text_to_image import TEXT, TextStudent, TextTeacher, TrainedText
+from gdzoo.models.text_pipelines import load_text_to_image, network_of, open_space
+from gdzoo.models.text_to_image import TextStudent, TextTeacher, TrainedText
 from gdzoo.training.jobs import Start
 from gdzoo.training.prompt_results import (
     Originals,
@@ -63,7 +63,7 @@ class Base(NamedTuple):
         adapter: the LoRA file to go on from, if not from zero.
     """
 
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     folder: Path
     name: str
     origin: str | None
@@ -95,7 +95,7 @@ class TextToImageJob:
         self.shares_first_task = self.needs_first_task = base is None
         self.any_classes = base is not None
         self.originals = Originals()
-        self._spaces: dict[Path, StableDiffusion] = {}
+        self._spaces: dict[Path, LatentSpace] = {}
 
     # ---- models ----
 
@@ -103,19 +103,19 @@ class TextToImageJob:
         config, device, method = chain.config, run.accelerator.device, strategy_class(chain.strategy)
         if task == 1 and not self.base:
             space = self._new_space(run, chain)
-            return Start(self._student(run, chain, space.pipeline.unet.to(device), space))
+            return Start(self._student(run, chain, space.network.to(device), space))
         space = self.space(run, chain, task)
-        unet, adapter = self._previous_unet(run, chain, task).to(device), None
+        network, adapter = self._previous_network(chain, task, space).to(device), None
         if config.trains_adapter(task):
-            adapter = add_adapter(unet, config.rank, seed_from(config.seed, task) % 2**32)
+            adapter = add_adapter(network, config.rank, seed_from(config.seed, task) % 2**32, type(space))
             if task > chain.first_task and config.trains_adapter(task - 1):
                 adapter.load(chain.folder(task - 1) / LORA_FOLDER / LORA_FILE)
             elif self.base and self.base.adapter:
                 adapter.load(self.base.adapter)
-        own = unet if adapter else copy.deepcopy(unet)
+        own = network if adapter else copy.deepcopy(network)
         drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
         teacher = TextTeacher(own, space, self.preservation(run, chain, task), **drawing)
-        student = self._student(run, chain, unet, space, adapter)
+        student = self._student(run, chain, network, space, adapter)
         pool = buffer = None
         if method.draws_replay and config.replay_pool:
             key = (config.seed, task)
@@ -125,23 +125,23 @@ class TextToImageJob:
         return Start(student, teacher, pool, buffer)
 
     def _student(
-        self, run: Run, chain: Chain, unet: UNet2DConditionModel, space: StableDiffusion, adapter: Adapter | None = None
+        self, run: Run, chain: Chain, network: ModelMixin, space: LatentSpace, adapter: Adapter | None = None
     ) -> TextStudent:
         if chain.config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        return TextStudent(unet, space, run.data.names, chain.config.caption_dropout, adapter)
+            network.enable_gradient_checkpointing()
+        return TextStudent(network, space, run.data.names, chain.config.caption_dropout, adapter)
 
-    def space(self, run: Run, chain: Chain, task: int) -> StableDiffusion:
+    def space(self, run: Run, chain: Chain, task: int) -> LatentSpace:
         """The frozen parts of the model that a task, not the first from scratch, starts from."""
         folder = self.base.folder if self.base else chain.folder(task - 1)
         if folder not in self._spaces:
-            pipeline = self.base.pipeline if self.base else load_stable_diffusion(str(folder))[0]
+            pipeline = self.base.pipeline if self.base else load_text_to_image(str(folder))[0]
             resolution = chain.config.resolution
-            self._spaces[folder] = StableDiffusion(pipeline, run.accelerator.device, resolution, folder)
+            self._spaces[folder] = open_space(pipeline, run.accelerator.device, resolution, folder)
         return self._spaces[folder]
 
-    def _new_space(self, run: Run, chain: Chain) -> StableDiffusion:
-        """The frozen parts of a chain from scratch, and an untrained U-Net in its pipeline."""
+    def _new_space(self, run: Run, chain: Chain) -> LatentSpace:
+        """The frozen parts of a chain from scratch, and an untrained network in its pipeline."""
         device, data = run.accelerator.device, run.data
         images = torch.cat([images for images, _ in data.read(range(len(data.names)))])
         threads = torch.get_num_threads()
@@ -154,15 +154,15 @@ class TextToImageJob:
                 )
         finally:
             torch.set_num_threads(threads)
-        return StableDiffusion(pipeline, device, chain.config.resolution)
+        return open_space(pipeline, device, chain.config.resolution)
 
-    def _previous_unet(self, run: Run, chain: Chain, task: int) -> UNet2DConditionModel:
+    def _previous_network(self, chain: Chain, task: int, space: LatentSpace) -> ModelMixin:
         """What the task before published; with --rank without the adapter, which is loaded into it."""
         first = 1 if self.base is None else 0  # the task whose model adapters belong to
         before = first if chain.config.trains_adapter(task) else task - 1
         if self.base and before < chain.first_task:
-            return copy.deepcopy(self.base.pipeline.unet)
-        return UNet2DConditionModel.from_pretrained(chain.folder(before), subfolder="unet", use_safetensors=True)
+            return copy.deepcopy(network_of(self.base.pipeline))
+        return space.load_network(chain.folder(before))
 
     def preservation(self, run: Run, chain: Chain, task: int) -> Preservation:
         """The prompts that the teacher of a task draws for."""
@@ -191,9 +191,9 @@ class TextToImageJob:
 
     def load(self, run: Run, folder: Path) -> TrainedText:
         """Of task 1 from scratch, which strategies share: it has no adapter."""
-        pipeline, _ = load_stable_diffusion(str(folder))
-        space = StableDiffusion(pipeline, run.accelerator.device, run.config.resolution, folder)
-        return TrainedText(space, pipeline.unet.to(run.accelerator.device))
+        pipeline, _ = load_text_to_image(str(folder))
+        space = open_space(pipeline, run.accelerator.device, run.config.resolution, folder)
+        return TrainedText(space, space.network.to(run.accelerator.device))
 
     # ---- data ----
 
@@ -218,8 +218,7 @@ class TextToImageJob:
         pixels, labels = keep_some(run.data, chain.seen(task - 1), config.buffer_size, config.seed)
         moments = student.space.encode_images(pixels)
         latents = student.space.sample_latents(moments, torch.zeros_like(moments.chunk(2, 1)[0]))
-        device = run.accelerator.device
-        return Drawn(latents.to(device), {TEXT: student.table[labels.to(device)]})
+        return Drawn(latents.to(run.accelerator.device), student.cond_of(labels))
 
     # ---- evaluation and publication ----
 
@@ -235,25 +234,23 @@ class TextToImageJob:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
         groups = groups_of(run, chain, task, self.class_prompts, self.taught, self._on_stranger)
 
-        def drawings_of(space: StableDiffusion, unet: Callable[[], UNet2DConditionModel]) -> Source:
-            return judge.source(drawer(space, unet, config.eval_steps, config.eval_batch_size))
+        def drawings_of(space: LatentSpace, network: Callable[[], ModelMixin]) -> Source:
+            return judge.source(drawer(space, network, config.eval_steps, config.eval_batch_size))
 
         first = self.base.tasks if self.base else 1  # the task after which the original model stood
         original = None
         if task > first and (self.base or chain.folder(1).exists()):  # resumed from the Hub, it may not be here
-            load = functools.cache(lambda: self._original_unet(chain).to(run.accelerator.device).eval())
+            load = functools.cache(lambda: self._original(chain, trained.space).to(run.accelerator.device).eval())
             key = self.base.folder if self.base else chain.config.seed  # all strategies share the first task
             original = self.originals.source(key, judge, drawings_of(trained.space, load), first)
-        student = drawings_of(trained.space, lambda: trained.unet)
+        student = drawings_of(trained.space, lambda: trained.network)
         name = self.base.name if self.base else repo_of(chain.folder(1))
         found = measure(judge, groups, task, student, original, first, config.eval_steps, name)
         trained.space.offload()
         return found
 
-    def _original_unet(self, chain: Chain) -> UNet2DConditionModel:
-        if self.base:
-            return copy.deepcopy(self.base.pipeline.unet)
-        return UNet2DConditionModel.from_pretrained(chain.folder(1), subfolder="unet", use_safetensors=True)
+    def _original(self, chain: Chain, space: LatentSpace) -> ModelMixin:
+        return copy.deepcopy(network_of(self.base.pipeline)) if self.base else space.load_network(chain.folder(1))
 
     def _judge(self, run: Run, chain: Chain, evaluator: Evaluator | None, reference: Reference | None) -> Judge:
         config = chain.config
@@ -307,11 +304,11 @@ class TextToImageJob:
 
     def check_fetched(self, run: Run, folder: Path, what: str):
         try:
-            pipeline, _ = load_stable_diffusion(str(folder))
+            pipeline, _ = load_text_to_image(str(folder))
         except ValueError as error:
             raise ConfigError(f"{what} cannot be loaded: {error}") from error
-        if self.base and (other := config_difference(pipeline.unet, self.base.pipeline.unet)):
-            raise ConfigError(f"{what} has another U-Net than {self.base.name}: {other}")
+        if self.base and (other := config_difference(network_of(pipeline), network_of(self.base.pipeline))):
+            raise ConfigError(f"{what} has another network than {self.base.name}: {other}")
 
     def summary(self, run: Run) -> str:
         return run_summary(run, self.base and self.base.name)

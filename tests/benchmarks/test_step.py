@@ -1,6 +1,7 @@
 """The benchmark step.py: both loops compute the same, and its figures are consistent."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from tests.benchmarks.step import (
     peak_memory,
     some_batches,
 )
-from tests.forked import FORKS
+
+FORK = multiprocessing.get_context("fork")  # has what a test has patched, unlike a fork server's processes
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_the_step_timed_with_torch_compile_is_compiled(small_peak, monkeypatch, 
 
 
 def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORKS)  # without two cold interpreters
+    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORK)  # without two cold interpreters
     flags = ["--train_batch_size", "2", "--warmup", "1", "--rounds", "2", "--steps", "1"]
     assert main([*flags, "--strategy", "generative_replay", "--output", str(tmp_path / "step.json")]) == 0
     found = json.loads((tmp_path / "step.json").read_text())
@@ -103,6 +105,6 @@ def test_it_prints_a_table_and_writes_json(small_peak, tmp_path, monkeypatch, ca
 
 
 def test_threads_can_be_given(monkeypatch):
-    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORKS)
+    monkeypatch.setattr("tests.benchmarks.step.FRESH", FORK)
     assert in_fresh_process(2, torch.get_num_threads) == 2
     assert torch.get_num_threads() == 1

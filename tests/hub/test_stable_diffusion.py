@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
-from gdzoo.models.stable_diffusion import load_stable_diffusion, save_pipeline
+from gdzoo.models.text_pipelines import load_text_to_image, save_pipeline
 from tests.models.tiny import make_tiny_stable_diffusion
 
 REPO = "other/tiny"
@@ -37,7 +37,7 @@ def uploaded(hub, tmp_path) -> Path:
 
 
 def test_it_is_fetched_without_its_safety_checker_and_published_again(uploaded, tmp_path):
-    pipeline, folder = load_stable_diffusion(REPO)
+    pipeline, folder = load_text_to_image(REPO)
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert "unet/diffusion_pytorch_model.safetensors" in names and "tokenizer/vocab.json" in names
     assert not {"v1-5.ckpt", "safety_checker/model.safetensors"} & names
@@ -45,7 +45,7 @@ def test_it_is_fetched_without_its_safety_checker_and_published_again(uploaded, 
     for name in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "tokenizer/vocab.json"):
         published = tmp_path / "published" / name
         assert published.read_bytes() == (uploaded / name).read_bytes() and not published.is_symlink()
-    load_stable_diffusion(tmp_path / "published")
+    load_text_to_image(tmp_path / "published")
 
 
 def test_a_lora_is_no_model(hub, tmp_path):
@@ -58,9 +58,9 @@ def test_a_lora_is_no_model(hub, tmp_path):
         path_in_repo="pytorch_lora_weights.safetensors",
     )
     with pytest.raises(ValueError, match="^other/lora: .* is a LoRA, not a whole model; give its base"):
-        load_stable_diffusion("other/lora")
+        load_text_to_image("other/lora")
 
 
 def test_what_the_hub_does_not_have_is_said(hub):
     with pytest.raises(ValueError, match="^other/nothing: .*the Hub gives no such model"):
-        load_stable_diffusion("other/nothing")
+        load_text_to_image("other/nothing")

@@ -10,7 +10,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, TEACHER, Adapter, add_adapter, fused_copy
-from gdzoo.models.stable_diffusion import load_stable_diffusion, save_pipeline
+from gdzoo.models.stable_diffusion import StableDiffusion
+from gdzoo.models.text_pipelines import load_text_to_image, save_pipeline
 from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion
 
 INPUTS = torch.randn(3, 4, 8, 8), torch.tensor([1, 500, 999]), torch.randn(3, 40, 16)
@@ -23,7 +24,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def unet(base):
-    return load_stable_diffusion(base)[0].unet
+    return load_text_to_image(base)[0].unet
 
 
 def output(unet) -> torch.Tensor:
@@ -52,7 +53,7 @@ def train(unet, adapter: Adapter, steps: range, optimizer=None) -> torch.optim.O
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(unet):
     before = output(unet)
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     assert torch.equal(output(unet), before)
     trained = {id(weight) for weight in unet.parameters() if weight.requires_grad}
     assert trained == {id(weight) for weight in adapter.parameters()}
@@ -60,7 +61,7 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(unet):
 
 
 def test_the_adapter_is_on_attention_feed_forward_and_convolutions_but_the_outer_ones(unet):
-    add_adapter(unet, 2, seed=0)
+    add_adapter(unet, 2, 0, StableDiffusion)
     plain = {
         name.removesuffix(".base_layer")
         for name, module in unet.named_modules()
@@ -73,7 +74,9 @@ def test_the_adapter_is_on_attention_feed_forward_and_convolutions_but_the_outer
 
 def test_its_random_half_is_the_seeds_and_torchs_own_generator_is_left_alone(base):
     state = torch.get_rng_state()
-    first, second, other = (add_adapter(load_stable_diffusion(base)[0].unet, 2, seed) for seed in (5, 5, 6))
+    first, second, other = (
+        add_adapter(load_text_to_image(base)[0].unet, 2, seed, StableDiffusion) for seed in (5, 5, 6)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(mine, same) for mine, same in pairs)
@@ -82,7 +85,7 @@ def test_its_random_half_is_the_seeds_and_torchs_own_generator_is_left_alone(bas
 
 def test_the_teacher_is_the_base_at_first_and_then_the_student_of_the_task_before(unet):
     base_output = output(unet)
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     shake(adapter)
     student = output(unet)
     with adapter.teaching():
@@ -98,7 +101,7 @@ def test_the_teacher_is_the_base_at_first_and_then_the_student_of_the_task_befor
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_teachers_pass_leaves_the_students_gradients_whole(unet, checkpointing):
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     shake(adapter)
     unet.train()
     output(unet).square().mean().backward()
@@ -117,7 +120,7 @@ def test_a_teachers_pass_leaves_the_students_gradients_whole(unet, checkpointing
 
 
 def test_the_student_is_back_after_an_error_within_the_teachers_pass(unet):
-    adapter = add_adapter(unet, 2, seed=0)
+    adapter = add_adapter(unet, 2, 0, StableDiffusion)
     shake(adapter)
     student = output(unet)
     with pytest.raises(RuntimeError), adapter.teaching():
@@ -127,7 +130,7 @@ def test_the_student_is_back_after_an_error_within_the_teachers_pass(unet):
 
 
 def test_the_teacher_does_not_change_while_the_student_trains(unet):
-    adapter = add_adapter(unet, 2, seed=0)
+    adapter = add_adapter(unet, 2, 0, StableDiffusion)
     shake(adapter)
     adapter.freeze_teacher()
     with adapter.teaching():
@@ -139,8 +142,8 @@ def test_the_teacher_does_not_change_while_the_student_trains(unet):
 
 def test_a_resumed_adapter_equals_an_uninterrupted_one(base, tmp_path):
     def started():
-        unet = load_stable_diffusion(base)[0].unet
-        return unet, add_adapter(unet, 4, seed=0)
+        unet = load_text_to_image(base)[0].unet
+        return unet, add_adapter(unet, 4, 0, StableDiffusion)
 
     unet, adapter = started()
     optimizer = train(unet, adapter, range(2))
@@ -156,11 +159,11 @@ def test_a_resumed_adapter_equals_an_uninterrupted_one(base, tmp_path):
 
 
 def test_a_chain_goes_on_from_a_file_of_the_task_before(base, unet, tmp_path):
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     shake(adapter)
     adapter.save(tmp_path)
-    again = load_stable_diffusion(base)[0].unet
-    other = add_adapter(again, 4, seed=9)
+    again = load_text_to_image(base)[0].unet
+    other = add_adapter(again, 4, 9, StableDiffusion)
     other.load(tmp_path / LORA_FOLDER / LORA_FILE)
     assert torch.equal(output(again), output(unet))
     with other.teaching():
@@ -177,7 +180,7 @@ def picture(pipeline, prompt="a red three") -> torch.Tensor:
 
 
 def test_the_fused_pipeline_and_the_lora_on_the_base_draw_the_same(base, unet, tmp_path):
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     shake(adapter)
     save_pipeline(tmp_path, fused_copy(unet), base)
     adapter.save(tmp_path)
@@ -193,7 +196,7 @@ def test_the_fused_pipeline_and_the_lora_on_the_base_draw_the_same(base, unet, t
 
 def test_a_fused_copy_has_no_adapters_and_is_the_student_in_float32(unet):
     plain = {name: weight.shape for name, weight in unet.state_dict().items()}
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     shake(adapter)
     before = output(unet)
     fused = fused_copy(unet)
@@ -209,7 +212,7 @@ def test_a_fused_copy_has_no_adapters_and_is_the_student_in_float32(unet):
 
 
 def test_a_small_update_of_a_half_precision_network_is_not_lost(unet):
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     with torch.no_grad():
         for weight in adapter.parameters():
             weight.mul_(0).add_(1e-3)
@@ -221,14 +224,14 @@ def test_a_small_update_of_a_half_precision_network_is_not_lost(unet):
 
 
 def test_an_adapter_of_another_rank_or_base_is_refused(base, unet, tmp_path):
-    adapter = add_adapter(unet, 4, seed=0)
+    adapter = add_adapter(unet, 4, 0, StableDiffusion)
     adapter.save(tmp_path)
     file = tmp_path / LORA_FOLDER / LORA_FILE
 
     def loading(weights: dict, rank: int = 4) -> str:
         changed = tmp_path / "changed.safetensors"
         save_file(weights, changed)
-        other = add_adapter(load_stable_diffusion(base)[0].unet, rank, seed=0)
+        other = add_adapter(load_text_to_image(base)[0].unet, rank, 0, StableDiffusion)
         with pytest.raises(ValueError) as error:
             other.load(changed)
         assert "\n" not in str(error.value) and str(changed) in str(error.value)
@@ -247,7 +250,7 @@ def test_an_adapter_of_another_rank_or_base_is_refused(base, unet, tmp_path):
 
 
 def test_alpha_is_the_rank_and_names_have_no_dots(unet):
-    add_adapter(unet, 3, seed=0)
+    add_adapter(unet, 3, 0, StableDiffusion)
     for name, config in unet.peft_config.items():
         assert config.lora_alpha == config.r == 3 and "." not in name
     assert TEACHER in unet.peft_config
@@ -257,11 +260,11 @@ def test_a_pipeline_with_its_lora_still_attached_is_refused(base, tmp_path):
     """Trap: it loads, with a warning, and dies when it is called."""
     for fused in (False, True):
         pipeline = StableDiffusionPipeline.from_pretrained(base)
-        shake(add_adapter(pipeline.unet, 2, seed=0))
+        shake(add_adapter(pipeline.unet, 2, 0, StableDiffusion))
         if fused:
             pipeline.unet.fuse_lora()
         folder = tmp_path / f"attached-{fused}"
         pipeline.save_pretrained(folder)
         with pytest.raises(ValueError, match="LoRA layers still attached: .*fuse_lora.*unload_lora_weights"):
-            load_stable_diffusion(folder)
+            load_text_to_image(folder)
         shutil.rmtree(folder)

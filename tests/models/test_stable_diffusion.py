@@ -22,10 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
-from gdzoo.models import stable_diffusion
-from gdzoo.models.latents import StableDiffusion, ddim_scheduler, draw, flops_of_forward, shortened
+from gdzoo.models import text_pipelines
+from gdzoo.models.latents import ddim_scheduler, shortened
 from gdzoo.models.lora import fused_copy
-from gdzoo.models.stable_diffusion import load_stable_diffusion, save_pipeline
+from gdzoo.models.stable_diffusion import TEXT, StableDiffusion
+from gdzoo.models.text_pipelines import load_text_to_image, save_pipeline
 from tests.models.tiny import RESOLUTION, TOKENS, make_tiny_stable_diffusion
 
 
@@ -42,7 +43,7 @@ def copied(base, tmp_path) -> Path:
 
 @pytest.fixture
 def space(base) -> StableDiffusion:
-    return StableDiffusion(load_stable_diffusion(base)[0], "cpu", RESOLUTION)
+    return StableDiffusion(load_text_to_image(base)[0], "cpu", RESOLUTION)
 
 
 def change_json(file: Path, **values):
@@ -58,7 +59,7 @@ def change_weights(folder: Path, change):
 
 def refusal(folder, **kwargs) -> str:
     with pytest.raises(ValueError) as error:
-        load_stable_diffusion(folder, **kwargs)
+        load_text_to_image(folder, **kwargs)
     message = str(error.value)
     assert "\n" not in message and message.startswith(str(folder)), message
     return message
@@ -74,7 +75,7 @@ def picture(pipeline, **kwargs) -> torch.Tensor:
 
 
 def test_a_pipeline_is_loaded_in_float32_with_its_folder(base):
-    pipeline, folder = load_stable_diffusion(str(base))
+    pipeline, folder = load_text_to_image(str(base))
     assert type(pipeline) is StableDiffusionPipeline and folder == base
     assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
     assert pipeline.safety_checker is None
@@ -83,7 +84,7 @@ def test_a_pipeline_is_loaded_in_float32_with_its_folder(base):
 
 def test_half_precision_alone_is_read_and_published_whole(tmp_path):
     base = make_tiny_stable_diffusion(tmp_path / "half", variant="fp16")
-    pipeline, folder = load_stable_diffusion(base)
+    pipeline, folder = load_text_to_image(base)
     assert pipeline.text_encoder.dtype == pipeline.unet.dtype == torch.float32
     save_pipeline(tmp_path / "published", pipeline.unet, folder)
     published = DiffusionPipeline.from_pretrained(tmp_path / "published")
@@ -183,15 +184,16 @@ def test_a_repository_of_the_hub_is_checked_before_its_weights_are_fetched(base,
         assert (repo, revision) == ("user/model", "v2") and not any("safetensors" in each for each in allow_patterns)
         return str(copied)
 
-    monkeypatch.setattr(stable_diffusion, "check_reachable", lambda repo: None)
-    monkeypatch.setattr(stable_diffusion, "list_files", lambda repo: {"unet/diffusion_pytorch_model.safetensors"})
-    monkeypatch.setattr(stable_diffusion, "snapshot_download", small_files)
+    monkeypatch.setattr(text_pipelines, "check_reachable", lambda repo: None)
+    monkeypatch.setattr(text_pipelines, "list_files", lambda repo: {"unet/diffusion_pytorch_model.safetensors"})
+    monkeypatch.setattr(text_pipelines, "snapshot_download", small_files)
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     for file in copied.rglob("*.safetensors"):
         file.unlink()
-    _, folder = load_stable_diffusion("user/model", revision="v2")
+    _, folder = load_text_to_image("user/model", revision="v2")
     assert folder == base
-    kwargs = dict(use_safetensors=True, safety_checker=None, revision="v2", variant=None)
+    left_out = dict(safety_checker=None, image_encoder=None)
+    kwargs = dict(use_safetensors=True, **left_out, revision="v2", variant=None)
     assert fetched == [("user/model", kwargs)]
     change_json(copied / "unet/config.json", in_channels=9)
     assert "inpainting" in refusal("user/model", revision="v2")
@@ -211,7 +213,7 @@ def test_an_unsupported_scheduler_is_named(copied):
     change_json(copied / "model_index.json", scheduler=["diffusers", "NewScheduler"])
     assert "its scheduler is a NewScheduler" in refusal(copied)
     saved(EulerDiscreteScheduler(prediction_type="v_prediction"))
-    load_stable_diffusion(copied)
+    load_text_to_image(copied)
 
 
 def test_damaged_configurations_are_refused(copied):
@@ -225,7 +227,7 @@ def test_damaged_configurations_are_refused(copied):
 
 
 def test_the_published_folder_has_the_bases_bytes_and_the_students_unet(base, copied, tmp_path):
-    pipeline, folder = load_stable_diffusion(base)
+    pipeline, folder = load_text_to_image(base)
     with torch.no_grad():
         pipeline.unet.conv_in.weight.mul_(1.5)
     published = tmp_path / "published"
@@ -244,7 +246,7 @@ def test_the_published_folder_has_the_bases_bytes_and_the_students_unet(base, co
     assert {weight.dtype for weight in load_file(*(published / "unet").glob("*.safetensors")).values()} == {
         torch.float32
     }
-    load_stable_diffusion(published)  # the next task's start
+    load_text_to_image(published)  # the next task's start
 
 
 def test_other_formats_and_variants_of_the_base_are_not_copied(copied, tmp_path):
@@ -257,7 +259,7 @@ def test_other_formats_and_variants_of_the_base_are_not_copied(copied, tmp_path)
     )
     (copied / "feature_extractor").mkdir()
     (copied / "feature_extractor/preprocessor_config.json").write_text("{}")
-    pipeline, folder = load_stable_diffusion(copied)
+    pipeline, folder = load_text_to_image(copied)
     save_pipeline(tmp_path / "published", pipeline.unet, folder)
     assert (tmp_path / "published/feature_extractor/preprocessor_config.json").read_text() == "{}"
     names = sorted(file.name for file in (tmp_path / "published/vae").iterdir())
@@ -268,7 +270,7 @@ def test_other_formats_and_variants_of_the_base_are_not_copied(copied, tmp_path)
 def test_a_text_encoder_in_half_precision_under_its_plain_name_is_published_so_that_it_can_be_called(copied, tmp_path):
     change_weights(copied / "text_encoder", lambda weights: weights.update({k: v.half() for k, v in weights.items()}))
     change_json(copied / "text_encoder/config.json", dtype="float16")
-    pipeline, folder = load_stable_diffusion(copied)
+    pipeline, folder = load_text_to_image(copied)
     save_pipeline(tmp_path / "published", pipeline.unet, folder)
     picture(DiffusionPipeline.from_pretrained(tmp_path / "published"))
 
@@ -315,23 +317,22 @@ def test_embeddings_are_the_pipelines_and_computed_once(base, space, monkeypatch
     expected, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
     monkeypatch.setattr("gdzoo.models.latents.PROMPTS_AT_ONCE", 2)
     table = space.embed(prompts)
-    torch.testing.assert_close(table, expected)
-    monkeypatch.setattr(space, "_encode", None)
-    assert torch.equal(space.embed(prompts[:2]), table[:2])
+    torch.testing.assert_close(table[TEXT], expected)
+    monkeypatch.setattr(space, "encode_prompts", None)
+    assert torch.equal(space.embed(prompts[:2])[TEXT], table[TEXT][:2])
 
 
 def test_prompts_that_are_too_long_are_told(space):
     prompts = ["a red three", "x" * TOKENS, "y" * (TOKENS - 2)]
     assert space.too_long(prompts) == ["x" * TOKENS]
     assert space.too_long([]) == []
-    assert space.embed(["x" * TOKENS]).shape == (1, TOKENS, 16)
+    assert space.embed(["x" * TOKENS])[TEXT].shape == (1, TOKENS, 16)
     assert str(TOKENS) in shortened(space.too_long(prompts), space.tokens)
 
 
 def test_offloaded_parts_come_back_when_they_are_used(space, monkeypatch):
     moved = []
-    for name in ("vae", "text_encoder"):
-        part = getattr(space, name)
+    for name, part in (("vae", space.vae), ("text_encoder", space.text_encoders[0])):
         monkeypatch.setattr(part, "to", lambda device, name=name, part=part: moved.append((name, str(device))) or part)
     space.offload()
     assert moved == [("vae", "cpu"), ("text_encoder", "cpu")]
@@ -346,7 +347,7 @@ def test_offloaded_parts_come_back_when_they_are_used(space, monkeypatch):
 @pytest.mark.parametrize("resolution", [0, 15, 18, 17])
 def test_a_resolution_that_does_not_fit_is_refused(base, resolution):
     with pytest.raises(ValueError, match=f"--resolution {resolution} is no multiple of 4, .*use (4|16|20)$"):
-        StableDiffusion(load_stable_diffusion(base)[0], "cpu", resolution)
+        StableDiffusion(load_text_to_image(base)[0], "cpu", resolution)
 
 
 # ---- noise schedules and drawing ----
@@ -380,14 +381,14 @@ def random() -> StepRandom:
 
 def conditions(space, count: int) -> tuple[dict, dict]:
     prompts = [f"a {colour} three" for colour in ("red", "blue", "green", "yellow")][:count]
-    return ({"encoder_hidden_states": space.embed(each)} for each in (prompts, [""] * count))
+    return (space.embed(each) for each in (prompts, [""] * count))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_drawing_equals_the_stock_pipeline_with_the_same_scheduler(tmp_path, prediction_type, guidance):
     base = make_tiny_stable_diffusion(tmp_path / "tiny", prediction_type)
-    pipeline, _ = load_stable_diffusion(base)
+    pipeline, _ = load_text_to_image(base)
     space = StableDiffusion(pipeline, "cpu", RESOLUTION)
     cond, uncond = conditions(space, 2)
     noise, seen = torch.randn(2, *space.latent_shape), []
@@ -396,7 +397,7 @@ def test_drawing_equals_the_stock_pipeline_with_the_same_scheduler(tmp_path, pre
         seen.append(len(x_t))
         return pipeline.unet(x_t, t, **cond).sample
 
-    latents = draw(unet, space.scheduler, cond, uncond, noise, steps=5, guidance=guidance)
+    latents = space.draw(unet, cond, uncond, noise, steps=5, guidance=guidance)
     assert seen == [2 if guidance == 1 else 4] * 5
     pipeline.scheduler = ddim_scheduler(pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -419,9 +420,9 @@ def test_drawing_with_noise_is_the_seeds(space):
     unet = space.pipeline.unet
 
     def drawn(eta):
-        return draw(
+        return space.draw(
             lambda x_t, t, cond: unet(x_t, t, **cond).sample,
-            *(space.scheduler, cond, uncond, noise, 4),
+            *(cond, uncond, noise, 4),
             eta=eta,
             random=random(),
         )
@@ -431,14 +432,14 @@ def test_drawing_with_noise_is_the_seeds(space):
 
 def test_a_schedule_that_ends_in_pure_noise_draws_numbers(space):
     betas = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", beta_schedule="scaled_linear")
-    scheduler = ddim_scheduler(DDIMScheduler(**betas))
-    latents = draw(lambda x_t, t, cond: x_t / 2, scheduler, {}, {}, torch.randn(1, *space.latent_shape), 5)
+    space.scheduler = ddim_scheduler(DDIMScheduler(**betas))
+    latents = space.draw(lambda x_t, t, cond: x_t / 2, {}, {}, torch.randn(1, *space.latent_shape), 5)
     assert torch.isfinite(latents).all()
 
 
-def test_flops_are_counted_without_computing(base):
-    unet = load_stable_diffusion(base)[0].unet
+def test_flops_are_counted_without_computing(base, space):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as computed:
-        unet(torch.zeros(2, 4, 8, 8), 0, torch.zeros(2, TOKENS, 16))
-    assert flops_of_forward(unet, 2, TOKENS) == computed.get_total_flops() > 0
-    assert flops_of_forward(unet, 2, TOKENS, size=16) > 3 * flops_of_forward(unet, 2, TOKENS)
+        space.network(torch.zeros(2, 4, 8, 8), 0, torch.zeros(2, TOKENS, 16))
+    assert space.flops_of_forward(2) == computed.get_total_flops() > 0
+    larger = StableDiffusion(space.pipeline, "cpu", 2 * RESOLUTION)
+    assert larger.flops_of_forward(2) > 3 * space.flops_of_forward(2)

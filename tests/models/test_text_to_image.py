@@ -14,11 +14,11 @@ from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import BlockRandom, StepRandom
 from gdzoo.method.strategies import GaussianDistillation, GenerativeDistillation, GenerativeReplay, LwF
 from gdzoo.models.kinds import make_past
-from gdzoo.models.latents import StableDiffusion
 from gdzoo.models.lora import add_adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
-from gdzoo.models.stable_diffusion import load_stable_diffusion
-from gdzoo.models.text_to_image import TEXT, TextStudent, TextTeacher
+from gdzoo.models.stable_diffusion import TEXT, StableDiffusion
+from gdzoo.models.text_pipelines import load_text_to_image
+from gdzoo.models.text_to_image import TextStudent, TextTeacher
 from tests.models.test_lora import shake
 from tests.models.tiny import RESOLUTION, TOKENS, make_tiny_stable_diffusion
 
@@ -33,7 +33,7 @@ def base(request, tmp_path_factory):
 
 @pytest.fixture
 def loaded(base) -> SimpleNamespace:
-    pipeline, folder = load_stable_diffusion(base)
+    pipeline, folder = load_text_to_image(base)
     return SimpleNamespace(
         unet=pipeline.unet.train(), space=StableDiffusion(pipeline, "cpu", RESOLUTION), folder=folder, pipeline=pipeline
     )
@@ -74,7 +74,7 @@ def test_half_of_the_images_are_mirrored_and_dropped_captions_are_empty(loaded):
     assert 16 < chosen.sum() < 48
     moments = torch.where(chosen[:, None, None, None], real[1], real[0])
     assert torch.equal(drawn.x_0, loaded.space.sample_latents(moments, numbers.randn(64, *loaded.space.latent_shape)))
-    empty = (drawn.cond[TEXT] == loaded.space.embed([""])).flatten(1).all(1)
+    empty = (drawn.cond[TEXT] == loaded.space.embed([""])[TEXT]).flatten(1).all(1)
     assert 16 < empty.sum() < 48
     assert torch.equal(student.real(real, random()).cond[TEXT], drawn.cond[TEXT])
     without = TextStudent(loaded.unet, loaded.space, PROMPTS).real(real, random())
@@ -95,13 +95,13 @@ def test_noise_targets_and_weights_are_the_schedules(loaded):
     batch = student.noised(drawn, random())
     generator = random()
     noise, t = generator.randn(*drawn.x_0.shape), generator.randint(1000, 4)
-    alpha = student.scheduler.alphas_cumprod[t][:, None, None, None]
+    alpha = student.space.scheduler.alphas_cumprod[t][:, None, None, None]
     torch.testing.assert_close(batch.x_t, alpha.sqrt() * drawn.x_0 + (1 - alpha).sqrt() * noise)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * drawn.x_0
-    kind = student.scheduler.config.prediction_type
+    kind = student.space.scheduler.config.prediction_type
     torch.testing.assert_close(batch.target, noise if kind == "epsilon" else velocity)
     assert batch.cond is drawn.cond
-    weight, snr = student.snr_weight(5.0, batch.t), compute_snr(student.scheduler, batch.t)
+    weight, snr = student.snr_weight(5.0, batch.t), compute_snr(student.space.scheduler, batch.t)
     torch.testing.assert_close(weight, snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1))
     assert student.timesteps(5, random()).shape == (5,)
 
@@ -127,19 +127,19 @@ def test_all_weights_or_the_adapters_alone_are_trained(loaded):
     student = TextStudent(loaded.unet, loaded.space, PROMPTS)
     assert [*map(id, student.parameters())] == [*map(id, loaded.unet.parameters())]
     assert student.weights is loaded.unet
-    adapter = add_adapter(loaded.unet, 2, seed=0)
+    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     assert [*map(id, student.parameters())] == [*map(id, adapter.parameters())]
     assert len(student.weights.state_dict()) == len(student.parameters())
 
 
 def test_the_students_pipeline_is_stock_and_without_adapters(loaded):
-    adapter = add_adapter(loaded.unet, 2, seed=0)
+    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
     shake(adapter)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     trained = student.trained(loaded.unet)
     assert trained.adapter is adapter
-    pipeline = loaded.space.with_unet(trained.unet)
+    pipeline = loaded.space.with_network(trained.network)
     assert type(pipeline) is StableDiffusionPipeline
     assert not any(".lora_" in name for name in pipeline.unet.state_dict())
     pipeline.set_progress_bar_config(disable=True)
@@ -154,7 +154,7 @@ def drawn_batch(student, teacher) -> Batch:
 
 
 def test_a_teacher_by_adapter_is_a_separate_fused_one(loaded):
-    adapter = add_adapter(loaded.unet, 4, seed=0)
+    adapter = add_adapter(loaded.unet, 4, 0, StableDiffusion)
     shake(adapter)
     adapter.freeze_teacher()
     separate = teacher_of(loaded, guidance=2.0)
@@ -172,7 +172,7 @@ def test_a_teacher_by_adapter_is_a_separate_fused_one(loaded):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_of_distillation_reaches_every_weight_of_the_adapter(loaded, checkpointing):
-    adapter = add_adapter(loaded.unet, 2, seed=0)
+    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
     shake(adapter)
     if checkpointing:
         loaded.unet.enable_gradient_checkpointing()
@@ -214,7 +214,9 @@ def test_a_pool_has_its_prompts_in_equal_shares_and_is_the_teachers(loaded):
     taken = pool.take(6, random())
     rows = random().randint(10, 6)
     assert torch.equal(taken.x_0, pool.stored["latents"][rows])
-    assert torch.equal(taken.cond[TEXT], loaded.space.embed([KEPT.prompts[row] for row in pool.stored["rows"][rows]]))
+    assert torch.equal(
+        taken.cond[TEXT], loaded.space.embed([KEPT.prompts[row] for row in pool.stored["rows"][rows]])[TEXT]
+    )
     again = ReplayPool(teacher_of(loaded), accelerator, 10, (42, 2), block=4)
     again.load_state_dict(pool.state_dict())
     assert torch.equal(again.stored["latents"], pool.stored["latents"])
@@ -238,7 +240,7 @@ def test_a_pools_key_is_its_prompts_and_the_teachers_weights_in_any_precision(lo
     other = Preservation((("a dog", "a bird"), *KEPT.groups[1:]), KEPT.empty_share)
     assert TextTeacher(fused_copy(loaded.unet), loaded.space, other, steps=2).pool_key() != key
     assert teacher_of(loaded, guidance=2.0).pool_key() != key
-    adapter = add_adapter(loaded.unet, 2, seed=0)
+    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
     shared = TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, adapter=adapter).pool_key()
     shake(adapter)  # the student's training does not change the teacher
     assert TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, adapter=adapter).pool_key() == shared
@@ -253,7 +255,7 @@ def test_conditions_are_preservation_prompts(loaded):
     teacher = teacher_of(loaded)
     text = teacher.condition(8, random())[TEXT]
     assert text.shape == (8, TOKENS, 16)
-    assert torch.equal(text, loaded.space.embed([KEPT.prompts[row] for row in KEPT.random_rows(8, random())]))
+    assert torch.equal(text, loaded.space.embed([KEPT.prompts[row] for row in KEPT.random_rows(8, random())])[TEXT])
 
 
 def test_several_steps_are_drawn_at_once(loaded):
@@ -265,7 +267,7 @@ def test_several_steps_are_drawn_at_once(loaded):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_half_precision_passes_give_float32_and_nearly_the_same(loaded, lora):
-    adapter = add_adapter(loaded.unet, 2, seed=0) if lora else None
+    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion) if lora else None
     if adapter:
         shake(adapter)
         adapter.freeze_teacher()
@@ -287,24 +289,24 @@ def test_half_precision_passes_give_float32_and_nearly_the_same(loaded, lora):
 
 def test_the_teacher_of_a_full_student_is_frozen_and_apart(loaded):
     teacher = teacher_of(loaded)
-    before = copy.deepcopy(teacher.unet.state_dict())
+    before = copy.deepcopy(teacher.network.state_dict())
     with torch.no_grad():
         for weight in loaded.unet.parameters():
             weight.add_(1)
-    assert all(torch.equal(weight, before[name]) for name, weight in teacher.unet.state_dict().items())
-    assert not any(weight.requires_grad for weight in teacher.unet.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.network.state_dict().items())
+    assert not any(weight.requires_grad for weight in teacher.network.parameters())
 
 
 def test_an_adapter_serves_two_roles_in_what_accelerate_prepared(loaded, any_precision):
     """Trap: accelerate puts autocast into the network's own forward()."""
     expected = fused_copy(loaded.unet)
-    adapter = add_adapter(loaded.unet, 2, seed=0)
+    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(loaded.unet)
     teacher = TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, adapter=adapter)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     batch = drawn_batch(student, teacher)
     plain = expected(batch.x_t, batch.t, **batch.cond).sample
-    fused = student.trained(loaded.unet).unet(batch.x_t, batch.t, **batch.cond).sample
+    fused = student.trained(loaded.unet).network(batch.x_t, batch.t, **batch.cond).sample
     torch.testing.assert_close(fused, plain)
     shake(adapter)
     teacher.predict(*batch[:2], batch.cond)

@@ -17,9 +17,9 @@ from tests.training.text_to_image import ADAPTER, prepared, published, start, ta
 
 EVERY_STEP = ["--checkpointing_steps", "1"]
 TARGETED = [
-    DieAt("gdzoo.models.text_to_image", "draw", nth=2),  # with half of the pool
+    DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=2),  # with half of the pool
     DieAt("gdzoo.training.learner", "continual_loss", nth=3),  # with the whole pool and two steps
-    DieAt("gdzoo.training.prompt_results", "draw", nth=3),  # in evaluation
+    DieAt("gdzoo.models.latents", "LatentSpace.decode", nth=3),  # in evaluation
     DieAt("gdzoo.training.prompt_results", "text_to_image_card", nth=2),  # while a task's folder is written
     DieAt("gdzoo.training.text_to_image", "publish", after=True),  # before its checkpoints are removed
     DieAt("gdzoo.training.learner", "continual_loss", nth=2, after=True),  # in task 2
@@ -44,7 +44,7 @@ def test_a_resumed_run_draws_no_pool_again(tmp_path, root):
     arguments = [*taught(root, ["dog"]), *EVERY_STEP]
     run = start(arguments, tmp_path, DieAt("gdzoo.training.learner", "continual_loss", nth=3))
     assert run.wait() == -signal.SIGKILL
-    run = start([*arguments, *RESUME], tmp_path, DieAt("gdzoo.models.text_to_image", "draw"))
+    run = start([*arguments, *RESUME], tmp_path, DieAt("gdzoo.models.text_to_image", "TextTeacher._draw"))
     assert run.wait() == 0, run.text
     assert re.search(r"2/3 .*\n.*3/3 ", run.text.replace("\r", "\n"))
 

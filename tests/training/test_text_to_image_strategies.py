@@ -8,8 +8,8 @@ import torch
 
 from gdzoo import train_text_to_image
 from gdzoo.data.prompts import GENERAL
-from gdzoo.models.stable_diffusion import load_stable_diffusion
-from gdzoo.models.text_to_image import TEXT
+from gdzoo.models.stable_diffusion import TEXT
+from gdzoo.models.text_pipelines import load_text_to_image
 from tests.conftest import STRATEGIES
 from tests.training.text_to_image import ADAPTER, CLASSES, CONCEPTS, prepared, published, same, steps_of, taught
 
@@ -29,7 +29,7 @@ def cwd(tmp_path, monkeypatch) -> Path:
 
 def prompts_of(space, candidates: list[str], cond: dict) -> list[str]:
     """The prompt of each row of a condition, whose embedding it is."""
-    table = space.embed(candidates)
+    table = space.embed(candidates)[TEXT]
     near = [(table - row).flatten(1).abs().amax(1) for row in cond[TEXT]]
     assert all(distances.min() == 0 for distances in near)
     return [candidates[int(distances.argmin())] for distances in near]
@@ -51,7 +51,7 @@ def looked(once, root, tmp_path_factory) -> list[SimpleNamespace]:
             passes = teacher.passes
             found.prediction = teacher.predict(step.rehearsal.x_t, step.rehearsal.t, step.rehearsal.cond)
             teacher.passes = passes
-            alpha = student.scheduler.alphas_cumprod[step.rehearsal.t][:, None, None, None]
+            alpha = student.space.scheduler.alphas_cumprod[step.rehearsal.t][:, None, None, None]
             found.x_0 = (step.rehearsal.x_t - (1 - alpha).sqrt() * step.rehearsal.target) / alpha.sqrt()
         found.pool = learner.pool and learner.pool.stored
         return found
@@ -109,11 +109,11 @@ def test_joint_and_experience_replay_need_images_that_a_pretrained_model_has_not
 
 def test_the_teacher_of_an_adapter_is_the_task_before_and_not_the_base(cwd, root):
     """Trap: an adapter that is switched off is the base."""
-    unets = [load_stable_diffusion(root / "base")[0].unet.eval()]
+    unets = [load_text_to_image(root / "base")[0].unet.eval()]
 
     def look(learner, step) -> list[float]:
         if step.task > len(unets):
-            unets.append(load_stable_diffusion(cwd / "zoo/gdzoo/pets-task1")[0].unet.eval())
+            unets.append(load_text_to_image(cwd / "zoo/gdzoo/pets-task1")[0].unet.eval())
         batch = step.rehearsal
         with torch.inference_mode():
             predicted = [unet(batch.x_t, batch.t, **batch.cond).sample for unet in unets]
