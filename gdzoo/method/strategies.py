@@ -73,6 +73,11 @@ class Finetune(Strategy):
         return None
 
 
+def rehearses(method: type[Strategy]) -> bool:
+    """Whether a strategy has a rehearsal at all: without one, no teacher is kept in memory."""
+    return method.__call__ is not Finetune.__call__
+
+
 @dataclass(frozen=True)
 class Joint(Finetune):
     """No rehearsal, but the real batch has the classes of all tasks so far: the upper bound."""

@@ -21,7 +21,7 @@ from gdzoo.evaluation.prompts import Judge, Source
 from gdzoo.method.objective import Drawn
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
-from gdzoo.method.strategies import strategy_class
+from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.kinds import config_difference
 from gdzoo.models.latents import LatentSpace
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, Adapter, add_adapter
@@ -112,6 +112,8 @@ class TextToImageJob:
                 adapter.load(chain.folder(task - 1) / LORA_FOLDER / LORA_FILE)
             elif self.base and self.base.adapter:
                 adapter.load(self.base.adapter)
+        if not rehearses(method):
+            return Start(self._student(run, chain, network, space, adapter))
         own = network if adapter else copy.deepcopy(network)
         drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
         teacher = TextTeacher(own, space, self.preservation(run, chain, task), **drawing)

@@ -17,7 +17,7 @@ from gdzoo.method.objective import Drawn
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import Teacher, to_float
-from gdzoo.method.strategies import strategy_class
+from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.kinds import config_difference
 from gdzoo.models.pipelines import load_pipeline
 from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
@@ -48,8 +48,11 @@ class UnconditionalJob:
             scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
             return Start(UNetStudent(unet.to(device), scheduler, config.random_flip))
         published = load_pipeline(chain.folder(task - 1))
-        student = load_pipeline(chain.folder(task - 1)).unet
+        unet = load_pipeline(chain.folder(task - 1)).unet
+        student = UNetStudent(unet.to(device), published.scheduler, config.random_flip)
         method, steps = strategy_class(chain.strategy), config.replay_pool_steps
+        if not rehearses(method):
+            return Start(student)
         teacher = Teacher(
             published.unet.to(device),
             published.scheduler,
@@ -62,7 +65,7 @@ class UnconditionalJob:
             buffer = Drawn(to_float(kept.to(device)))
         if method.draws_replay and config.replay_pool:
             pool = replay_pool(chain, task, teacher, run.accelerator, evaluator)
-        return Start(UNetStudent(student.to(device), published.scheduler, config.random_flip), teacher, pool, buffer)
+        return Start(student, teacher, pool, buffer)
 
     def images(self, run: Run, chain: Chain, task: int, student: UNetStudent) -> TaskImages:
         """The real images of a task; prints how many could not be decoded, if any."""

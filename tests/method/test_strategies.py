@@ -10,7 +10,7 @@ from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.objective import Batch, Drawn, continual_loss, min_snr_weight, noised
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import Teacher
-from gdzoo.method.strategies import Past, Strategy, strategy_class
+from gdzoo.method.strategies import Finetune, Past, Strategy, rehearses, strategy_class
 from gdzoo.models.kinds import make_past
 from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
 
@@ -70,6 +70,15 @@ def recovered(batch, scheduler):
 @pytest.mark.parametrize("name", ["finetune", "joint"])
 def test_nothing_accompanies_the_real_batch(name, real, past):
     assert rehearse(name, real, past) is None
+
+
+def test_a_strategy_has_a_rehearsal_if_it_has_a_call_of_its_own():
+    class Mine(Finetune):
+        def __call__(self, real, past, random):
+            return real
+
+    assert {name for name in STRATEGIES if not rehearses(strategy_class(name))} == {"finetune", "joint"}
+    assert rehearses(Mine)
 
 
 def test_joint_is_finetune_on_all_classes():
