@@ -18,7 +18,7 @@ from gdzoo.method.sampling import ddim_sample, to_float, to_uint8
 from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
-AT_ONCE = 16  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
+AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 64
 
 

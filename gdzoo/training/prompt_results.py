@@ -93,7 +93,9 @@ def drawer(space: LatentSpace, network: Callable[[], ModelMixin], steps: int, ba
     """
 
     def draw_prompts(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
-        state, predict, parts = PartialState(), functools.partial(space.predict, network()), []
+        # One network at a time is on the accelerator: the trained one and the original one draw in turn.
+        state, model, parts = PartialState(), network().to(space.device), []
+        predict = functools.partial(space.predict, model)
         starts = range(0, len(prompts), batch_size)
         # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
         shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
@@ -105,6 +107,7 @@ def drawer(space: LatentSpace, network: Callable[[], ModelMixin], steps: int, ba
                 latents = space.draw(predict, cond, uncond, noise.to(space.device), steps, guidance)
                 parts.append((start, space.decode(latents)))
                 bar.update(len(asked) * state.num_processes)
+        model.to("cpu")
         parts = sorted(gather_object(parts), key=lambda part: part[0])
         return torch.cat([images for _, images in parts]) if state.is_main_process else None
 

@@ -324,16 +324,14 @@ def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[st
     # Prompts of the concept and its class, general ones and the empty one; the pool's latents.
     width = sum(config["hidden_size"] for config in model.encoders)
     stored = FLOAT * ((len(GENERAL) + 3) * TOKENS * width + CONCEPTS["num_class_images"] * 4 * model.side**2)
-    # Measured in float32: the model, the one it is compared with, and with LoRA the network that has the adapter.
-    judged = FLOAT * weights * (3 if rank else 2)
-    drawing = count_drawing(name, 2 * flags.at_once, half=False).peak  # guidance needs two passes
+    drawing = count_drawing(name, 2 * flags.at_once, half=False).peak  # with guidance an image is two
     decoding = count_vae(model.resolution, min(flags.at_once, at_once), decodes=True).peak
     return {
         "photos": student + teacher + frozen + count_vae(model.resolution, min(PHOTOS, at_once), decodes=False).peak,
         "pool": student + teacher + stored + count_drawing(name, flags.at_once, half=True).peak,
         "step": student + teacher + stored + adam + count_step(name, rank, flags.checkpointing, batch).peak,
-        "copy": student + teacher + stored + adam + FLOAT * weights,
-        "evaluation": judged + frozen + max(drawing, decoding),
+        # In float32; the model and the one that it is compared with take turns on the GPU.
+        "evaluation": FLOAT * weights + frozen + max(drawing, decoding),
     }
 
 

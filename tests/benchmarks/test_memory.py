@@ -101,18 +101,17 @@ def test_the_formula(monkeypatch):
     stored = found["pool"] - (6 * weights + 700)
     assert stored == 215 * 77 * 768 * 4 + 200 * 4 * 64 * 64 * 4
     assert found == {
-        "photos": 6 * weights + 4 * frozen + 500,
+        "photos": 6 * weights + 4 * frozen + 400,
         "pool": 6 * weights + stored + 700,
         "step": 14 * weights + stored + 5_000,
-        "copy": 18 * weights + stored,
-        "evaluation": 8 * weights + 4 * frozen + 800,
+        "evaluation": 4 * weights + 4 * frozen + 700,
     }
     adapter = parameters("SD 1.5", RANK)
     adapted = phases("SD 1.5", RANK, Flags(checkpointing=True))
     assert adapted["step"] == 4 * weights + 8 * adapter + stored + 8 * adapter + 3_000
-    cards = [CARDS[0]._replace(memory=1 + each * weights / GIB) for each in (7, 10, 13, 21)]
+    cards = [CARDS[0]._replace(memory=1 + each * weights / GIB) for each in (7, 13, 21)]
     found = [memory.best_flags("SD 1.5", None, card) for card in cards]
-    assert found == [None, None, Flags(True, eight_bit=True), Flags()]
+    assert found == [None, Flags(True, eight_bit=True), Flags()]
     times = memory.seconds("SD 1.5", None, Flags(), Card("", 80, half=1e3, single=1e2, bandwidth=1e9))
     assert times["step"] == pytest.approx((40 + 10) / 400 + 28 * weights / 1e9)
     assert times["steps"] == pytest.approx(800 * times["step"])
