@@ -86,6 +86,10 @@ CONCEPTS = dict(
 # With --rank: of an adapter, whose weights start at zero.
 CAPTIONED_ADAPTER = dict(learning_rate=6e-3)
 CONCEPTS_ADAPTER = dict(learning_rate=1e-4, max_train_steps=500)
+# Of chains on a pretrained model: the usual networks of DreamBooth's metrics, where they can be had.
+FIDELITY_MODELS = types.MappingProxyType(
+    {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
+)
 
 _CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
 
@@ -188,6 +192,18 @@ class TextToImageConfig(Settings, PromptSettings):
     features: str | None = option(
         None, EVALUATION, "image model (repo or folder of transformers) in whose features drawings are compared"
     )
+    clip_model: str | None = option(
+        None,
+        EVALUATION,
+        "CLIP model (repo or folder) of CLIP-T and CLIP-I, or none (default: on a pretrained model"
+        f" {FIDELITY_MODELS['clip_model']}, where it can be had)",
+    )
+    dino_model: str | None = option(
+        None,
+        EVALUATION,
+        "vision transformer (repo or folder) of DINO, language drift and diversity, or none (default: on a pretrained"
+        f" model {FIDELITY_MODELS['dino_model']}, where it can be had)",
+    )
     eval_samples: int | None = option(None, EVALUATION, "images drawn for each group of prompts", minimum=10)
     eval_batch_size: int | None = option(None, EVALUATION, "images drawn at once", minimum=1, result=False)
     guidance_scale: float | None = option(None, EVALUATION, "guidance that models are judged at", minimum=1)
@@ -209,7 +225,7 @@ class TextToImageConfig(Settings, PromptSettings):
         *("output_dir", "pretrained_model_name_or_path", "instance_data_dir", "concepts_list"),
         "preservation_prompts",
     )
-    models = ("evaluator", "features", "pretrained_model_name_or_path")
+    models = ("evaluator", "features", "pretrained_model_name_or_path", *FIDELITY_MODELS)
     divisors = ("replay_pool_steps", "eval_steps")
     task_flags = ("--pretrained_model_name_or_path ", "--pretrained_tasks ")
 
@@ -235,6 +251,13 @@ class TextToImageConfig(Settings, PromptSettings):
     def replay_steps(self) -> int:
         """DDIM steps of an image that is drawn afresh."""
         return self.replay_pool_steps
+
+    @property
+    def fidelity_models(self) -> dict[str, str | None]:
+        """The repository or folder of --clip_model and of --dino_model, by flag; None: none."""
+        default = FIDELITY_MODELS if self.pretrained_model_name_or_path else {}
+        names = {flag: getattr(self, flag) or default.get(flag, "none") for flag in FIDELITY_MODELS}
+        return {flag: None if name == "none" else name for flag, name in names.items()}
 
     @property
     def concept_list(self) -> list[Concept]:

@@ -14,8 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 from filelock import FileLock
+
+# A deadline of an example measures the machine.
+hypothesis.settings.register_profile("gdzoo", deadline=None)
+hypothesis.settings.load_profile("gdzoo")
 
 CORES = len(os.sched_getaffinity(0))
 # Before torch is imported. Tiny models gain nothing from a second thread, and threads that spin while they wait take

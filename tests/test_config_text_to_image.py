@@ -73,6 +73,16 @@ def test_a_pretrained_model_counts_as_one_task():
     assert (config.learning_rate, config.guidance_scale, config.snr_gamma) == (5e-6, 7.5, None)
 
 
+def test_clip_and_dino_are_for_pretrained_models_by_default():
+    papers = {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
+    assert TextToImageConfig(**ONE).resolve().fidelity_models == papers
+    assert TextToImageConfig(**ONE, clip_model="none").resolve().fidelity_models == papers | {"clip_model": None}
+    assert TextToImageConfig().resolve().fidelity_models == dict.fromkeys(papers)
+    assert TextToImageConfig(clip_model="me/clip").resolve().fidelity_models["clip_model"] == "me/clip"
+    config = TextToImageConfig(**ONE).resolve()  # where they cannot be had, it is the same run
+    assert not {"clip_model", "dino_model"} & {name for name, value in config.results_dict().items() if value}
+
+
 def test_an_adapter_has_a_higher_rate_but_not_where_a_model_is_trained_from_scratch():
     assert TextToImageConfig(**ONE, rank=4).resolve().learning_rate == 1e-4
     digits = TextToImageConfig(rank=8).resolve()
@@ -141,6 +151,7 @@ def test_concepts_are_read_once():
         ({**ONE, "preservation_prompts": "missing.txt"}, "--preservation_prompts missing.txt: it cannot be read"),
         ({**ONE, "pretrained_model_name_or_path": "../model"}, "--pretrained_model_name_or_path ../model: there is no"),
         ({**ONE, "rank": 0}, "--rank 0: it is at least 1"),
+        ({**ONE, "clip_model": "./clip"}, "--clip_model ./clip: there is no such folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -279,7 +290,8 @@ def test_nothing_private_is_published(folders):
     (folders / "keep.txt").write_text("a tree\na house\n")
     prefix = str(folders)
     entries = [{**entry, "instance_data_dir": f"{prefix}/{entry['instance_data_dir']}"} for entry in (DOG, CHAIR)]
-    config = listed(*entries, preservation_prompts=f"{prefix}/keep.txt", evaluator=prefix, features=prefix).resolve()
+    models = dict.fromkeys(("evaluator", "features", "clip_model", "dino_model"), prefix)
+    config = listed(*entries, preservation_prompts=f"{prefix}/keep.txt", **models).resolve()
     published = json.dumps(config.to_dict()) + config.command()
     assert prefix not in published and "/private/" not in published
     assert config.to_dict()["concepts"][1] == {**CHAIR, "instance_data_dir": "./chairs"}
@@ -310,6 +322,7 @@ CASES = {
     "digits with an adapter": dict(rank=8, strategy=["lwf"], seed=69),
     "one": {**ONE, "rank": 4, "center_crop": True, "snr_gamma": 5.0},
     "no class": {**ONE, "class_prompt": None},
+    "other metrics": {**ONE, "clip_model": "me/clip", "dino_model": "none"},
 }
 
 

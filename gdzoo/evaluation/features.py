@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor
 
 import gdzoo
 from gdzoo.data.streaming import ImageData
@@ -97,9 +97,7 @@ def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
-        pixels = [*(images if takes_gray else _rgb(images)).permute(0, 2, 3, 1).numpy()]
-        inputs = processor(pixels, return_tensors="pt", input_data_format="channels_last")
-        output = embed(pixel_values=inputs["pixel_values"].to(device))
+        output = embed(pixel_values=processed(processor, images if takes_gray else _rgb(images)).to(device))
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:  # not every model pools: average its tokens
             pooled = output.last_hidden_state.mean(dim=1)
@@ -110,6 +108,12 @@ def _transformers_extractor(repo: str, device: torch.device) -> Extractor:
     except Exception as error:  # a text model, or one that needs more than pixels
         raise ValueError(f"--features {repo} gives no features of an image ({one_line(error)})") from error
     return Extractor(repo, weights_fingerprint(model, processor.to_json_string()), extract)
+
+
+def processed(processor: BaseImageProcessor, images: Tensor) -> Tensor:
+    """What a model reads of uint8 images [N, C, H, W], floats [N, C, h, w], by its own image processor."""
+    pixels = [*images.permute(0, 2, 3, 1).numpy()]
+    return processor(pixels, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
 
 
 def _rgb(images: Tensor) -> Tensor:

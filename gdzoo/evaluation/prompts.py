@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Extractor, Reference
+from gdzoo.evaluation.fidelity import Asked, Fidelity, Seen, fidelity_summary
 from gdzoo.evaluation.metrics import (
     KID_SAMPLES_NEEDED,
     feature_statistics,
@@ -64,6 +65,7 @@ class Drawings(NamedTuple):
     images: Tensor  # uint8 [N, 3, H, W]
     features: Tensor | None  # [N, D]; None without a network that gives features
     labels: Tensor | None  # [N], predicted by the evaluator; None without one
+    seen: Seen | None = None  # by the networks of fidelity.py
 
 
 # A model's drawings for a group at a guidance, drawn or from a cache; None on all processes but the main one.
@@ -83,6 +85,7 @@ class Judge:
         names: the prompt that stands for each of its labels.
         extractor: of the features; None: the evaluator's features.
         reference: features, by the same network, of real images whose names are prompts; None: no distances to them.
+        fidelity: measures CLIP-T, CLIP-I, DINO, language drift and diversity; None: they are left out.
     """
 
     count: int
@@ -93,6 +96,7 @@ class Judge:
     names: Sequence[str] = ()
     extractor: Extractor | None = None
     reference: Reference | None = None
+    fidelity: Fidelity | None = None
 
     @property
     def guidances(self) -> list[float]:
@@ -119,7 +123,8 @@ class Judge:
                 features.append(self.extractor(batch))
             elif self.evaluator:
                 features.append(found)
-        return Drawings(images, *(torch.cat(each) if each else None for each in (features, labels)))
+        found = (torch.cat(each) if each else None for each in (features, labels))
+        return Drawings(images, *found, self.fidelity and self.fidelity.see(images))
 
     def facts(self, feature_dim: int | None) -> dict:
         """How was measured, for `evaluation` of results.json."""
@@ -134,6 +139,8 @@ class Judge:
         }
         if extractor:
             facts["fingerprint"] = extractor.fingerprint[:8]  # two networks may have the same name
+        if self.fidelity:
+            facts |= self.fidelity.facts()
         if feature_dim:
             facts |= {"feature_dim": feature_dim, "distance_samples_needed": fid_samples_needed(feature_dim)}
         return facts
@@ -185,6 +192,7 @@ def evaluate_prompts(
         ValueError: the original model's drawings are of another number or size.
     """
     found: dict[tuple[str, float], Compared] = {}
+    seen: dict[tuple[str, float], Asked] = {}
     kept = {}
     for group in groups:
         for guidance in judge.guidances:
@@ -192,6 +200,8 @@ def evaluate_prompts(
             if drawn is None:
                 continue
             found[group.name, guidance] = compare(group, drawn, before)
+            if judge.fidelity:
+                seen[group.name, guidance] = Asked(found[group.name, guidance].asked, drawn.seen)
             if guidance == judge.guidance:
                 kept[group.name] = drawn.images[:keep].clone()  # a view would keep the whole batch in memory
     if not found:
@@ -205,6 +215,7 @@ def evaluate_prompts(
             "prompts": len(group.prompts),
         }
         | measures(found[group.name, guidance], judge)
+        | _fidelity(judge, group, seen.get((group.name, guidance)), seen.get((CLASS, guidance)))
         for guidance in judge.guidances
         for group in groups
     ]
@@ -212,7 +223,9 @@ def evaluate_prompts(
     for guidance in judge.guidances:
         of_group = {group: found[group.name, guidance] for group in groups}
         suffix = "" if guidance == judge.guidance else UNGUIDED
-        metrics |= {f"{name}{suffix}": value for name, value in summary(of_group, judge, task, original_task).items()}
+        all_of = summary(of_group, judge, task, original_task)
+        all_of |= fidelity_summary([row for row in rows if row["guidance"] == guidance], task)
+        metrics |= {f"{name}{suffix}": value for name, value in all_of.items()}
     features = next(iter(found.values())).features
     evaluation = judge.facts(None if features is None else features.shape[1])
     return {"groups": rows, "metrics": metrics, "evaluation": evaluation}, kept
@@ -255,6 +268,10 @@ def measures(compared: Compared, judge: Judge) -> dict:
         "drift_fid": _frechet(features, original),
         "drift_kid": _kernel(features, original, lambda drawn, original: paired_kernel_distance(original, drawn)),
     }
+
+
+def _fidelity(judge: Judge, group: PromptGroup, drawn: Asked | None, of_classes: Asked | None) -> dict:
+    return judge.fidelity.measures(group.task, drawn, of_classes) if judge.fidelity else {}
 
 
 def _frechet(features: Tensor | None, others: Tensor | None) -> float | None:

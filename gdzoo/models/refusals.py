@@ -34,16 +34,22 @@ def check_reachable(repo_or_folder: str):
     """
     if Path(repo_or_folder).is_dir():
         return
-    with contextlib.suppress(HfHubHTTPError, HFValidationError):  # `no_pipeline` explains the Hub's answers
+    with contextlib.suppress(HfHubHTTPError, HFValidationError):
         if isinstance(try_to_load_from_cache(repo_or_folder, INDEX), str):
             return
+    check_hub(repo_or_folder)
+
+
+def check_hub(repo_id: str):
+    """Raise ValueError at once if the Hub cannot be reached for a model, whatever its answer is."""
+    with contextlib.suppress(HfHubHTTPError, HFValidationError):  # `no_pipeline` explains the Hub's answers
         try:
-            HfApi().model_info(repo_or_folder, timeout=10)
+            HfApi().model_info(repo_id, timeout=10)
         except OfflineModeIsEnabled:
             return
         except (httpx2.TransportError, ConnectionError) as error:
             raise ValueError(
-                f"{repo_or_folder}: there is no such folder, and the Hub cannot be reached: check the network"
+                f"{repo_id}: there is no such folder, and the Hub cannot be reached: check the network"
                 f" ({one_line(error)})"
             ) from error
 

@@ -36,12 +36,22 @@ OF_GROUP = {  # by the key of a row of `groups`
     "drift": "Drift of the pixels",
     "drift_fid": "Drift as Fréchet distance",
     "drift_kid": "Drift as kernel distance",
+    "clip_t": "CLIP-T",
+    "clip_i": "CLIP-I",
+    "dino": "DINO",
+    "language_drift": "Language drift",
+    "diversity": "Diversity",
 }
 NOTE = (
     "Old are the prompts of earlier tasks, new those of the task itself. Accuracy is the share of drawings that the"
     " evaluator takes for what was asked; distances are of features, to real images. Drift is the distance to the"
     " original model's drawings from the same noise, for prompts that it knew: the stranger's model that a chain began"
     " with, or the chain's own after task 1. High accuracy with a large distance is few kinds of right drawings."
+)
+FIDELITY_NOTE = (
+    "CLIP-T, CLIP-I and DINO are as in DreamBooth's paper, in the features of {networks}: cosines of drawings and their"
+    " prompts, and of drawings and photos of the same concept. Language drift is the cosine of DINO's features of"
+    " drawings for the class prompts and these photos, diversity 1 - cosine of two drawings for one prompt."
 )
 
 
@@ -111,7 +121,7 @@ class PromptComparison(Comparison):
     def on_groups(self, strategy: str, measure: str) -> dict:
         """`Estimate`s of a measure at the judged guidance, by (group, task); empty if no model has it."""
         rows = self.groups
-        if rows.empty:
+        if rows.empty or measure not in rows:
             return {}
         rows = rows[(rows["strategy"] == strategy) & (rows["guidance"] == self.condition.guidance_scale)]
         found = estimates(rows.set_index(["group", "task"])[measure], "group", "task")
@@ -150,11 +160,24 @@ def prompted_section(comparison: PromptComparison, evaluators: dict[str, dict], 
     parts = [f"## {_heading(comparison)}", _how_measured(comparison, evaluators)]
     parts += ["### Drawings", f"![drawings](<{pictures['drawings']}>)"] if "drawings" in pictures else []
     parts += [NOTE] if metrics else []
+    if networks := _networks(comparison):
+        parts += [FIDELITY_NOTE.format(networks=networks)]
     for name, info in metrics.items():
         parts += _metric_section(comparison, name, info, f"![{name}](<{pictures[name]}>)")
     parts += _group_tables(comparison)
     parts += ["### Cost of the whole chain", COST_NOTE, chain_table(comparison, COSTS)]
     return [*parts, "### Missing", missing_list(comparison)]
+
+
+def _networks(comparison: PromptComparison) -> str:
+    """The networks of CLIP and DINO, with the fingerprints of their weights; empty without any."""
+    found = {}
+    for model in comparison.models.values():
+        evaluation = model.get("evaluation") or {}
+        for kind in ("clip", "dino"):
+            if name := evaluation.get(f"{kind}_model"):
+                found[f"{clean(name)} ({evaluation.get(f'{kind}_fingerprint')})"] = kind
+    return ", ".join(sorted(found, key=lambda name: (found[name], name)))
 
 
 def _metric_section(comparison: PromptComparison, name: str, info: MetricInfo, picture: str) -> list[str]:

@@ -12,7 +12,8 @@ from gdzoo.zoo.names import chain_title
 MOST_TASKS = 10  # that are shown
 LONGEST_LINE, LONGEST_PROMPT = 240, 40  # characters
 # Columns of the last table: those that were measured, at most four of them.
-SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance", "drift", "held_out_drift")
+SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance")
+SHOWN += ("old_dino", "new_dino", "language_drift", "drift", "held_out_drift")
 MOST_COLUMNS = 4
 
 
@@ -31,6 +32,8 @@ def run_summary(run: Run, base: str | None) -> str:
         lines.append(f"measured: {config.eval_samples:,} drawings of each task's prompts, by an image classifier")
     else:
         lines.append(f"measured: the drift of {config.eval_samples:,} drawings for each group of prompts")
+    if run.job.fidelity:
+        lines.append(f"and of them: {run.job.fidelity.summary}")
     lines += [*config.warnings, *data.left_out, *data.remarks]
     title = f"{config.benchmark}, {len(tasks)} task{'s' * (len(tasks) > 1)}:"
     return "\n    ".join(cut(clean(line), LONGEST_LINE) for line in [title, *lines])
@@ -70,7 +73,8 @@ def _title(result: dict) -> str:
 def _number(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if "accuracy" in name or name.endswith("drift") else f"{value:.1f}"
+    large = name.endswith("distance")
+    return f"{value:.1f}" if large else f"{value:.3f}"
 
 
 def next_command(run: Run, last: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -19,6 +20,8 @@ from gdzoo.data.prompts import prompt_key
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
+from gdzoo.evaluation.fidelity import Fidelity
+from gdzoo.evaluation.fidelity_models import load_networks
 from gdzoo.models.latents import LatentSpace, shortened
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
 from gdzoo.models.small_stable_diffusion import flops_of_forward
@@ -59,7 +62,9 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
         data.remarks.append(shortened(long, space.tokens))
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
-    job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator))
+    fidelity, left_out = load_fidelity(config, class_prompts, data, accelerator)
+    data.remarks += left_out
+    job = TextToImageJob(base, class_prompts, taught, load_features(config, accelerator), fidelity)
     if config.push_to_hub:
         config = with_namespace(config, make_chains(config, data, goes_on), accelerator)
     gflop = gflop_of_step(config, space)
@@ -236,6 +241,35 @@ def load_features(config: TextToImageConfig, accelerator: Accelerator) -> Extrac
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return extractor and dataclasses.replace(extractor, name=config.to_dict()["features"])  # without a folder's path
+
+
+def load_fidelity(
+    config: TextToImageConfig, class_prompts: list[str | None], data: ImageData, accelerator: Accelerator
+) -> tuple[Fidelity | None, list[str]]:
+    """The networks of --clip_model and --dino_model, on the main process alone, which has all drawings.
+
+    Returns:
+        None without any; and lines that name the metrics that are left out.
+
+    Raises:
+        ConfigError: one that was given cannot be had, or is of another kind.
+    """
+    clip = dino = error = None
+    names, left_out = config.fidelity_models, []
+    if accelerator.is_main_process:
+        try:
+            given = [flag for flag in names if getattr(config, flag)]
+            clip, dino, left_out = load_networks(names, given, accelerator.device)
+        except ValueError as reason:
+            error = str(reason)
+    if error := broadcast_object_list([error])[0]:
+        raise ConfigError(error)
+    public = config.to_dict()  # without a folder's path
+    for flag, network in (("clip_model", clip), ("dino_model", dino)):
+        if network:
+            network.name = public[flag] or names[flag]
+    classes = dict(zip(data.names, class_prompts, strict=True))
+    return Fidelity(clip, dino, classes) if clip or dino else None, left_out
 
 
 # ---- the data ----

@@ -1,6 +1,7 @@
 """Text-to-image chains: a task is a concept, or a set of captions; its models, and what they are trained on."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from gdzoo.data.prompts import preservation_groups
 from gdzoo.data.streaming import DataError
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Extractor, Reference, reference_features
+from gdzoo.evaluation.fidelity import Fidelity
 from gdzoo.evaluation.measure import SAMPLE_SEED
 from gdzoo.evaluation.prompts import Judge, Source
 from gdzoo.method.objective import Drawn
@@ -82,6 +84,7 @@ class TextToImageJob:
         class_prompts: of each label of the data; None for those without.
         taught: how many of the labels, the first, were taught to the base before.
         extractor: of --features; None: the evaluator's features, if there is one.
+        fidelity: of --clip_model and --dino_model; None: without them, and on all processes but the main one.
     """
 
     def __init__(
@@ -90,8 +93,10 @@ class TextToImageJob:
         class_prompts: list[str | None],
         taught: int = 0,
         extractor: Extractor | None = None,
+        fidelity: Fidelity | None = None,
     ):
         self.base, self.class_prompts, self.taught, self.extractor = base, class_prompts, taught, extractor
+        self.fidelity = fidelity
         self.shares_first_task = self.needs_first_task = base is None
         self.any_classes = base is not None
         self.originals = Originals()
@@ -234,21 +239,28 @@ class TextToImageJob:
         reference: Reference | None,
     ) -> tuple[dict, list[Picture]] | None:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
+        if judge.fidelity:
+            # The photos of a concept are of one subject, whatever their captions are; classes are apart.
+            subjects = [[labels] if self.base else [[label] for label in labels] for labels in chain.tasks[:task]]
+            judge = dataclasses.replace(judge, fidelity=judge.fidelity.beside(run.data, subjects))
         groups = groups_of(run, chain, task, self.class_prompts, self.taught, self._on_stranger)
 
-        def drawings_of(space: LatentSpace, network: Callable[[], ModelMixin]) -> Source:
-            return judge.source(drawer(space, network, config.eval_steps, config.eval_batch_size))
+        def drawings_of(judge: Judge, network: Callable[[], ModelMixin]) -> Source:
+            return judge.source(drawer(trained.space, network, config.eval_steps, config.eval_batch_size))
 
         first = self.base.tasks if self.base else 1  # the task after which the original model stood
         original = None
         if task > first and (self.base or chain.folder(1).exists()):  # resumed from the Hub, it may not be here
             load = functools.cache(lambda: self._original(chain, trained.space).to(run.accelerator.device).eval())
             key = self.base.folder if self.base else chain.config.seed  # all strategies share the first task
-            original = self.originals.source(key, judge, drawings_of(trained.space, load), first)
-        student = drawings_of(trained.space, lambda: trained.network)
+            drawn = drawings_of(dataclasses.replace(judge, fidelity=None), load)
+            original = self.originals.source(key, judge, drawn, first)
+        student = drawings_of(judge, lambda: trained.network)
         name = self.base.name if self.base else repo_of(chain.folder(1))
         found = measure(judge, groups, task, student, original, first, config.eval_steps, name)
         trained.space.offload()
+        if self.fidelity:
+            self.fidelity.offload()
         return found
 
     def _original(self, chain: Chain, space: LatentSpace) -> ModelMixin:
@@ -269,6 +281,7 @@ class TextToImageJob:
             evaluator.names if evaluator else (),
             self.extractor,
             self._reference(run) if self.extractor and evaluator else reference,
+            self.fidelity,
         )
 
     def _reference(self, run: Run) -> Reference | None:

@@ -32,6 +32,11 @@ GROUP_MEASURES = {
     "accuracy": "Accuracy (higher is better)",
     "distance": "Distance to real images (lower is better)",
     "drift": "Drift of the pixels (lower: kept)",
+    "clip_t": "CLIP-T (higher is better)",
+    "clip_i": "CLIP-I (higher is better)",
+    "dino": "DINO (higher is better)",
+    "language_drift": "Language drift (lower is better)",
+    "diversity": "Diversity (higher is better)",
 }
 
 

@@ -23,8 +23,8 @@ METRICS = {
 }
 
 
-# Of text-to-image models; gdzoo/evaluation/prompts.py computes them. "Old" are the prompts of earlier tasks,
-# "new" those of the last one.
+# Of text-to-image models; gdzoo/evaluation/prompts.py and fidelity.py compute them. "Old" are the prompts of earlier
+# tasks, "new" those of the last one.
 PROMPT_METRICS = {
     "old_accuracy": MetricInfo(
         "old accuracy", "higher", "share of drawings for old prompts that the evaluator confirms"
@@ -54,6 +54,23 @@ PROMPT_METRICS = {
     ),
     "held_out_drift_kid": MetricInfo(
         "held-out drift, kernel", "lower", "held-out drift as kernel distance of features"
+    ),
+    "old_clip_t": MetricInfo("old CLIP-T", "higher", "cosine of CLIP's embeddings of drawings and their old prompts"),
+    "new_clip_t": MetricInfo("new CLIP-T", "higher", "cosine of CLIP's embeddings of drawings and their new prompts"),
+    "old_clip_i": MetricInfo("old CLIP-I", "higher", "cosine of CLIP's embeddings of drawings and photos, old prompts"),
+    "new_clip_i": MetricInfo("new CLIP-I", "higher", "cosine of CLIP's embeddings of drawings and photos, new prompts"),
+    "old_dino": MetricInfo("old DINO", "higher", "cosine of DINO's features of drawings and photos, old prompts"),
+    "new_dino": MetricInfo("new DINO", "higher", "cosine of DINO's features of drawings and photos, new prompts"),
+    "language_drift": MetricInfo(
+        "language drift",
+        "lower",
+        "cosine of DINO's features of drawings for the class prompts and photos of what was taught: its class has"
+        " become the subject (PRES in DreamBooth's paper)",
+    ),
+    "diversity": MetricInfo(
+        "diversity",
+        "higher",
+        "1 - cosine of DINO's features of two drawings for one taught prompt (DIV in DreamBooth's paper takes LPIPS)",
     ),
 }
 UNGUIDED = "_guidance_1"  # ends the name of a metric of drawings without classifier-free guidance

@@ -72,6 +72,12 @@ GROUP = {  # a group of prompts at one guidance; the rows of all tasks in the hi
     "drift": (NUMBER, None),  # from the original model: of pixels, Fréchet, and kernel
     "drift_fid": (NUMBER, None),
     "drift_kid": (NUMBER, None),
+    # By CLIP and by DINO, absent without them; of photos, null for groups that have none here.
+    "clip_t?": (NUMBER, None),
+    "clip_i?": (NUMBER, None),
+    "dino?": (NUMBER, None),
+    "language_drift?": (NUMBER, None),  # of drawings for the class prompts of these prompts
+    "diversity?": (NUMBER, None),
 }
 PROMPT_ENTRY = {"task": int, "metrics": {str: NUMBER}, "groups": [GROUP], "cost": COST}
 PROMPT_EVALUATION = (
@@ -79,6 +85,7 @@ PROMPT_EVALUATION = (
     | {"original": str}  # the model that drift is measured from
     | {"evaluator": (str, None), "features": (str, None), "fingerprint?": str, "reference_split": (str, None)}
     | {"feature_dim?": int, "distance_samples_needed?": int}
+    | {"clip_model?": str, "clip_fingerprint?": str, "dino_model?": str, "dino_fingerprint?": str}
 )
 PROMPT_MODEL = (
     MADE_WITH

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Extractor, Reference
+from gdzoo.evaluation.fidelity import Fidelity
+from gdzoo.evaluation.fidelity import Seen as Features
 from gdzoo.evaluation.metrics import paired_kernel_distance
 from gdzoo.evaluation.prompts import (
+    CLASS,
     HELD_OUT,
     MOST_CONFUSED,
     Compared,
@@ -21,6 +24,7 @@ from gdzoo.evaluation.prompts import (
     rightness,
 )
 from gdzoo.zoo.metric_catalogue import PROMPT_METRICS, UNGUIDED, metric_info
+from tests.evaluation.test_fidelity import Words
 
 NAMES = ["a red one", "a red two", "a blue one", "a blue two"]
 OLD = PromptGroup("task 1", 1, ("a red one", "a blue one"), True)
@@ -232,7 +236,11 @@ def test_paired_kernel_distance():
 
 
 def test_every_metric_is_in_the_catalogue():
-    found, _ = evaluate(groups=(OLD, NEW, PRESERVED, OUT), original=draw(), reference=reference())
+    classes = PromptGroup(CLASS, None, ("a digit",), False)
+    photos = {task: dict.fromkeys(NAMES, Features(*torch.ones(2, 1, 2))) for task in (1, 2)}
+    fidelity = Fidelity(Words(), Words(), dict.fromkeys(NAMES, "a digit"), photos)
+    groups = (OLD, NEW, classes, PRESERVED, OUT)
+    found, _ = evaluate(groups=groups, original=draw(), reference=reference(), fidelity=fidelity)
     assert {name.removesuffix(UNGUIDED) for name in found["metrics"]} == PROMPT_METRICS.keys()
     for name in found["metrics"]:
         assert metric_info(name).direction and metric_info(name).explanation

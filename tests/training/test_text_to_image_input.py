@@ -220,7 +220,8 @@ def test_a_chain_of_its_own_keeps_what_its_first_model_was_taught(cwd, once, roo
 
 def test_a_checkpoint_belongs_to_the_concept(root, cwd):
     """Prompts and photos are not in the settings that make the run id: a chain goes on with a longer list."""
-    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16)
+    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16, clip_model="none")
+    settings |= dict(dino_model="none")
 
     def origin(prompt: str, class_prompt: str) -> dict:
         photos = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt=prompt, class_prompt=class_prompt)

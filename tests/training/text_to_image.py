@@ -26,6 +26,7 @@ SHORT = [
     *("--resolution", str(RESOLUTION), "--train_batch_size", "2", "--max_train_steps", "3"),
     *("--num_class_images", "8", "--sample_batch_size", "4", "--replay_pool_steps", "2"),
     *("--eval_samples", "10", "--eval_batch_size", "64", "--eval_steps", "1", "--learning_rate", "1e-3"),
+    *("--clip_model", "none", "--dino_model", "none"),  # the default ones are on the Hub
 ]
 ADAPTER = ["--rank", "2"]
 

@@ -97,7 +97,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_touches_no_image():
     assert _fitted("a dog and a cat at home", font, 60, 9) == ["a dog and", "a cat at", "home"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.text() | st.sampled_from(["", "\ud800", "a\nb\x1b[31m", "人工知能の写真" * 30, "صورة كلب", "🐶" * 40, "e\u0301"])
 )
