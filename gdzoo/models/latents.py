@@ -218,6 +218,9 @@ class LatentSpace(NoiseScheduled):
             batch = new[start : start + PROMPTS_AT_ONCE]
             encoded = {name: value.cpu() for name, value in self.encode_prompts(batch).items()}
             self._embeddings |= {prompt: rows_of(encoded, row) for row, prompt in enumerate(batch)}
+        if new:
+            for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
+                encoder.to("cpu")
         rows = [self._embeddings[prompt] for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
 

@@ -287,29 +287,32 @@ def parameters(name: str, rank: int | None = None) -> int:
 
 
 @functools.cache
-def frozen_parameters(name: str) -> int:
-    """Weights of a model's VAE and text encoders."""
-    networks = [create(AutoencoderKL, VAE)]
+def vae_parameters() -> int:
+    return sum(weight.numel() for weight in create(AutoencoderKL, VAE).parameters())
+
+
+@functools.cache
+def encoder_parameters(name: str) -> int:
+    """Weights of a model's text encoders."""
     with torch.device("meta"):
-        networks += [CLIPTextModel(CLIPTextConfig(**config)) for config in MODELS[name].encoders]
-    return sum(weight.numel() for network in networks for weight in network.parameters())
+        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in MODELS[name].encoders]
+    return sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
 
 
 # ---- the formula ----
 
 
 class Flags(NamedTuple):
-    """What saves memory."""
+    """What saves memory, beside --mixed_precision fp16."""
 
     checkpointing: bool = False
     at_once: int = 8  # sample_batch_size and eval_batch_size
     eight_bit: bool = False
 
     def __str__(self) -> str:
-        given = ["--mixed_precision fp16"]
-        given += ["--gradient_checkpointing"] * self.checkpointing + ["--use_8bit_adam"] * self.eight_bit
-        given += [f"--sample_batch_size {self.at_once} --eval_batch_size {self.at_once}"] * (self.at_once < 8)
-        return "`" + " ".join(given) + "`"
+        """Abbreviated, as the table explains."""
+        each = ["C"] * self.checkpointing + ["8"] * self.eight_bit + [f"B{self.at_once}"] * (self.at_once < 8)
+        return " ".join(each)
 
 
 def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[str, int]:
@@ -319,7 +322,7 @@ def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[st
     student = FLOAT * (weights + 2 * trained) if rank else FLOAT * weights  # two adapters: the teacher's, too
     teacher = 0 if rank else HALF * weights
     adam = (ADAM_8BIT if flags.eight_bit else ADAM) * trained
-    frozen = FLOAT * frozen_parameters(name)
+    vae, encoders = FLOAT * vae_parameters(), FLOAT * encoder_parameters(name)
     at_once = max(1, AT_ONCE * 512**2 // model.resolution**2)
     # Prompts of the concept and its class, general ones and the empty one; the pool's latents.
     width = sum(config["hidden_size"] for config in model.encoders)
@@ -327,11 +330,11 @@ def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[st
     drawing = count_drawing(name, 2 * flags.at_once, half=False).peak  # with guidance an image is two
     decoding = count_vae(model.resolution, min(flags.at_once, at_once), decodes=True).peak
     return {
-        "photos": student + teacher + frozen + count_vae(model.resolution, min(PHOTOS, at_once), decodes=False).peak,
+        "photos": student + teacher + vae + count_vae(model.resolution, min(PHOTOS, at_once), decodes=False).peak,
         "pool": student + teacher + stored + count_drawing(name, flags.at_once, half=True).peak,
         "step": student + teacher + stored + adam + count_step(name, rank, flags.checkpointing, batch).peak,
         # In float32; the model and the one that it is compared with take turns on the GPU.
-        "evaluation": FLOAT * weights + frozen + max(drawing, decoding),
+        "evaluation": FLOAT * weights + vae + max(drawing, decoding, encoders),
     }
 
 
@@ -369,7 +372,7 @@ def gib(number: float) -> str:
 
 
 def duration(number: float) -> str:
-    return f"{number:.2f} s" if number < 10 else f"{number:.0f} s" if number < 100 else f"{number / 60:.0f} min"
+    return f"{number / 60:.0f} min" if number < 5400 else f"{number / 3600:.1f} h"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -407,37 +410,39 @@ def parts_table() -> str:
 
 
 def cards_table() -> str:
-    """Which flags fit each card, and how long a task takes."""
+    """What each card needs, and how long a task takes there."""
     rows = []
     for name in MODELS:
         for rank in (None, RANK):
-            for card in CARDS:
-                flags = best_flags(name, rank, card)
-                row = [f"{name}, {trained_name(rank)}", card.name]
-                if flags is None:
-                    least = min(max(phases(name, rank, Flags(True, 1, bool(not rank and e))).values()) for e in (0, 1))
-                    rows.append([*row, gib(least), "does not fit", "", "", "", ""])
-                    continue
-                found, times = phases(name, rank, flags), seconds(name, rank, flags, card)
-                most = max(found, key=found.get)
-                each = [duration(times[part]) for part in ("step", "steps", "pool", "evaluation")]
-                rows.append([*row, f"{gib(found[most])} ({most})", str(flags), *each])
-                print(f"{name} {trained_name(rank)} {card.name}", file=sys.stderr, flush=True)
-    return table(["", "card", "GiB", "flags", "a step", "all steps", "pool", "evaluation"], rows)
+            rows.append([name, trained_name(rank), *(on_card(name, rank, card) for card in CARDS)])
+            print(*rows[-1], sep="; ", file=sys.stderr, flush=True)
+    return table(["", "", *(card.name for card in CARDS)], rows)
+
+
+def on_card(name: str, rank: int | None, card: Card) -> str:
+    """GiB and flags; time of the steps and the pool + time of the evaluation."""
+    flags = best_flags(name, rank, card)
+    if flags is None:
+        ladder = (Flags(True, 1, eight_bit) for eight_bit in ({False, rank is None}))
+        return f"no: {gib(min(max(phases(name, rank, flags).values()) for flags in ladder))}"
+    times = seconds(name, rank, flags, card)
+    most = gib(max(phases(name, rank, flags).values()))
+    found = f"{most} {flags}".strip()
+    return f"{found}; {duration(times['steps'] + times['pool'])} + {duration(times['evaluation'])}"
 
 
 def phases_table() -> str:
     """What each part of a task needs, with gradient checkpointing and one drawing at a time."""
-    rows = []
+    flags, rows = Flags(checkpointing=True, at_once=1), []
     for name in MODELS:
         for rank in (None, RANK):
-            found = phases(name, rank, Flags(True, 1))
-            rows.append([name, trained_name(rank), *map(gib, found.values())])
-    return table(["", "", *phases("SD 1.5", RANK, Flags(True, 1))], rows)
+            rows.append([name, trained_name(rank), *map(gib, phases(name, rank, flags).values())])
+    return table(["", "", *phases("SD 1.5", RANK, flags)], rows)
 
 
 def main() -> int:
-    print("COMPUTED, NOT MEASURED. GiB of 1024^3 bytes; 1 photo and 1 image of the pool a step; fp16.\n")
+    print("COMPUTED, NOT MEASURED: GiB; one photo and one image of the pool a step; --mixed_precision fp16")
+    print("C: --gradient_checkpointing; 8: --use_8bit_adam; Bn: --sample_batch_size n --eval_batch_size n\n")
     print(parts_table(), phases_table(), cards_table(), sep="\n\n")
     return 0
 

@@ -96,15 +96,16 @@ def test_the_formula(monkeypatch):
     )
     monkeypatch.setattr(memory, "count_drawing", lambda name, images, half: forward)
     monkeypatch.setattr(memory, "count_vae", lambda resolution, images, decodes: SimpleNamespace(peak=100 * images))
-    weights, frozen = parameters("SD 1.5"), memory.frozen_parameters("SD 1.5")
+    weights, vae = parameters("SD 1.5"), 83_653_863
+    assert memory.encoder_parameters("SD 1.5") == 123_060_480
     found = phases("SD 1.5", None, Flags())
     stored = found["pool"] - (6 * weights + 700)
     assert stored == 215 * 77 * 768 * 4 + 200 * 4 * 64 * 64 * 4
     assert found == {
-        "photos": 6 * weights + 4 * frozen + 400,
+        "photos": 6 * weights + 4 * vae + 400,
         "pool": 6 * weights + stored + 700,
         "step": 14 * weights + stored + 5_000,
-        "evaluation": 4 * weights + 4 * frozen + 700,
+        "evaluation": 4 * weights + 4 * vae + 4 * 123_060_480,
     }
     adapter = parameters("SD 1.5", RANK)
     adapted = phases("SD 1.5", RANK, Flags(checkpointing=True))
