@@ -68,6 +68,7 @@ NOT_RUN = {
     "spaces/compare/app.py": "serves until it is stopped; tests/spaces does",
     "--mixed_precision fp16": "needs a GPU",
     "zoo/gdzoo/dog-task1": "test_a_chain_goes_on_as_they_say does",
+    "zoo/gdzoo/dog-task2": "is the line before it, once more",
     "--concepts_list": "test_a_chain_goes_on_as_they_say does",
     "--help": "tests/test_config.py does",
     "tests/benchmarks/": "measures; tests/benchmarks has its tests",

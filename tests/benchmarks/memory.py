@@ -386,27 +386,20 @@ def trained_name(rank: int | None) -> str:
 
 
 def parts_table() -> str:
-    """What each summand of the formula is."""
+    """The summands of the formula."""
     rows = []
     for name in MODELS:
         for rank in (None, RANK):
-            trained = parameters(name, rank)
+            weights, trained = parameters(name), parameters(name, rank)
             plain, saving = (count_step(name, rank, checkpointing, 1) for checkpointing in (False, True))
             more = count_step(name, rank, True, 2).peak - saving.peak
-            weights = parameters(name)
             teacher = FLOAT * trained if rank else HALF * weights
-            sizes = (FLOAT * weights, FLOAT * trained, ADAM * trained, ADAM_8BIT * trained, teacher)
-            rows.append(
-                [
-                    name,
-                    trained_name(rank),
-                    f"{trained / 1e6:,.1f}M",
-                    *map(gib, (*sizes, plain.peak, saving.peak, more)),
-                    *(f"{each.flops / 1e12:.1f}" for each in (plain, saving)),
-                ]
-            )
-    header = ["", "", "trained", "weights", "gradients", "Adam", "8-bit Adam", "teacher", "step"]
-    return table([*header, "step, checkpointing", "per photo", "TFLOP", "TFLOP, checkpointing"], rows)
+            sizes = (FLOAT * weights, teacher, ADAM * trained, ADAM_8BIT * trained, plain.peak, saving.peak, more)
+            flops = (plain.flops, saving.flops, count_drawing(name, 1, half=True).flops)
+            named = f"{trained_name(rank)} ({trained / 1e6:,.0f}M)"
+            rows.append([name, named, *map(gib, sizes), *(f"{each / 1e12:.1f}" for each in flops)])
+    header = ["", "trained", "weights", "teacher", "Adam", "8-bit", "step", "step, C", "more per photo, C"]
+    return table([*header, "TFLOP", "TFLOP, C", "TFLOP, teacher"], rows)
 
 
 def cards_table() -> str:
@@ -416,7 +409,7 @@ def cards_table() -> str:
         for rank in (None, RANK):
             rows.append([name, trained_name(rank), *(on_card(name, rank, card) for card in CARDS)])
             print(*rows[-1], sep="; ", file=sys.stderr, flush=True)
-    return table(["", "", *(card.name for card in CARDS)], rows)
+    return table(["", "trained", *(card.name for card in CARDS)], rows)
 
 
 def on_card(name: str, rank: int | None, card: Card) -> str:
@@ -437,7 +430,7 @@ def phases_table() -> str:
     for name in MODELS:
         for rank in (None, RANK):
             rows.append([name, trained_name(rank), *map(gib, phases(name, rank, flags).values())])
-    return table(["", "", *phases("SD 1.5", RANK, flags)], rows)
+    return table(["", "trained", *phases("SD 1.5", RANK, flags)], rows)
 
 
 def main() -> int:
