@@ -120,7 +120,9 @@ class PromptSettings:
     concepts: list[dict] = option(
         [], DATA, "the concepts themselves, with the keys of a concepts list", result=False, flag=False
     )
-    resolution: int | None = option(None, DATA, "photos are resized and cropped to this many pixels square", minimum=8)
+    resolution: int | None = option(
+        None, DATA, "photos are resized and cropped to this many pixels square (SDXL is made for 1024)", minimum=8
+    )
     center_crop: bool = option(False, DATA, "crop photos at the centre (default: at random, once for each photo)")
     random_flip: bool = option(False, DATA, "mirror half of the real images")
     caption_dropout: float | None = option(

@@ -4,6 +4,7 @@ from gdzoo.settings import OtherFlag
 
 _OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
 _OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults: leave it out", True)
+_WHOLE_IMAGE = OtherFlag("SDXL's sizes are those of a whole image of --resolution: leave it out", True)
 _LOCAL_PHOTOS = OtherFlag("photos are read from local folders: use --instance_data_dir or --concepts_list", True)
 _NO_TOKEN = OtherFlag(
     "no new token is learned: leave it out, and use a rare word, as in --instance_prompt 'a photo of sks dog'", True
@@ -27,7 +28,9 @@ OTHER_FLAGS = {
     "text_encoder_use_attention_mask": _OWN_ENCODER._replace(values=0),
     "tokenizer_name": _OWN_ENCODER,
     "tokenizer_max_length": _OWN_ENCODER,
-    "pretrained_vae_model_name_or_path": OtherFlag("the VAE stays the pretrained model's own: leave it out", True),
+    "pretrained_vae_model_name_or_path": OtherFlag(
+        "the VAE stays the pretrained model's own, and works in float32 always: leave it out", True
+    ),
     "skip_save_text_encoder": OtherFlag("every published pipeline is complete", values=0),
     "pre_compute_text_embeddings": OtherFlag("they always are", values=0),
     "validation_prompt": OtherFlag(_NO_VALIDATION),
@@ -42,15 +45,25 @@ OTHER_FLAGS = {
     "lr_power": OtherFlag("diffusers' default is used: leave it out", True),
     "use_8bit_adam": OtherFlag("to save memory, use --rank, --gradient_checkpointing or --mixed_precision", True, 0),
     "optimizer": _OWN_ADAM,
+    "prodigy_beta3": _OWN_ADAM,
+    "prodigy_decouple": _OWN_ADAM,
+    "prodigy_use_bias_correction": _OWN_ADAM,
+    "prodigy_safeguard_warmup": _OWN_ADAM,
     "adam_beta1": _OWN_ADAM,
     "adam_beta2": _OWN_ADAM,
     "adam_weight_decay": _OWN_ADAM,
     "adam_epsilon": _OWN_ADAM,
+    "adam_weight_decay_text_encoder": OtherFlag("the text encoder is never trained: leave it out", True),
+    "crops_coords_top_left_h": _WHOLE_IMAGE,
+    "crops_coords_top_left_w": _WHOLE_IMAGE,
+    "do_edm_style_training": OtherFlag("the noise is that of the model's own schedule: leave it out", True, 0),
     "offset_noise": OtherFlag("noise has no offset: leave it out", True, 0),
+    "noise_offset": OtherFlag("noise has no offset: leave it out", True),
     "class_labels_conditioning": OtherFlag("Stable Diffusion takes prompts alone: leave it out", True),
     "enable_xformers_memory_efficient_attention": OtherFlag(
         "PyTorch's own attention, as economical, is used", values=0
     ),
+    "enable_npu_flash_attention": OtherFlag("PyTorch's own attention is used", values=0),
     "set_grads_to_none": OtherFlag("they always are", values=0),
     "logging_dir": OtherFlag("logs are written to OUTPUT_DIR/.training/logs"),
     "local_rank": OtherFlag(""),
@@ -63,6 +76,8 @@ OTHER_FLAGS = {
     "freeze_model": OtherFlag("all of the U-Net is trained, or an adapter (--rank): leave it out", True),
     "modifier_token": _NO_TOKEN,
     "initializer_token": _NO_TOKEN,
+    "image_interpolation_mode": OtherFlag("photos are resized by lanczos, diffusers' default"),
+    "cache_dir": OtherFlag("leave it out, and set HF_HOME in the environment", True),
     "hflip": OtherFlag("use --random_flip", True, 0),
     "noaug": OtherFlag("photos are cropped, and mirrored with --random_flip, but not changed otherwise", values=0),
     "dataset_name": _LOCAL_PHOTOS,

@@ -19,7 +19,7 @@ from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
-PROMPTS_AT_ONCE = 64
+PROMPTS_AT_ONCE = 16
 
 
 class LatentSpace(NoiseScheduled):
@@ -162,6 +162,12 @@ class LatentSpace(NoiseScheduled):
         """The pipeline's own, as it was loaded."""
         return getattr(self.pipeline, self.network_name)
 
+    @property
+    def usual_resolution(self) -> int | None:
+        """Pixels of a side that the pipeline draws by default; None: it does not say."""
+        size = self.network.config.get("sample_size")
+        return size * self.factor if isinstance(size, int) else None
+
     def load_network(self, folder: Path) -> ModelMixin:
         """The network of a published pipeline of this kind, in float32 on the CPU."""
         return self.parts[self.network_name].from_pretrained(folder, subfolder=self.network_name, use_safetensors=True)
@@ -216,7 +222,10 @@ class LatentSpace(NoiseScheduled):
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), PROMPTS_AT_ONCE):
             batch = new[start : start + PROMPTS_AT_ONCE]
-            encoded = {name: value.cpu() for name, value in self.encode_prompts(batch).items()}
+            # Always as many: matrix products of few rows round in another way, and a run that is resumed embeds other
+            # prompts together than one that was not.
+            filled = batch + [""] * (PROMPTS_AT_ONCE - len(batch))
+            encoded = {name: value.cpu() for name, value in self.encode_prompts(filled).items()}
             self._embeddings |= {prompt: rows_of(encoded, row) for row, prompt in enumerate(batch)}
         if new:
             for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
@@ -313,4 +322,12 @@ def shortened(prompts: Sequence[str], tokens: int) -> str:
     first = clean(cut(prompts[0], 80))
     return (
         f"{len(prompts)} prompts are longer than the {tokens} tokens that the model reads, and are cut: {first!r}, ..."
+    )
+
+
+def other_resolution(usual: int, resolution: int) -> str:
+    """One line about a model that draws `LatentSpace.usual_resolution` and is taught with images of another."""
+    return (
+        f"the pipeline draws {usual} x {usual} pixels by default and the photos have {resolution}: give --resolution"
+        f" {usual}, or call it with height={resolution}, width={resolution}"
     )

@@ -18,10 +18,13 @@ from gdzoo.errors import one_line
 from gdzoo.models.latents import LatentSpace
 from gdzoo.models.refusals import INDEX, check_reachable, has_only_fp16, list_files, no_weights
 from gdzoo.models.stable_diffusion import StableDiffusion
+from gdzoo.models.stable_diffusion_xl import StableDiffusionXL
 from gdzoo.models.text_refusals import check_parts, no_text_pipeline
 
 # By the pipeline's class; another kind is a file of its own and an entry here.
-KINDS: dict[str, type[LatentSpace]] = {kind.pipeline_class.__name__: kind for kind in (StableDiffusion,)}
+KINDS: dict[str, type[LatentSpace]] = {
+    kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL)
+}
 SUPPORTED = "gdzoo takes a " + " or a ".join(f"{name} ({kind.models})" for name, kind in KINDS.items())
 CONFIGS = [INDEX, "*/config.json", "scheduler/*.json"]  # small files, which say whether a model can be trained
 

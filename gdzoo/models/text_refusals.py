@@ -21,7 +21,10 @@ def no_text_pipeline(repo_or_folder: str, error: Exception, supported: str) -> s
             f"StableDiffusionPipeline.from_single_file({str(repo_or_folder)!r}, use_safetensors=True)"
             ".save_pretrained('pipeline')"
         )
-        return f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"'
+        return (
+            f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"; of SDXL with'
+            " StableDiffusionXLPipeline"
+        )
     files = list_files(repo_or_folder)
     if INDEX not in files:
         for name in LORA_FILES:

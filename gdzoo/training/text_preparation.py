@@ -22,7 +22,7 @@ from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.evaluation.fidelity import Fidelity
 from gdzoo.evaluation.fidelity_models import load_networks
-from gdzoo.models.latents import LatentSpace, shortened
+from gdzoo.models.latents import LatentSpace, other_resolution, shortened
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
 from gdzoo.models.small_stable_diffusion import flops_of_forward
 from gdzoo.models.text_pipelines import load_text_to_image, open_space
@@ -61,6 +61,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
     if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
         data.remarks.append(shortened(long, space.tokens))
+    if space and space.usual_resolution not in (None, config.resolution):
+        data.remarks.append(other_resolution(space.usual_resolution, config.resolution))
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
     fidelity, left_out = load_fidelity(config, class_prompts, data, accelerator)
     data.remarks += left_out

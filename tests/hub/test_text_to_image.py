@@ -1,12 +1,13 @@
 """Text-to-image chains that are pushed to the test Hub, loaded from there and continued from there."""
 
 import copy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import HfApi, ModelCard
 
 from gdzoo import train_text_to_image
@@ -38,6 +39,11 @@ def pushed(server, once, tmp_path_factory) -> SimpleNamespace:
         api.upload_folder(repo_id=BASE, folder_path=root / "base")
         assert train_text_to_image.main([*chain(root, ["dog", "chair"]), *PUSH]) == 0
     return SimpleNamespace(zoo=cwd / "zoo/gdzoo", store=server.store, root=root)
+
+
+@pytest.fixture(scope="module")
+def root(once) -> Path:
+    return prepared(once)
 
 
 @pytest.fixture
@@ -102,3 +108,20 @@ def assert_goes_on(hub: FakeHub, zoo: Path, once):
     assert results["pretrained"] == BASE and [entry["task"] for entry in results["history"]] == [1, 2, 3]
     assert results["metrics"] == pytest.approx(expected["metrics"], rel=1e-3)
     assert_pushed_once(hub, last, results["run"])
+
+
+def test_sdxl_is_pushed_and_loaded_by_its_name(hub, once, root, tmp_path):
+    """Three tasks that a run without the Hub has trained are pushed, and none is trained again."""
+    shutil.copytree(published(once, *ADAPTER, base="xl") / "zoo", tmp_path / "zoo")
+    assert train_text_to_image.main([*taught(root, base="xl"), *ADAPTER, *PUSH]) == 0
+    zoo, repos = tmp_path / "zoo/gdzoo", [*REPOS, "gdzoo/pets-task3"]
+    assert sorted(hub.repos()) == repos
+    for repo in repos:
+        assert_pushed_once(hub, zoo / repo.partition("/")[2], read_json(zoo / repo.partition("/")[2] / RESULTS)["run"])
+    pipeline, base = DiffusionPipeline.from_pretrained(repos[-1]), DiffusionPipeline.from_pretrained(root / "xl")
+    assert type(pipeline) is type(base) is StableDiffusionXLPipeline
+    before = draw(base, CONCEPTS["style"])
+    base.load_lora_weights(repos[-1], subfolder=LORA_FOLDER, weight_name=LORA_FILE)
+    there = draw(pipeline, CONCEPTS["style"])
+    np.testing.assert_allclose(draw(base, CONCEPTS["style"]), there, atol=2e-5)
+    assert np.abs(there - before).max() > 1e-3

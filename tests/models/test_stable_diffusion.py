@@ -98,7 +98,7 @@ def test_half_precision_alone_is_read_and_published_whole(tmp_path):
     assert load_file(tmp_path / "published/text_encoder/model.safetensors").keys() == keys
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"])
+@pytest.mark.parametrize("kind", ["StableDiffusion3Pipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"])
 def test_another_kind_of_pipeline_is_named(copied, kind):
     change_json(copied / "model_index.json", _class_name=kind)
     message = refusal(copied)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 
 from gdzoo.method.objective import Batch, continual_loss
@@ -14,29 +13,42 @@ from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import BlockRandom, StepRandom
 from gdzoo.method.strategies import GaussianDistillation, GenerativeDistillation, GenerativeReplay, LwF
 from gdzoo.models.kinds import make_past
-from gdzoo.models.lora import add_adapter, fused_copy
+from gdzoo.models.lora import Adapter, add_adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
-from gdzoo.models.stable_diffusion import TEXT, StableDiffusion
-from gdzoo.models.text_pipelines import load_text_to_image
+from gdzoo.models.stable_diffusion import TEXT
+from gdzoo.models.text_pipelines import load_text_to_image, open_space
 from gdzoo.models.text_to_image import TextStudent, TextTeacher
 from tests.models.test_lora import shake
-from tests.models.tiny import RESOLUTION, TOKENS, make_tiny_stable_diffusion
+from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
 
 PROMPTS = ["a red three", "a blue four"]
 KEPT = Preservation((("a dog", "a cat"), ("one", "two", "three")), empty_share=0.25)
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+# Of each kind of model one, and of the predictions that models are published with.
+BASES = [(make_tiny_stable_diffusion, "epsilon"), (make_tiny_stable_diffusion_xl, "v_prediction")]
+
+
+@pytest.fixture(scope="module", params=BASES, ids=["sd", "xl"])
 def base(request, tmp_path_factory):
-    return make_tiny_stable_diffusion(tmp_path_factory.mktemp(request.param) / "tiny", request.param)
+    make, prediction_type = request.param
+    return make(tmp_path_factory.mktemp("base") / "tiny", prediction_type)
 
 
 @pytest.fixture
 def loaded(base) -> SimpleNamespace:
     pipeline, folder = load_text_to_image(base)
-    return SimpleNamespace(
-        unet=pipeline.unet.train(), space=StableDiffusion(pipeline, "cpu", RESOLUTION), folder=folder, pipeline=pipeline
-    )
+    space = open_space(pipeline, "cpu", RESOLUTION)
+    return SimpleNamespace(unet=pipeline.unet.train(), space=space, folder=folder, pipeline=pipeline)
+
+
+def adapter_of(loaded, rank: int) -> Adapter:
+    return add_adapter(loaded.unet, rank, 0, type(loaded.space))
+
+
+def equal(one: dict, other: dict) -> bool:
+    """Whether two conditions are the same."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def random(step: int = 0, share: int = 0, shares: int = 1) -> StepRandom:
@@ -62,7 +74,8 @@ def test_a_real_batch_has_its_labels_prompts_and_sampled_latents(loaded):
     drawn = student.real(real, random())
     noise = random().randn(4, *loaded.space.latent_shape)
     torch.testing.assert_close(drawn.x_0, loaded.space.sample_latents(real[0], noise))
-    expected, _ = loaded.pipeline.encode_prompt([PROMPTS[label] for label in (0, 1, 0, 1)], "cpu", 1, False)
+    how = dict(device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    expected, *_ = loaded.pipeline.encode_prompt([PROMPTS[label] for label in (0, 1, 0, 1)], **how)
     torch.testing.assert_close(drawn.cond[TEXT], expected)
 
 
@@ -74,9 +87,13 @@ def test_half_of_the_images_are_mirrored_and_dropped_captions_are_empty(loaded):
     assert 16 < chosen.sum() < 48
     moments = torch.where(chosen[:, None, None, None], real[1], real[0])
     assert torch.equal(drawn.x_0, loaded.space.sample_latents(moments, numbers.randn(64, *loaded.space.latent_shape)))
-    empty = (drawn.cond[TEXT] == loaded.space.embed([""])[TEXT]).flatten(1).all(1)
-    assert 16 < empty.sum() < 48
-    assert torch.equal(student.real(real, random()).cond[TEXT], drawn.cond[TEXT])
+    prompts, empty = student.cond_of(real[-1]), loaded.space.embed([""])
+    dropped = (drawn.cond[TEXT] == empty[TEXT]).flatten(1).all(1)
+    assert 16 < dropped.sum() < 48
+    for name, value in drawn.cond.items():  # all that belongs to a caption is dropped with it
+        assert torch.equal(value[dropped], empty[name].expand_as(value)[dropped])
+        assert torch.equal(value[~dropped], prompts[name][~dropped])
+    assert equal(student.real(real, random()).cond, drawn.cond)
     without = TextStudent(loaded.unet, loaded.space, PROMPTS).real(real, random())
     assert torch.equal(without.x_0, drawn.x_0)
 
@@ -86,7 +103,7 @@ def test_a_real_batch_in_two_shares_is_the_whole(loaded):
     whole = student.real(real, random())
     parts = [student.real([column[4 * share :][:4] for column in real], random(0, share, 2)) for share in (0, 1)]
     assert torch.equal(torch.cat([part.x_0 for part in parts]), whole.x_0)
-    assert torch.equal(torch.cat([part.cond[TEXT] for part in parts]), whole.cond[TEXT])
+    assert equal({name: torch.cat([part.cond[name] for part in parts]) for name in whole.cond}, whole.cond)
 
 
 def test_noise_targets_and_weights_are_the_schedules(loaded):
@@ -127,20 +144,21 @@ def test_all_weights_or_the_adapters_alone_are_trained(loaded):
     student = TextStudent(loaded.unet, loaded.space, PROMPTS)
     assert [*map(id, student.parameters())] == [*map(id, loaded.unet.parameters())]
     assert student.weights is loaded.unet
-    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
+    adapter = adapter_of(loaded, 2)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     assert [*map(id, student.parameters())] == [*map(id, adapter.parameters())]
     assert len(student.weights.state_dict()) == len(student.parameters())
 
 
 def test_the_students_pipeline_is_stock_and_without_adapters(loaded):
-    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
+    adapter = adapter_of(loaded, 2)
     shake(adapter)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     trained = student.trained(loaded.unet)
     assert trained.adapter is adapter
     pipeline = loaded.space.with_network(trained.network)
-    assert type(pipeline) is StableDiffusionPipeline
+    assert type(pipeline) is type(loaded.pipeline) and "_name_or_path" not in pipeline.config  # a path of this machine
+    assert pipeline.config.items() <= loaded.pipeline.config.items()
     assert not any(".lora_" in name for name in pipeline.unet.state_dict())
     pipeline.set_progress_bar_config(disable=True)
     pipeline("a red three", num_inference_steps=2, height=RESOLUTION, width=RESOLUTION)
@@ -154,7 +172,7 @@ def drawn_batch(student, teacher) -> Batch:
 
 
 def test_a_teacher_by_adapter_is_a_separate_fused_one(loaded):
-    adapter = add_adapter(loaded.unet, 4, 0, StableDiffusion)
+    adapter = adapter_of(loaded, 4)
     shake(adapter)
     adapter.freeze_teacher()
     separate = teacher_of(loaded, guidance=2.0)
@@ -162,7 +180,7 @@ def test_a_teacher_by_adapter_is_a_separate_fused_one(loaded):
     shared = TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, guidance=2.0, adapter=adapter)
     mine, other = shared.draw(3, random()), separate.draw(3, random())
     torch.testing.assert_close(mine.x_0, other.x_0, rtol=1e-3, atol=1e-3)
-    assert torch.equal(mine.cond[TEXT], other.cond[TEXT])
+    assert equal(mine.cond, other.cond)
     batch = drawn_batch(TextStudent(loaded.unet, loaded.space, PROMPTS), separate)
     predictions = [each.predict(batch.x_t, batch.t, batch.cond) for each in (shared, separate)]
     torch.testing.assert_close(*predictions, rtol=1e-3, atol=1e-4)
@@ -172,7 +190,7 @@ def test_a_teacher_by_adapter_is_a_separate_fused_one(loaded):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_of_distillation_reaches_every_weight_of_the_adapter(loaded, checkpointing):
-    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
+    adapter = adapter_of(loaded, 2)
     shake(adapter)
     if checkpointing:
         loaded.unet.enable_gradient_checkpointing()
@@ -191,7 +209,7 @@ def test_a_step_of_distillation_reaches_every_weight_of_the_adapter(loaded, chec
 def test_targets_are_the_teachers_conditional_prediction_whatever_the_guidance(loaded):
     plain, guided = teacher_of(loaded), teacher_of(loaded, guidance=5.0)
     batch = drawn_batch(TextStudent(loaded.unet, loaded.space, PROMPTS), plain)
-    expected = loaded.unet(batch.x_t, batch.t, **batch.cond).sample
+    expected = loaded.space.predict(loaded.unet, *batch[:2], batch.cond)
     torch.testing.assert_close(guided.predict(*batch[:2], batch.cond), expected)
     guided.passes = plain.passes = 0
     assert not torch.allclose(guided.draw(2, random()).x_0, plain.draw(2, random()).x_0, atol=1e-3)
@@ -214,9 +232,7 @@ def test_a_pool_has_its_prompts_in_equal_shares_and_is_the_teachers(loaded):
     taken = pool.take(6, random())
     rows = random().randint(10, 6)
     assert torch.equal(taken.x_0, pool.stored["latents"][rows])
-    assert torch.equal(
-        taken.cond[TEXT], loaded.space.embed([KEPT.prompts[row] for row in pool.stored["rows"][rows]])[TEXT]
-    )
+    assert equal(taken.cond, loaded.space.embed([KEPT.prompts[row] for row in pool.stored["rows"][rows]]))
     again = ReplayPool(teacher_of(loaded), accelerator, 10, (42, 2), block=4)
     again.load_state_dict(pool.state_dict())
     assert torch.equal(again.stored["latents"], pool.stored["latents"])
@@ -240,7 +256,7 @@ def test_a_pools_key_is_its_prompts_and_the_teachers_weights_in_any_precision(lo
     other = Preservation((("a dog", "a bird"), *KEPT.groups[1:]), KEPT.empty_share)
     assert TextTeacher(fused_copy(loaded.unet), loaded.space, other, steps=2).pool_key() != key
     assert teacher_of(loaded, guidance=2.0).pool_key() != key
-    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
+    adapter = adapter_of(loaded, 2)
     shared = TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, adapter=adapter).pool_key()
     shake(adapter)  # the student's training does not change the teacher
     assert TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, adapter=adapter).pool_key() == shared
@@ -253,9 +269,9 @@ def test_a_pools_key_is_its_prompts_and_the_teachers_weights_in_any_precision(lo
 
 def test_conditions_are_preservation_prompts(loaded):
     teacher = teacher_of(loaded)
-    text = teacher.condition(8, random())[TEXT]
-    assert text.shape == (8, TOKENS, 16)
-    assert torch.equal(text, loaded.space.embed([KEPT.prompts[row] for row in KEPT.random_rows(8, random())])[TEXT])
+    cond = teacher.condition(8, random())
+    assert {name: tuple(value.shape[1:]) for name, value in cond.items()} == loaded.space.cond_shapes()
+    assert equal(cond, loaded.space.embed([KEPT.prompts[row] for row in KEPT.random_rows(8, random())]))
 
 
 def test_several_steps_are_drawn_at_once(loaded):
@@ -267,7 +283,7 @@ def test_several_steps_are_drawn_at_once(loaded):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_half_precision_passes_give_float32_and_nearly_the_same(loaded, lora):
-    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion) if lora else None
+    adapter = adapter_of(loaded, 2) if lora else None
     if adapter:
         shake(adapter)
         adapter.freeze_teacher()
@@ -282,7 +298,7 @@ def test_half_precision_passes_give_float32_and_nearly_the_same(loaded, lora):
     if adapter:
         with torch.autocast("cpu", torch.bfloat16):
             teacher.predict(*batch[:2], batch.cond)
-            loaded.unet(batch.x_t, batch.t, **batch.cond).sample.float().square().mean().backward()
+            loaded.space.predict(loaded.unet, *batch[:2], batch.cond).float().square().mean().backward()
         assert all(weight.grad.abs().sum() > 0 for weight in adapter.parameters())
         assert {weight.dtype for weight in loaded.unet.parameters()} == {torch.float32}
 
@@ -300,13 +316,13 @@ def test_the_teacher_of_a_full_student_is_frozen_and_apart(loaded):
 def test_an_adapter_serves_two_roles_in_what_accelerate_prepared(loaded, any_precision):
     """Trap: accelerate puts autocast into the network's own forward()."""
     expected = fused_copy(loaded.unet)
-    adapter = add_adapter(loaded.unet, 2, 0, StableDiffusion)
+    adapter = adapter_of(loaded, 2)
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(loaded.unet)
     teacher = TextTeacher(loaded.unet, loaded.space, KEPT, steps=2, adapter=adapter)
     student = TextStudent(loaded.unet, loaded.space, PROMPTS, adapter=adapter)
     batch = drawn_batch(student, teacher)
-    plain = expected(batch.x_t, batch.t, **batch.cond).sample
-    fused = student.trained(loaded.unet).network(batch.x_t, batch.t, **batch.cond).sample
+    plain = loaded.space.predict(expected, *batch[:2], batch.cond)
+    fused = student.predict(student.trained(loaded.unet).network, *batch[:2], batch.cond)
     torch.testing.assert_close(fused, plain)
     shake(adapter)
     teacher.predict(*batch[:2], batch.cond)

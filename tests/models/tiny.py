@@ -1,15 +1,24 @@
-"""A tiny random Stable Diffusion in the layout of the Hub, for tests."""
+"""A tiny random Stable Diffusion, and a tiny SDXL, in the layout of the Hub, for tests."""
 
 import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 RESOLUTION = 16  # pixels; the VAE makes 8x8 latents of 4 channels
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+POOLED = 12  # numbers of the pooled embedding of SDXL's second text encoder
 TOKENS = 40  # that the text encoder reads: a character is a token
 
 
@@ -21,21 +30,61 @@ def make_tiny_stable_diffusion(
     Args:
         variant: "fp16" saves half-precision weights alone.
     """
-    dtype = torch.float16 if variant == "fp16" else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = dict(vae=_vae(), text_encoder=_text_encoder(), unet=_unet())
-    pipeline = StableDiffusionPipeline(
-        **{name: part.to(dtype) for name, part in parts.items()},
-        tokenizer=CLIPTokenizer(*_vocabulary(), model_max_length=TOKENS),
-        scheduler=_scheduler(prediction_type),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        parts = dict(vae=_vae(), text_encoder=_text_encoder(CLIPTextModel, 16), unet=_unet())
+    options = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    options |= dict(tokenizer=_tokenizer(), scheduler=_scheduler(prediction_type))
+    return _save(StableDiffusionPipeline, folder, variant, parts, options)
+
+
+def make_tiny_stable_diffusion_xl(
+    folder: Path, prediction_type: str = "epsilon", seed: int = 0, variant: str | None = None
+) -> Path:
+    """The same as stable-diffusion-xl-base-1.0 is saved, with its Euler scheduler."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = dict(
+            vae=_vae(scaling_factor=0.13025, force_upcast=True),
+            text_encoder=_text_encoder(CLIPTextModel, 16),
+            text_encoder_2=_text_encoder(CLIPTextModelWithProjection, 24),
+            unet=_unet_xl(),
+        )
+    betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = EulerDiscreteScheduler(
+        **betas, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1
     )
+    options = dict(tokenizer=_tokenizer(), tokenizer_2=_tokenizer(), scheduler=scheduler)
+    return _save(StableDiffusionXLPipeline, folder, variant, parts, options)
+
+
+def _save(kind: type[DiffusionPipeline], folder: Path, variant: str | None, parts: dict, options: dict) -> Path:
+    dtype = torch.float16 if variant == "fp16" else torch.float32
+    pipeline = kind(**{name: part.to(dtype) for name, part in parts.items()}, **options)
     pipeline.save_pretrained(folder, variant=variant)
-    _write_tokenizer(Path(folder) / "tokenizer")
+    for tokenizer in Path(folder).glob("tokenizer*"):
+        _write_tokenizer(tokenizer)
     return Path(folder)
+
+
+def _unet_xl() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=RESOLUTION // 2,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16 + 24,  # of both text encoders
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + POOLED,
+    )
 
 
 def _unet() -> UNet2DConditionModel:
@@ -53,7 +102,7 @@ def _unet() -> UNet2DConditionModel:
     )
 
 
-def _vae() -> AutoencoderKL:
+def _vae(**options) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -63,16 +112,18 @@ def _vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=RESOLUTION,
+        **options,
     )
 
 
-def _text_encoder() -> CLIPTextModel:
+def _text_encoder(kind: type, width: int) -> CLIPTextModel | CLIPTextModelWithProjection:
     size = len(_vocabulary()[0])
-    return CLIPTextModel(
+    return kind(
         CLIPTextConfig(
             vocab_size=size,
-            hidden_size=16,
+            hidden_size=width,
             intermediate_size=32,
+            projection_dim=POOLED,
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=TOKENS,
@@ -102,6 +153,10 @@ def _vocabulary() -> tuple[dict[str, int], list[str]]:
     characters = list(bytes_to_unicode().values())
     words = [*characters, *(f"{each}</w>" for each in characters), BEGIN, END]
     return {word: number for number, word in enumerate(words)}, []
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer(*_vocabulary(), model_max_length=TOKENS)
 
 
 def _write_tokenizer(folder: Path):

@@ -1,5 +1,6 @@
 """Bad input of text-to-image chains ends in one line before any work; a chain goes on with more concepts."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from gdzoo.training.text_preparation import prepare_text_to_image
 from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
-from tests.models.tiny import make_tiny_stable_diffusion
+from tests.models.tiny import make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
 from tests.training.text_to_image import ADAPTER, CONCEPTS, SHORT, prepared, published, same, taught, write_list
 
 BASE, LIST = "--pretrained_model_name_or_path", "--concepts_list"
@@ -91,15 +92,28 @@ def test_a_resolution_that_is_no_multiple(cwd, root, capsys, resolution):
 # ---- models ----
 
 
+def test_another_resolution_than_the_pipelines_own_is_told(root, cwd):
+    """Such as SDXL at the default resolution."""
+    concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
+    model = dict(pretrained_model_name_or_path=str(root / "xl"), clip_model="none", dino_model="none")
+    config = TextToImageConfig(**concept, **model, resolution=32)
+    remarks = prepare_text_to_image(config).data.remarks
+    assert any(
+        "draws 16 x 16 pixels by default and the photos have 32: give --resolution 16" in line for line in remarks
+    )
+    assert not prepare_text_to_image(dataclasses.replace(config, resolution=16)).data.remarks
+
+
 def another_kind(folder: Path):
     blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
     DDIMPipeline(UNet2DModel(8, norm_num_groups=4, **blocks), DDIMScheduler()).save_pretrained(folder)
 
 
-def stable_diffusion_xl(folder: Path):
-    make_tiny_stable_diffusion(folder)
+def refiner(folder: Path):
+    """SDXL's second model: of its text encoders it has one."""
+    make_tiny_stable_diffusion_xl(folder)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLImg2ImgPipeline"}))
 
 
 def lora_attached(folder: Path):
@@ -121,7 +135,7 @@ def vae_of_nan(folder: Path):
 
 MODELS = {
     another_kind: ("it is a DDIMPipeline, which gdzoo cannot train", "gdzoo takes a StableDiffusionPipeline"),
-    stable_diffusion_xl: ("it is a StableDiffusionXLPipeline", "gdzoo takes a StableDiffusionPipeline"),
+    refiner: ("it is a StableDiffusionXLImg2ImgPipeline", "or a StableDiffusionXLPipeline (SDXL"),
     lora_attached: ("its LoRA layers still attached", "pipe.fuse_lora() and pipe.unload_lora_weights()"),
 }
 

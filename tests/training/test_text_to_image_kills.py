@@ -32,12 +32,20 @@ def root(once) -> Path:
     return prepared(once)
 
 
-# What is not tried with an adapter is the same code for all weights.
-@pytest.mark.parametrize("flags, plans", [([], TARGETED[1::4]), (ADAPTER, TARGETED)], ids=["full", "lora"])
-def test_killed_where_it_hurts_it_ends_with_the_same_bits(tmp_path, once, root, flags, plans):
-    arguments, main = [*taught(root), *flags, *EVERY_STEP], train_text_to_image.main
+# What is not tried with an adapter is the same code for all weights, and most of it for SDXL.
+RUNS = {
+    "full": ("base", [], TARGETED[1::4]),
+    "lora": ("base", ADAPTER, TARGETED),
+    "xl-full": ("xl", [], [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),  # in task 2
+    "xl-lora": ("xl", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),  # before it
+}
+
+
+@pytest.mark.parametrize(("base", "flags", "plans"), RUNS.values(), ids=RUNS)
+def test_killed_where_it_hurts_it_ends_with_the_same_bits(tmp_path, once, root, base, flags, plans):
+    arguments, main = [*taught(root, base=base), *flags, *EVERY_STEP], train_text_to_image.main
     assert kill_until_done(tmp_path, [*plans, undisturbed], random.Random(0), arguments, main) == len(plans)
-    assert outcome(tmp_path) == outcome(published(once, *flags))
+    assert outcome(tmp_path) == outcome(published(once, *flags, base=base))
 
 
 def test_a_resumed_run_draws_no_pool_again(tmp_path, root):

@@ -16,7 +16,7 @@ from gdzoo import train_text_to_image
 from gdzoo.training import learner as learning
 from gdzoo.training.learner import Learner
 from tests.forked import Launched, launch
-from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion
+from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
 
 LICENSE = "creativeml-openrail-m"
 CONCEPTS = {"dog": "a photo of sks dog", "chair": "a photo of zwx chair", "style": "a painting in the style of qvk"}
@@ -45,9 +45,10 @@ def make_photos(folder: Path, seed: int):
 
 
 def make_base(root: Path) -> Path:
-    """A small Stable Diffusion in root/base with a card, and photos of three concepts in root/photos."""
-    base = make_tiny_stable_diffusion(root / "base")
-    (base / "README.md").write_text(f"---\nlicense: {LICENSE}\n---\n\n# A base\n")
+    """A small Stable Diffusion in root/base and SDXL in root/xl with cards, and photos of concepts in root/photos."""
+    base, xl = make_tiny_stable_diffusion(root / "base"), make_tiny_stable_diffusion_xl(root / "xl")
+    for folder in (base, xl):
+        (folder / "README.md").write_text(f"---\nlicense: {LICENSE}\n---\n\n# A base\n")
     for seed, name in enumerate(CONCEPTS):
         make_photos(root / "photos" / name, seed)
     return base
@@ -72,10 +73,10 @@ def write_list(root: Path, names: list[str]) -> Path:
     return file
 
 
-def taught(root: Path, names=tuple(CONCEPTS)) -> list[str]:
-    """The flags that teach these concepts to the base of `make_base`, in few steps."""
+def taught(root: Path, names=tuple(CONCEPTS), base: str = "base") -> list[str]:
+    """The flags that teach these concepts to a base of `make_base`, in few steps."""
     concepts = write_list(root, list(names))
-    return [*SHORT, "--pretrained_model_name_or_path", str(root / "base"), "--concepts_list", str(concepts)]
+    return [*SHORT, "--pretrained_model_name_or_path", str(root / base), "--concepts_list", str(concepts)]
 
 
 def start(arguments: list[str], cwd: Path, before=None) -> Launched:
@@ -88,15 +89,15 @@ def prepared(once) -> Path:
     return once("concepts", make_base)
 
 
-def published(once, *flags: str) -> Path:
+def published(once, *flags: str, base: str = "base") -> Path:
     """The working folder of a run, without interruption, that taught all concepts in a row with these flags."""
     root = prepared(once)
 
     def make(cwd: Path):
-        run = start([*taught(root), *flags], cwd)
+        run = start([*taught(root, base=base), *flags], cwd)
         assert run.wait() == 0, run.text
 
-    return once("-".join(["concepts-run", *flags]).replace("--", ""), make)
+    return once("-".join(["concepts-run", base, *flags]).replace("--", ""), make)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
