@@ -12,7 +12,7 @@ from gdzoo.report.tables import title
 
 ROWS = 9  # prompts, about as many of each task
 CELL, SPACE = 64, 4  # pixels of a drawing, and between two
-INCHES = 0.42  # of a drawing in the figure
+INCHES, TITLE, LETTER = 0.42, 1.0, 0.075  # of a drawing in the figure, of a strategy's name, of a prompt's character
 LONGEST = 30  # characters of a prompt
 NOTHING = (0xEE,) * 3  # in place of a drawing that is not there
 
@@ -43,8 +43,9 @@ def _prompts(models: dict[tuple[str, int], dict], tasks: int) -> dict[str, int]:
 
 def _figure(comparison: Comparison, models: dict[tuple[str, int], dict], prompts: dict[str, int]) -> Figure:
     strategies, tasks = comparison.strategies, list(comparison.tasks)
-    width, height = INCHES * len(tasks), INCHES * len(prompts)
-    figure = Figure(figsize=((width + 0.15) * len(strategies) + 1.4, height + 0.5), layout="constrained")
+    shown = [cut(clean(prompt), LONGEST) for prompt in prompts]
+    width = len(strategies) * (max(INCHES * len(tasks), TITLE) + 0.15) + LETTER * max(map(len, shown)) + 0.3
+    figure = Figure(figsize=(width, INCHES * len(prompts) + 0.8), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02)
     panels = figure.subplots(1, len(strategies), sharey=True, squeeze=False)[0]
     centres = [SPACE + place * (CELL + SPACE) + CELL / 2 for place in range(max(len(tasks), len(prompts)))]
@@ -52,7 +53,7 @@ def _figure(comparison: Comparison, models: dict[tuple[str, int], dict], prompts
         axes.imshow(_panel(models, strategy, tasks, prompts), interpolation="nearest")
         axes.set_title(title(strategy).replace(" ", "\n"), color=style["color"])
         axes.set_xticks(centres[: len(tasks)], [str(task) for task in tasks])
-        axes.set_yticks(centres[: len(prompts)], [cut(clean(prompt), LONGEST) for prompt in prompts])
+        axes.set_yticks(centres[: len(prompts)], shown)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.set_xlabel("after task")
         axes.xaxis.set_label_position("top")
