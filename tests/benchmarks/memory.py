@@ -93,20 +93,19 @@ VAE = dict(
 
 
 class Card(NamedTuple):
-    """A GPU: its memory in GiB, and by its data sheet FLOP/s in half and in single precision, and bytes/s."""
+    """A GPU: its memory in GiB, and by its data sheet FLOP/s in half precision and bytes/s."""
 
     name: str
     memory: float
     half: float
-    single: float
     bandwidth: float
 
 
 CARDS = [
-    Card("8 GB (RTX 4060)", 8, 30e12, 15e12, 272e9),
-    Card("16 GB (T4)", 15, 65e12, 8.1e12, 320e9),
-    Card("24 GB (RTX 4090)", 24, 165e12, 82.6e12, 1008e9),
-    Card("80 GB (A100)", 80, 312e12, 19.5e12, 2039e9),
+    Card("8 GB (RTX 4060)", 8, 30e12, 272e9),
+    Card("16 GB (T4)", 15, 65e12, 320e9),
+    Card("24 GB (RTX 4090)", 24, 165e12, 1008e9),
+    Card("80 GB (A100)", 80, 312e12, 2039e9),
 ]
 
 
@@ -333,7 +332,7 @@ def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[st
         "photos": student + teacher + vae + count_vae(model.resolution, min(PHOTOS, at_once), decodes=False).peak,
         "pool": student + teacher + stored + count_drawing(name, flags.at_once, half=True).peak,
         "step": student + teacher + stored + adam + count_step(name, rank, flags.checkpointing, batch).peak,
-        # In float32; the model and the one that it is compared with take turns on the GPU.
+        # Weights in float32; the model and the one that it is compared with take turns on the GPU.
         "evaluation": FLOAT * weights + vae + max(drawing, decoding, encoders),
     }
 
@@ -350,8 +349,8 @@ def seconds(name: str, rank: int | None, flags: Flags, card: Card) -> dict[str, 
         "step": step,
         "steps": step * settings["max_train_steps"],
         "pool": settings["num_class_images"] * settings["replay_pool_steps"] * forward / (SHARE * card.half),
-        # Of the model and of the original one, in float32.
-        "evaluation": 2 * GROUPS * passes * forward / (SHARE * card.single),
+        # Of the model and of the original one.
+        "evaluation": 2 * GROUPS * passes * forward / (SHARE * card.half),
     }
 
 

@@ -113,9 +113,9 @@ def test_the_formula(monkeypatch):
     cards = [CARDS[0]._replace(memory=1 + each * weights / GIB) for each in (7, 13, 21)]
     found = [memory.best_flags("SD 1.5", None, card) for card in cards]
     assert found == [None, Flags(True, eight_bit=True), Flags()]
-    times = memory.seconds("SD 1.5", None, Flags(), Card("", 80, half=1e3, single=1e2, bandwidth=1e9))
+    times = memory.seconds("SD 1.5", None, Flags(), Card("", 80, half=1e3, bandwidth=1e9))
     assert times["step"] == pytest.approx((40 + 10) / 400 + 28 * weights / 1e9)
     assert times["steps"] == pytest.approx(800 * times["step"])
     assert times["pool"] == pytest.approx(200 * 50 * 10 / 400)
-    # Two models, four groups of 64 drawings of 25 steps, with guidance (two passes) and without.
-    assert times["evaluation"] == pytest.approx(2 * 4 * 64 * 25 * 3 * 10 / 40)
+    # Two models, four groups of 16 drawings of 25 steps, with guidance (two passes) and without.
+    assert times["evaluation"] == pytest.approx(2 * 4 * 16 * 25 * 3 * 10 / 400)
