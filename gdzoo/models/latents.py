@@ -18,7 +18,7 @@ from gdzoo.method.sampling import ddim_sample, to_float, to_uint8
 from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
-AT_ONCE = 16  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
+AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 16
 MOST_ON_DEVICE = 4096  # prompts: 1 GB of Stable Diffusion 1.5's, 2.6 GB of SDXL's
 
@@ -232,6 +232,9 @@ class LatentSpace(NoiseScheduled):
             encoded = {name: value.cpu() for name, value in self.encode_prompts(filled).items()}
             for row, prompt in enumerate(batch):
                 self._embeddings[prompt] = {name: value[row] for name, value in encoded.items()}
+        if new:
+            for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
+                encoder.to("cpu")
         rows = [self._embeddings[prompt] for prompt in prompts]
         device = self.device if len(rows) <= MOST_ON_DEVICE else "cpu"
         return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
