@@ -20,9 +20,8 @@ from gdzoo.data.concepts_list import (
     read_concepts,
     unread_keys,
 )
-from gdzoo.data.prompts import GENERAL, prompt_key, read_prompts
+from gdzoo.data.prompts import read_prompts
 from gdzoo.dreambooth_flags import OTHER_FLAGS
-from gdzoo.errors import cut
 from gdzoo.method.catalogue import MAIN_STRATEGY, STRATEGIES
 from gdzoo.settings import (
     DATA,
@@ -410,7 +409,6 @@ class TextToImageConfig(Settings, PromptSettings):
         lines, classes = [], {concept.class_prompt for concept in self.concept_list}
         if self.concepts_list and unread_keys(self.concepts_list):
             lines.append(f"--concepts_list: class_data_dir {OTHER_FLAGS['class_data_dir'].text.partition(' ')[2]}")
-        lines += self._preserved_validation()
         if set(self.strategy) == {"finetune"} or not self.concepts:
             return lines
         if self.preserved and set(self.preserved) <= classes:
@@ -539,37 +537,10 @@ class TextToImageConfig(Settings, PromptSettings):
                 f"--preservation_empty_share {self.preservation_empty_share}: it is less than 1; the empty prompt alone"
                 " preserves nothing that is prompted"
             )
-        self._check_preserved()
-        self._check_validation()
-        self._check_adapter()
-        super()._check_together()
-
-    def _check_preserved(self):
         if self.preserved and not self.pretrained_model_name_or_path:
             raise ConfigError("--preservation_prompts goes with --pretrained_model_name_or_path")
-        for concept in self.concept_list if self.preserved else ():
-            if {*map(prompt_key, self.preserved)} <= {prompt_key(concept.prompt or "")}:
-                raise ConfigError(
-                    f"--preservation_prompts holds {concept.prompt!r} alone, which is being taught: add prompts to keep"
-                )
-
-    def _check_validation(self):
-        """Raises ConfigError: a validation prompt is preserved, and would show nothing of what is not."""
-        classes = [each.class_prompt for each in self.concept_list if each.class_prompt]
-        kinds = {"a class prompt": classes, "one of the general captions": GENERAL if self.concepts else ()}
-        if self.preserved:
-            kinds = {"one of --preservation_prompts": self.preserved}
-        for prompt in self.validation_prompt:
-            for kind, kept in kinds.items():
-                if prompt_key(prompt) in map(prompt_key, kept):
-                    raise ConfigError(f"--validation_prompt {cut(prompt, 80)!r} is {kind}, which are preserved: reword")
-
-    def _preserved_validation(self) -> list[str]:
-        """A line about a validation prompt that later tasks preserve, since it is a concept's own."""
-        earlier = [] if self.preserved else filter(None, (each.prompt for each in self.concept_list[:-1]))
-        taught = {*map(prompt_key, earlier)}
-        found = [prompt for prompt in self.validation_prompt if prompt_key(prompt) in taught]
-        return [f"--validation_prompt {found[0]!r} is a concept's own, which later tasks preserve"] if found else []
+        self._check_adapter()
+        super()._check_together()
 
     def _check_adapter(self):
         if self.lora_layers and self.pretrained_lora:

@@ -75,9 +75,10 @@ class PromptedSet(ImageData):
         return super().subjects(labels) if self.template else [list(labels)]
 
     def fingerprint(self, labels: Sequence[int]) -> str:
-        """Of the prompts of these labels and how many images each has."""
+        """Of the prompts of these labels and how many images each has, and of how the images are read."""
         counts = [[self.names[label], self.counts["train"][label]] for label in labels]
-        return hashlib.sha256(json.dumps([self.benchmark.dataset_name, counts]).encode()).hexdigest()[:16]
+        read = [self.benchmark.dataset_name, *self.columns, self.image_bits]
+        return hashlib.sha256(json.dumps([*read, counts]).encode()).hexdigest()[:16]
 
 
 def _with_captions(source: Source) -> Source:

@@ -74,6 +74,8 @@ def preservation_groups(
         kinds["general"] = GENERAL
     taken = {prompt_key(prompt) for prompt in current}
     groups = {name: tuple(_distinct(prompts, taken)) for name, prompts in kinds.items()}
+    if given and not groups["given"]:
+        raise ValueError("--preservation_prompts holds only what is being taught: add prompts to keep")
     if not any(groups.values()):
         raise ValueError("there is no prompt to preserve: give --class_prompt or --preservation_prompts")
     return {name: prompts for name, prompts in groups.items() if prompts}

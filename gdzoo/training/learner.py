@@ -144,7 +144,7 @@ class Learner:
         """What is measured and published: the student, its weights averaged with --use_ema. All processes must call."""
         if self.ema:
             self.ema.copy_to(self.student.parameters())
-        # Without accelerate's autocast: it is evaluated in float32, as it will be loaded.
+        # Without accelerate's autocast, as it will be loaded.
         network = self.accelerator.unwrap_model(self.student.network, keep_fp32_wrapper=False)
         return self.student.trained(whole_unet(network))
 

@@ -24,7 +24,7 @@ from gdzoo.data.prompted import PromptData, PromptedSet
 from gdzoo.data.prompts import prompt_key
 from gdzoo.data.squares import Squares
 from gdzoo.data.streaming import ImageData
-from gdzoo.errors import clean, one_line
+from gdzoo.errors import clean, cut, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.evaluation.fidelity import Fidelity
 from gdzoo.evaluation.fidelity_models import load_networks
@@ -430,13 +430,28 @@ def check_memory(config: TextToImageConfig, data: ImageData, chains: list[Chain]
 
 
 def check_preservation(run: Run):
-    """Raises ConfigError: all that a task would preserve is what it teaches itself."""
-    chain = next((each for each in run.chains if rehearses(strategy_class(each.strategy))), None)
+    """Check what is preserved by the first chain that preserves anything; a remark is added to those of the data.
+
+    Raises:
+        ConfigError: all that a task would preserve is what it teaches itself; or a validation prompt is preserved,
+            though it is not taught.
+    """
+    chain, kept = next((each for each in run.chains if rehearses(strategy_class(each.strategy))), None), set()
     for task in chain.task_numbers if chain else ():
         try:
-            run.job.preservation(run, chain, task)
+            kept |= {*map(prompt_key, run.job.preservation(run, chain, task).prompts)}
         except ValueError as error:
             raise ConfigError(f"task {task}: {error}") from error
+    preserved = [prompt for prompt in run.config.validation_prompt if prompt_key(prompt) in kept]
+    taught = {*map(prompt_key, run.data.names)}
+    for prompt in preserved:
+        if prompt_key(prompt) not in taught:
+            raise ConfigError(
+                f"--validation_prompt {cut(prompt, 80)!r} is preserved, as class prompts, general captions and"
+                " --preservation_prompts are, and would not show how far preservation reaches: reword"
+            )
+    if preserved:
+        run.data.remarks.append(f"--validation_prompt {cut(preserved[0], 80)!r} is preserved once it has been taught")
 
 
 def gflop_of_step(config: TextToImageConfig, space: LatentSpace | None) -> float:

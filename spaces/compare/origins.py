@@ -18,6 +18,7 @@ from view import View
 # Settings that start the command, affect speed only, or no longer exist.
 NOT_REPEATED = {"benchmark", "strategy", "seed"}
 NOT_REPEATED |= {"cache_limit_gb", "dataloader_num_workers", "eval_batch_size", "replay_pool_refresh"}
+VALIDATION = {"validation_prompt", "num_validation_images", "validation_steps"}  # of text-to-image models
 
 
 def origin(
@@ -77,7 +78,8 @@ def training_command(model: Model, train_config: Mapping[str, Any]) -> str:
 
 def given_in_files(train_config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a text-to-image model as flags: concepts and prompts that a file held."""
-    values = {name: value for name, value in train_config.items() if name != "concepts"}
+    without = {"concepts", "pretrained_tasks"} | VALIDATION  # the second follows from the model, and has no flag
+    values = {name: value for name, value in train_config.items() if name not in without}
     concepts = entries(train_config.get("concepts"))
     if len(concepts) == 1:
         values |= concepts[0]

@@ -60,8 +60,10 @@ def test_task_that_is_taught_is_never_preserved():
 
 
 def test_nothing_to_preserve():
-    with pytest.raises(ValueError, match="--class_prompt or --preservation_prompts"):
-        preservation_groups(["x"], [], [None], given=["x"])
+    with pytest.raises(ValueError, match="--preservation_prompts holds only what is being taught"):
+        preservation_groups(["x"], ["y"], [None], given=["X"])
+    with pytest.raises(ValueError, match="give --class_prompt or --preservation_prompts"):
+        preservation_groups(["x"], [], [None])
 
 
 def test_file_of_prompts(tmp_path):

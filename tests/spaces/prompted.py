@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gdzoo.zoo.names import repo_name
 from gdzoo.zoo.results import catalogue_info
 from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
 from tests.zoo.text_to_image import concepts, text_to_image_results
@@ -54,8 +55,5 @@ def describe(folder: Path, results: dict):
 
 
 def folder_of(root: Path, results: dict) -> Path:
-    middle = {"generative_distillation": "", "generative_replay": "-replay"}.get(
-        results["strategy"], f"-{results['strategy']}"
-    )
     (root / "gdzoo").mkdir(exist_ok=True)
-    return root / "gdzoo" / f"{results['benchmark']}{middle}-task{results['task']}"
+    return root / "gdzoo" / repo_name(results["benchmark"], results["strategy"], results["seed"], results["task"])

@@ -17,13 +17,24 @@ from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import TextToImageConfig
 from gdzoo.data.benchmarks import BENCHMARKS
+from gdzoo.data.prompts import GENERAL
 from gdzoo.training.run import task_checkpoints
 from gdzoo.training.text_preparation import prepare_text_to_image
 from gdzoo.zoo.folders import read_json, write_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
 from tests.models.tiny import make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
-from tests.training.text_to_image import ADAPTER, CONCEPTS, SHORT, prepared, published, same, taught, write_list
+from tests.training.text_to_image import (
+    ADAPTER,
+    CLASSES,
+    CONCEPTS,
+    SHORT,
+    prepared,
+    published,
+    same,
+    taught,
+    write_list,
+)
 
 BASE, LIST = "--pretrained_model_name_or_path", "--concepts_list"
 
@@ -149,7 +160,37 @@ def test_captions_are_all_that_would_be_preserved(cwd, root, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("two WUGS\n")
     folders = [write_set(tmp_path / name, [f"a {name}", "two wugs"]) for name in ("wug", "dax")]
     flags = ["--caption_column", "note", "--preservation_prompts", str(tmp_path / "keep.txt")]
-    assert "task 1: there is no prompt to preserve" in refused([*sets(root, *folders), *flags], capsys, cwd)
+    assert "task 1: --preservation_prompts holds only what is being taught" in refused(
+        [*sets(root, *folders), *flags], capsys, cwd
+    )
+
+
+def test_a_validation_prompt_is_not_preserved(cwd, root, tmp_path, capsys):
+    """But for one that is taught, a caption too: while it is taught it is not, and later tasks are there to keep it."""
+    (tmp_path / "keep.txt").write_text("A  tree\na house\n")
+    concepts, keep = taught(root, ["dog", "chair"]), ["--preservation_prompts", str(tmp_path / "keep.txt")]
+    wugs, daxes = (write_set(tmp_path / name, [f"a {name}", "two wugs"]) for name in ("wug", "dax"))
+    captions = [*sets(root, wugs, daxes), "--caption_column", "note"]
+    general = GENERAL[7].upper()
+    for flags, prompt in (
+        (concepts, CLASSES["chair"]),
+        (concepts, general),
+        (captions, general),
+        (captions + keep, "a tree"),
+    ):
+        line = refused([*flags, "--validation_prompt", "a sks dog in the snow", prompt], capsys, cwd)
+        assert f"--validation_prompt {prompt!r} is preserved, as class prompts" in line
+
+    def remarks(*flags: str) -> list[str]:
+        run = prepare_text_to_image(parse_args([*flags], TextToImageConfig))
+        return [line for line in run.data.remarks if "--validation_prompt" in line]
+
+    for flags, prompt in ((concepts, CONCEPTS["dog"]), (captions, "a WUG")):
+        assert remarks(*flags, "--validation_prompt", "a", prompt) == [
+            f"--validation_prompt {prompt!r} is preserved once it has been taught"
+        ]
+    never = [*concepts, "--validation_prompt", CONCEPTS["chair"], general]  # the last prompt, and with these flags none
+    assert not remarks(*never, *keep) and not remarks(*never, "--strategy", "finetune")
 
 
 def test_classes_of_a_benchmark_are_taught_as_prompts(cwd, root, monkeypatch):
