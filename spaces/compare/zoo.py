@@ -133,6 +133,10 @@ class Zoo:
             return first
         if not REPO_ID.fullmatch(name):
             raise RepoRefused(f"The chain began with {name!r}, a folder of another machine: it cannot be drawn here.")
+        if model.text.lora:  # without it the drawings would be another model's
+            raise RepoRefused(
+                f"The chain began with {name} and the LoRA {model.text.lora!r}, which is not loaded here."
+            )
         try:
             if name not in self.bases:
                 self.bases[name] = self.source.base(name)

@@ -178,5 +178,6 @@ def test_a_task_is_known_by_its_captions_and_photos(tmp_path):
 
     first = fingerprints(["a", "b"])
     assert first == fingerprints(["a", "b"]) and len({*first}) == 2
+    assert opened(tmp_path, image_bits=9).fingerprint([0, 1]) != opened(tmp_path).fingerprint([0, 1])
     for other in (fingerprints(["b", "a"]), fingerprints(["a", "a"]), fingerprints(["a", "b"], "a thing")):
         assert other[0] != first[0] and other[1] == first[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -221,6 +222,30 @@ def test_a_strangers_model_that_cannot_be_had_is_named(space, text_to_image_zoo,
         object.__setattr__(model, "text", model.text._replace(pretrained=folder))
         with pytest.raises(RepoRefused, match="a folder of another machine"):
             zoo.original(model)
+
+
+def test_a_chain_that_began_with_ones_own_lora_has_no_drawings_of_it(space, text_to_image_zoo, tmp_path):
+    from safety import RepoRefused
+
+    zoo, model = zoo_of_one(text_to_image_zoo, tmp_path)
+    edit(tmp_path / model.repo_id / "results.json", pretrained_lora="mine.safetensors")
+    zoo.refresh()
+    with pytest.raises(RepoRefused, match=f"began with {BASE} and the LoRA 'mine.safetensors', which is not loaded"):
+        zoo.original(zoo.models[PETS, "generative_distillation", 42, 1])
+
+
+def test_the_command_has_what_decides_the_result(space):
+    """Validation drawings do not, and `pretrained_tasks` is no flag."""
+    from origins import training_command
+
+    model = SimpleNamespace(benchmark=PETS, strategy="lwf", seed=42, text=True)
+    drawn = {"validation_prompt": ["a cat"], "num_validation_images": 4, "validation_steps": 100}
+    config = {"rank": 4, "pretrained_tasks": 2, "concepts": [{"instance_prompt": "a cat's photo"}], **drawn}
+    command = training_command(model, config)
+    head = "accelerate launch gdzoo/train_text_to_image.py --benchmark pets --strategy lwf --seed 42"
+    assert shlex.split(command.replace("\\\n", "")) == [
+        *head.split(), "--rank", "4", "--instance_prompt", "a cat's photo"
+    ]  # fmt: skip
 
 
 def test_a_chain_that_goes_on_began_with_the_model_of_another(space, text_to_image_zoo):
