@@ -23,6 +23,7 @@ from gdzoo.data.concepts_list import (
 from gdzoo.data.prompts import read_prompts
 from gdzoo.dreambooth_flags import OTHER_FLAGS
 from gdzoo.method.catalogue import MAIN_STRATEGY, STRATEGIES
+from gdzoo.models.lora_files import lora_name
 from gdzoo.settings import (
     DATA,
     EVALUATION,
@@ -371,9 +372,8 @@ class TextToImageConfig(Settings, PromptSettings):
 
     @property
     def lora_name(self) -> str | None:
-        """--pretrained_lora; of a file or folder only the name, since its path is private."""
-        lora = self.pretrained_lora
-        return Path(lora).resolve().name if lora and Path(lora).exists() else lora
+        """What --pretrained_lora is known by."""
+        return self.pretrained_lora and lora_name(self.pretrained_lora)
 
     @property
     def layers(self) -> list[str]:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from gdzoo.errors import one_line
 from gdzoo.models.latents import LatentSpace, plain_config
+from gdzoo.models.lora_files import LORA_FILE, LORA_FOLDER
 
 # Trap: a name with a dot breaks the keys of the saved weights.
 STUDENT, TEACHER = "student", "teacher"
-LORA_FOLDER, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
 
 
 def add_adapter(

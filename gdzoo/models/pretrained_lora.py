@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gdzoo.errors import clean, one_line
 from gdzoo.models.latents import LatentSpace, plain_config
-from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
+from gdzoo.models.lora_files import LORA_FILE, LORA_FOLDER, lora_name
 from gdzoo.models.refusals import check_reachable, list_files
 
 GIVEN = "given"  # name of its adapter while diffusers reads it
@@ -31,7 +31,7 @@ OTHER_METHODS = {
 class PretrainedLora(NamedTuple):
     """
     Attributes:
-        name: the repository's, or the file's or folder's without its path.
+        name: see `lora_name`.
         weights: float32, by their names in a LoRA file of diffusers without the prefix such as "unet."; alpha is the
             rank.
         remark: one line about what of it is left out; empty: nothing is.
@@ -71,7 +71,7 @@ def load_pretrained_lora(repo_or_file: str, pipeline: DiffusionPipeline, kind: t
         if ".lora_B." in name:  # trap: lora_alpha is lost in files that other programs read, so it is the rank
             weights[name] = weights[name] * scales[name.partition(".lora_")[0]]
     others = sorted(name for name in state if not name.startswith(prefix))
-    name = clean(Path(repo_or_file).resolve().name if Path(repo_or_file).exists() else repo_or_file)
+    name = clean(lora_name(repo_or_file))
     return PretrainedLora(name, weights, _left_out(name, others))
 
 

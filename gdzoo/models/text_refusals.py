@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from gdzoo.models.lora_files import LORA_FILE
 from gdzoo.models.refusals import INDEX, list_files, no_pipeline
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
+LORA_FILES = (LORA_FILE, "adapter_model.safetensors", "adapter_config.json")
 # Settings of a UNet2DConditionModel that give it inputs beside the text.
 # Trap: one with num_class_embeds saves and loads in a StableDiffusionPipeline, and fails when it is called.
 MORE_INPUTS = (

@@ -18,7 +18,7 @@ from gdzoo.hub.repos import (
     read_remote,
     refuse_other_run,
 )
-from gdzoo.models.lora import LORA_FILE
+from gdzoo.models.lora_files import LORA_FILE
 from gdzoo.training.evaluators import evaluator_lock
 from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.output import open_output, other_classes

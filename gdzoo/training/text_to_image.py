@@ -26,7 +26,8 @@ from gdzoo.method.randomness import seed_from
 from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.kinds import config_difference
 from gdzoo.models.latents import LatentSpace
-from gdzoo.models.lora import LORA_FILE, Adapter, adapter_file, add_adapter, fused_copy, read_adapter
+from gdzoo.models.lora import Adapter, adapter_file, add_adapter, fused_copy, read_adapter
+from gdzoo.models.lora_files import LORA_FILE
 from gdzoo.models.preservation import Preservation
 from gdzoo.models.pretrained_lora import PretrainedLora
 from gdzoo.models.small_stable_diffusion import create_pipeline

@@ -5,7 +5,7 @@ from pathlib import Path
 from gdzoo.method.catalogue import MAIN_STRATEGY, strategy_info
 
 RESULTS, TRAIN_CONFIG, SAMPLES, CARD = "results.json", "train_config.json", "samples.png", "README.md"
-SINGLE_SAMPLES, LORA = "samples", "lora"  # folders of a text-to-image model: pictures of one prompt each, the adapter
+SINGLE_SAMPLES = "samples"  # folder of a text-to-image model: pictures of one prompt each
 TRAINING_FOLDER = ".training"  # in the zoo, beside the namespaces; never published
 VALIDATION_FOLDER, VALIDATION = "validation", "validation.png"  # in TRAINING_FOLDER; in a model's folder
 DEFAULT_SEED = 42

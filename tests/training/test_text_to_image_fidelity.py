@@ -90,7 +90,10 @@ def test_the_card_and_the_report_have_them(zoo, tmp_path, monkeypatch):
     ):
         assert text in card, text
     assert validate_card(card) == ([], []) and "\n\n\n" not in card
-    monkeypatch.setattr("gdzoo.report.prompts.draw_metrics", lambda found, metrics, *_: dict.fromkeys(metrics, "x.png"))
+    # Figures take seconds; here they have names alone.
+    monkeypatch.setattr("gdzoo.report.prompts.drawings", lambda comparison: [])
+    monkeypatch.setattr("gdzoo.report.prompts.metric_figures", lambda comparison, metrics: metrics)
+    monkeypatch.setattr("gdzoo.report.prompts.save", lambda names, *_: dict.fromkeys(names, "x.png"))
     assert report([str(zoo), "--output", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report/report.md").read_text()
     for part in (
