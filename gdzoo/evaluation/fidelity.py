@@ -59,25 +59,25 @@ def _unit(features: Tensor) -> Tensor:
 # ---- on groups of prompts ----
 
 
-class Seen(NamedTuple):
+class Features(NamedTuple):
     """Features [N, D] of images, by each network that there is."""
 
     clip: Tensor | None
     dino: Tensor | None
 
 
-class Asked(NamedTuple):
-    """Drawings, and the prompt of each."""
+class DrawingFeatures(NamedTuple):
+    """Features of drawings, and the prompt of each drawing."""
 
     prompts: Sequence[str]
-    seen: Seen
+    features: Features
 
     def by_prompt(self, network: str) -> dict[str, Tensor]:
         """The features by one network, prompt by prompt."""
         places: dict[str, list[int]] = {}
         for place, prompt in enumerate(self.prompts):
             places.setdefault(prompt, []).append(place)
-        features = getattr(self.seen, network)
+        features = getattr(self.features, network)
         return {prompt: features[torch.tensor(found)] for prompt, found in places.items()}
 
 
@@ -95,10 +95,10 @@ class Fidelity:
     clip: Clip | None
     dino: Dino | None
     class_prompts: Mapping[str, str | None] = field(default_factory=dict)
-    photos: Mapping[int, Mapping[str, Seen]] = field(default_factory=dict)
-    _known: dict[tuple[int, ...], Seen] = field(default_factory=dict)  # photos by their labels, also of all copies
+    photos: Mapping[int, Mapping[str, Features]] = field(default_factory=dict)
+    _known: dict[tuple[int, ...], Features] = field(default_factory=dict)  # photos by their labels, also of all copies
 
-    def beside(self, data: ImageData, tasks: Sequence[Sequence[Sequence[int]]]) -> "Fidelity":
+    def with_photos(self, data: ImageData, tasks: Sequence[Sequence[Sequence[int]]]) -> "Fidelity":
         """A copy that compares drawings with these photos, whose features are computed once.
 
         Args:
@@ -112,17 +112,17 @@ class Fidelity:
             photos[task] = {data.names[label]: self._photos(data, labels) for labels in there for label in labels}
         return replace(self, photos=photos)
 
-    def _photos(self, data: ImageData, labels: list[int]) -> Seen:
+    def _photos(self, data: ImageData, labels: list[int]) -> Features:
         if tuple(labels) not in self._known:
             with closing(data.read(labels)) as chunks:
-                seen = [self.see(images) for images in _first(MOST_PHOTOS, chunks)]
-            columns = (None if each[0] is None else torch.cat(each) for each in zip(*seen, strict=True))
-            self._known[tuple(labels)] = Seen(*columns)
+                found = [self.extract_features(images) for images in _first(MOST_PHOTOS, chunks)]
+            columns = (None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True))
+            self._known[tuple(labels)] = Features(*columns)
         return self._known[tuple(labels)]
 
-    def see(self, images: Tensor) -> Seen:
+    def extract_features(self, images: Tensor) -> Features:
         """Features of uint8 images [N, 3, H, W]."""
-        return Seen(*(network and network(images) for network in (self.clip, self.dino)))
+        return Features(*(network and network(images) for network in (self.clip, self.dino)))
 
     def offload(self):
         """Free the accelerator."""
@@ -143,7 +143,9 @@ class Fidelity:
                 facts |= {f"{kind}_model": network.name, f"{kind}_fingerprint": network.fingerprint[:8]}
         return facts
 
-    def measures(self, task: int | None, drawn: Asked, of_classes: Asked | None) -> dict[str, float | None]:
+    def measures(
+        self, task: int | None, drawn: DrawingFeatures, of_classes: DrawingFeatures | None
+    ) -> dict[str, float | None]:
         """The measures of one group of prompts; None for what cannot be measured, absent for lack of a network.
 
         Args:
@@ -153,7 +155,7 @@ class Fidelity:
         """
         found, photos = {}, self.photos.get(task, {})
         if self.clip:
-            found["clip_t"] = prompt_fidelity(drawn.seen.clip, self.clip.texts(drawn.prompts))
+            found["clip_t"] = prompt_fidelity(drawn.features.clip, self.clip.texts(drawn.prompts))
             found["clip_i"] = _to_photos(drawn.by_prompt("clip"), photos, "clip")
         if self.dino:
             drawings, classes = drawn.by_prompt("dino"), of_classes.by_prompt("dino") if of_classes else {}
@@ -164,7 +166,7 @@ class Fidelity:
         return found
 
 
-def _to_photos(drawings: Mapping[str, Tensor | None], photos: Mapping[str, Seen], network: str) -> float | None:
+def _to_photos(drawings: Mapping[str, Tensor | None], photos: Mapping[str, Features], network: str) -> float | None:
     """Mean over the instance prompts that have photos of the similarity of drawings to these."""
     return _mean(
         subject_fidelity(features, getattr(photos[prompt], network))

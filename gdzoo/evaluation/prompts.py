@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Extractor, Reference
-from gdzoo.evaluation.fidelity import Asked, Fidelity, Seen, fidelity_summary
+from gdzoo.evaluation.fidelity import DrawingFeatures, Features, Fidelity, fidelity_summary
 from gdzoo.evaluation.metrics import (
     KID_SAMPLES_NEEDED,
     feature_statistics,
@@ -65,7 +65,7 @@ class Drawings(NamedTuple):
     images: Tensor  # uint8 [N, 3, H, W]
     features: Tensor | None  # [N, D]; None without a network that gives features
     labels: Tensor | None  # [N], predicted by the evaluator; None without one
-    seen: Seen | None = None  # by the networks of fidelity.py
+    by_networks: Features | None = None  # of fidelity.py
 
 
 # A model's drawings for a group at a guidance, drawn or from a cache; None on all processes but the main one.
@@ -124,7 +124,7 @@ class Judge:
             elif self.evaluator:
                 features.append(found)
         found = (torch.cat(each) if each else None for each in (features, labels))
-        return Drawings(images, *found, self.fidelity and self.fidelity.see(images))
+        return Drawings(images, *found, self.fidelity and self.fidelity.extract_features(images))
 
     def facts(self, feature_dim: int | None) -> dict:
         """How was measured, for `evaluation` of results.json."""
@@ -192,7 +192,7 @@ def evaluate_prompts(
         ValueError: the original model's drawings are of another number or size.
     """
     found: dict[tuple[str, float], Compared] = {}
-    seen: dict[tuple[str, float], Asked] = {}
+    features_of: dict[tuple[str, float], DrawingFeatures] = {}
     kept = {}
     for group in groups:
         for guidance in judge.guidances:
@@ -201,7 +201,8 @@ def evaluate_prompts(
                 continue
             found[group.name, guidance] = compare(group, drawn, before)
             if judge.fidelity:
-                seen[group.name, guidance] = Asked(found[group.name, guidance].asked, drawn.seen)
+                asked = found[group.name, guidance].asked
+                features_of[group.name, guidance] = DrawingFeatures(asked, drawn.by_networks)
             if guidance == judge.guidance:
                 kept[group.name] = drawn.images[:keep].clone()  # a view would keep the whole batch in memory
     if not found:
@@ -215,7 +216,7 @@ def evaluate_prompts(
             "prompts": len(group.prompts),
         }
         | measures(found[group.name, guidance], judge)
-        | _fidelity(judge, group, seen.get((group.name, guidance)), seen.get((CLASS, guidance)))
+        | _fidelity(judge, group, features_of.get((group.name, guidance)), features_of.get((CLASS, guidance)))
         for guidance in judge.guidances
         for group in groups
     ]
@@ -270,7 +271,9 @@ def measures(compared: Compared, judge: Judge) -> dict:
     }
 
 
-def _fidelity(judge: Judge, group: PromptGroup, drawn: Asked | None, of_classes: Asked | None) -> dict:
+def _fidelity(
+    judge: Judge, group: PromptGroup, drawn: DrawingFeatures | None, of_classes: DrawingFeatures | None
+) -> dict:
     return judge.fidelity.measures(group.task, drawn, of_classes) if judge.fidelity else {}
 
 

@@ -187,8 +187,8 @@ def _difference(mine: dict[str, Tensor], given: dict[str, Tensor], rank: int) ->
 
 
 @torch.no_grad()
-def fused_copy(network: ModelMixin, adapter_name: str = STUDENT) -> ModelMixin:
-    """A float32 copy, on the CPU, of a network with the weights of an adapter added, and without adapters.
+def fused_copy(network: ModelMixin) -> ModelMixin:
+    """A float32 copy, on the CPU, of a network with the student's weights added, and without adapters.
 
     The network is left as it is. It may fill an accelerator, which then has no room for another one.
 
@@ -205,6 +205,6 @@ def fused_copy(network: ModelMixin, adapter_name: str = STUDENT) -> ModelMixin:
     }
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
-            weights[f"{name}.weight"] += module.get_delta_weight(adapter_name).float().cpu()
+            weights[f"{name}.weight"] += module.get_delta_weight(STUDENT).float().cpu()
     plain.load_state_dict(weights, assign=True)
     return plain.requires_grad_(False).eval()

@@ -271,7 +271,7 @@ class TextToImageJob:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
         if judge.fidelity:
             subjects = [run.data.subjects(labels) for labels in chain.tasks[:task]]
-            judge = dataclasses.replace(judge, fidelity=judge.fidelity.beside(run.data, subjects))
+            judge = dataclasses.replace(judge, fidelity=judge.fidelity.with_photos(run.data, subjects))
         groups = groups_of(run, chain, task, self.class_prompts, self.taught, self._on_stranger)
 
         def drawings_of(judge: Judge, network: Callable[[], ModelMixin]) -> Source:

@@ -15,9 +15,9 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, Dinov2Config, 
 
 from gdzoo.evaluation import fidelity_models
 from gdzoo.evaluation.fidelity import (
-    Asked,
+    DrawingFeatures,
+    Features,
     Fidelity,
-    Seen,
     diversity,
     fidelity_summary,
     prompt_fidelity,
@@ -96,7 +96,7 @@ CLASSES = PromptGroup(CLASS, None, ("a dog", "a chair"), False)
 def test_what_is_compared_with_what():
     """Drawings of the dog with its photos and its class's drawings with the same; the chair's photos are not here."""
     words = Words()
-    photos = {1: {"a sks dog": Seen(*[torch.tensor([[1.0, 0.0]])] * 2)}}
+    photos = {1: {"a sks dog": Features(*[torch.tensor([[1.0, 0.0]])] * 2)}}
     fidelity = Fidelity(words, words, {"a sks dog": "a dog", "a zwx chair": "a chair"}, photos)
     shown = {"a sks dog": [3, 4], "a zwx chair": [0, 1], "a dog": [1, 0], "a chair": [0, 9]}
     judge = Judge(10, 0, 1.0, fidelity=fidelity)
@@ -123,9 +123,9 @@ def test_what_is_compared_with_what():
 
 def test_without_a_network_nothing_stands_for_it():
     words = Words()
-    drawn = Asked(["a sks dog"], Seen(None, words(flat([3, 4]))))
+    drawn = DrawingFeatures(["a sks dog"], Features(None, words(flat([3, 4]))))
     assert Fidelity(None, words).measures(1, drawn, None).keys() == {"dino", "language_drift", "diversity"}
-    drawn = Asked(["a sks dog"], Seen(words(flat([3, 4])), None))
+    drawn = DrawingFeatures(["a sks dog"], Features(words(flat([3, 4])), None))
     assert Fidelity(words, None).measures(1, drawn, None) == {"clip_t": pytest.approx(0.6), "clip_i": None}
     assert Fidelity(words, None).facts() == {"clip_model": "words", "clip_fingerprint": "01234567"}
 
@@ -148,13 +148,13 @@ class Photos:
 
 def test_photos_are_seen_once_and_apart_or_together():
     data, fidelity = Photos(), Fidelity(Words(), None)
-    apart = fidelity.beside(data, [[[0]], [[1], [2]]]).photos
-    assert {task: {prompt: len(seen.clip) for prompt, seen in of.items()} for task, of in apart.items()} == {
+    apart = fidelity.with_photos(data, [[[0]], [[1], [2]]]).photos
+    assert {task: {prompt: len(features.clip) for prompt, features in of.items()} for task, of in apart.items()} == {
         1: {},
         2: {"a sks dog": 2, "a zwx chair": 100},
     }
     assert apart[2]["a sks dog"].dino is None and fidelity.photos == {}
-    together = fidelity.beside(data, [[[1, 2]], [[1]]]).photos  # two captions of one subject
+    together = fidelity.with_photos(data, [[[1, 2]], [[1]]]).photos  # two captions of one subject
     assert together[1]["a sks dog"] is together[1]["a zwx chair"]
     assert together[1]["a sks dog"].clip[:3, 0].tolist() == [1, 1, 2]
     assert together[2]["a sks dog"] is apart[2]["a sks dog"] and data.asked == [[1], [2], [1, 2]]

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Extractor, Reference
-from gdzoo.evaluation.fidelity import Fidelity
-from gdzoo.evaluation.fidelity import Seen as Features
+from gdzoo.evaluation.fidelity import Features, Fidelity
 from gdzoo.evaluation.metrics import paired_kernel_distance
 from gdzoo.evaluation.prompts import (
     CLASS,
