@@ -155,8 +155,8 @@ def with_adapter(base: Base, config: TextToImageConfig, origin: str | None, know
     if not origin or not (HUB_ID.fullmatch(origin) and "/" in origin):
         raise ConfigError(
             f"{FLAG} {original}: its adapter belongs to {origin or 'the first model of its chain'}, a folder of which"
-            f" only the name is recorded: give that folder instead, with all concepts in --concepts_list, --benchmark"
-            f" {known['benchmark']} and the --output_dir that holds the chain"
+            f" only the name is recorded: give that folder instead, with all concepts in --concepts_list or all of"
+            f" --task_datasets, --benchmark {known['benchmark']} and the --output_dir that holds the chain"
         )
     file = LORA_FILE if known.get("adapter_only") else f"{LORA_FOLDER}/{LORA_FILE}"
     try:

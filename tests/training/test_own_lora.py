@@ -15,7 +15,7 @@ from gdzoo.zoo.folders import read_json
 from gdzoo.zoo.names import CARD, RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
 from tests.models.loras import RANK, make_kohya, make_lora
-from tests.training.text_to_image import CONCEPTS, draw, prepared, taught
+from tests.training.text_to_image import CONCEPTS, draw, of_one_concept, prepared, taught
 
 BASE = "--pretrained_model_name_or_path"
 
@@ -65,26 +65,20 @@ def test_a_chain_begins_with_ones_own_lora_and_publishes_it_with_what_it_learned
         assert results["evaluation"]["original"] == "base + mine.safetensors"
         assert results["metrics"]["drift"] < 0.005  # from the model with the LoRA, not from the base
         assert str(kohya) not in (folder / TRAIN_CONFIG).read_text() + (folder / CARD).read_text()
-    last = settings(root, pretrained_model_name_or_path=str(folder))
+    last = of_one_concept(root, pretrained_model_name_or_path=str(folder))
     with pytest.raises(ConfigError, match="--pretrained_lora is missing: .* began with mine.safetensors, of which"):
         prepare_text_to_image(TextToImageConfig(**last))
     with pytest.raises(ConfigError, match="--pretrained_lora: .* a chain with pretrained_lora mine.safetensors: leave"):
         prepare_text_to_image(TextToImageConfig(**last, pretrained_lora=str(root / "base")))
 
 
-def settings(root: Path, **changes) -> dict:
-    photos = {"instance_data_dir": str(root / "photos/dog"), "instance_prompt": "a sks dog", "class_prompt": "a dog"}
-    how = {"resolution": 16, "clip_model": "none", "dino_model": "none"}
-    return {"pretrained_model_name_or_path": str(root / "base")} | photos | how | changes
-
-
 def test_its_rank_and_its_layers_are_the_chains(cwd, root, kohya):
-    run = prepare_text_to_image(TextToImageConfig(**settings(root, pretrained_lora=str(kohya))))
+    run = prepare_text_to_image(TextToImageConfig(**of_one_concept(root, pretrained_lora=str(kohya))))
     assert run.config.rank == RANK and run.config.learning_rate == 1e-4
     start = run.job.start(run, run.chains[0], 1, None)
     assert len(start.student.adapter.layers) == len(run.job.base.lora.layers) == 24
     with pytest.raises(ConfigError, match="--rank 8: mine.safetensors has rank 4: leave out --rank"):
-        prepare_text_to_image(TextToImageConfig(**settings(root, pretrained_lora=str(kohya), rank=8)))
+        prepare_text_to_image(TextToImageConfig(**of_one_concept(root, pretrained_lora=str(kohya), rank=8)))
 
 
 def test_another_models_lora_is_refused_before_work(cwd, root, kohya, capsys):
@@ -105,12 +99,14 @@ def test_another_models_lora_is_refused_before_work(cwd, root, kohya, capsys):
 
 
 def test_lora_layers_are_those_of_diffusers_scripts(cwd, root):
-    chosen = settings(root, rank=2, lora_layers="to_k, to_q,to_v,to_out.0")
+    chosen = of_one_concept(root, rank=2, lora_layers="to_k, to_q,to_v,to_out.0")
     run = prepare_text_to_image(TextToImageConfig(**chosen))
     adapter = run.job.start(run, run.chains[0], 1, None).student.adapter
     names = {name.split(".lora_A.")[0] for name in adapter.state_dict() if ".lora_A." in name}
     assert {name.split(".")[-1] for name in names} == {"to_k", "to_q", "to_v", "0"}
-    assert run.config.run_id() != prepare_text_to_image(TextToImageConfig(**settings(root, rank=2))).config.run_id()
+    assert (
+        run.config.run_id() != prepare_text_to_image(TextToImageConfig(**of_one_concept(root, rank=2))).config.run_id()
+    )
     for layers in ("to_k,to_x", "attn1"):
         with pytest.raises(ConfigError, match=f"--lora_layers {layers.split(',')[-1]}: no layer .* to_q"):
-            prepare_text_to_image(TextToImageConfig(**settings(root, rank=2, lora_layers=layers)))
+            prepare_text_to_image(TextToImageConfig(**of_one_concept(root, rank=2, lora_layers=layers)))

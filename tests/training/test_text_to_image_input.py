@@ -29,6 +29,7 @@ from tests.training.text_to_image import (
     CLASSES,
     CONCEPTS,
     SHORT,
+    of_one_concept,
     prepared,
     published,
     same,
@@ -218,9 +219,8 @@ def test_a_labelled_chain_does_not_go_on_from_a_task_of_its_own(cwd, root, once,
 
 def test_another_resolution_than_the_pipelines_own_is_told(root, cwd):
     """Such as SDXL at the default resolution."""
-    concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
-    model = dict(pretrained_model_name_or_path=str(root / "xl"), clip_model="none", dino_model="none")
-    config = TextToImageConfig(**concept, **model, resolution=32)
+    model = str(root / "xl")
+    config = TextToImageConfig(**of_one_concept(root, pretrained_model_name_or_path=model, resolution=32))
     remarks = prepare_text_to_image(config).data.remarks
     assert any(
         "draws 16 x 16 pixels by default and the photos have 32: give --resolution 16" in line for line in remarks
@@ -358,12 +358,10 @@ def test_a_chain_of_its_own_keeps_what_its_first_model_was_taught(cwd, once, roo
 
 def test_a_checkpoint_belongs_to_the_concept(root, cwd):
     """Prompts and photos are not in the settings that make the run id: a chain goes on with a longer list."""
-    settings = dict(pretrained_model_name_or_path=str(root / "base"), resolution=16, clip_model="none")
-    settings |= dict(dino_model="none")
 
     def origin(prompt: str, class_prompt: str) -> dict:
-        photos = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt=prompt, class_prompt=class_prompt)
-        run = prepare_text_to_image(TextToImageConfig(**settings, **photos))
+        concept = of_one_concept(root, instance_prompt=prompt, class_prompt=class_prompt)
+        run = prepare_text_to_image(TextToImageConfig(**concept))
         return task_checkpoints(run.chains[0], 1, run.accelerator).origin
 
     dog = origin("a sks dog", "a dog")

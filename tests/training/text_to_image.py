@@ -79,6 +79,13 @@ def taught(root: Path, names=tuple(CONCEPTS), base: str = "base") -> list[str]:
     return [*SHORT, "--pretrained_model_name_or_path", str(root / base), "--concepts_list", str(concepts)]
 
 
+def of_one_concept(root: Path, **changes) -> dict:
+    """Settings of a config that teaches one concept to the base of `make_base`, with other values."""
+    photos = {"instance_data_dir": str(root / "photos/dog"), "instance_prompt": "a sks dog", "class_prompt": "a dog"}
+    how = {"resolution": RESOLUTION, "clip_model": "none", "dino_model": "none"}
+    return {"pretrained_model_name_or_path": str(root / "base")} | photos | how | changes
+
+
 def start(arguments: list[str], cwd: Path, before=None) -> Launched:
     """The command line in a process of its own."""
     return launch(arguments, cwd, before, train_text_to_image.main)
