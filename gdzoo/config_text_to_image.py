@@ -198,7 +198,7 @@ class PromptSettings:
     preservation_prompts: str | None = option(
         None,
         METHOD,
-        "file of the prompts to preserve, one a line (default: all earlier instance prompts, all class prompts, and"
+        "file of the prompts to preserve, one a line (default: those of all earlier tasks, all class prompts, and"
         " general captions)",
     )
     preserved: list[str] = option(

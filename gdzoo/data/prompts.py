@@ -60,8 +60,8 @@ def preservation_groups(
     """What a task preserves: groups by name, without duplicates; gdzoo.models.preservation gives them equal shares.
 
     Args:
-        current: instance prompts of the task itself, which are never preserved.
-        earlier: instance prompts of all earlier tasks.
+        current: prompts of the task itself, which are never preserved.
+        earlier: prompts of all earlier tasks.
         classes: class prompts of earlier tasks and of this one; None where there is none.
         given: prompts of --preservation_prompts, in place of all these groups.
         general: whether the general captions are a group: on a stranger's model, of which not all prompts are known.

@@ -87,8 +87,8 @@ class Fidelity:
 
     Attributes:
         clip, dino: None: what they would measure is left out.
-        class_prompts: of each instance prompt; None for those without.
-        photos: by task and instance prompt, the features of the photos that drawings for it are compared with; those
+        class_prompts: of each taught prompt; None for those without.
+        photos: by task and taught prompt, the features of the photos that drawings for it are compared with; those
             that are not here are absent.
     """
 
@@ -103,7 +103,7 @@ class Fidelity:
 
         Args:
             tasks: of each task, from the first, the subjects that it teaches, each as the labels of its photos. The
-                names of labels are instance prompts. Drawings for any prompt of a subject are compared with all its
+                names of labels are prompts. Drawings for any prompt of a subject are compared with all its
                 photos, the first MOST_PHOTOS if there are more.
         """
         photos = {}
@@ -167,7 +167,7 @@ class Fidelity:
 
 
 def _to_photos(drawings: Mapping[str, Tensor | None], photos: Mapping[str, Features], network: str) -> float | None:
-    """Mean over the instance prompts that have photos of the similarity of drawings to these."""
+    """Mean over the prompts that have photos of the similarity of drawings to these."""
     return _mean(
         subject_fidelity(features, getattr(photos[prompt], network))
         for prompt, features in drawings.items()
