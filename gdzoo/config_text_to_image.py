@@ -547,7 +547,9 @@ class TextToImageConfig(Settings, PromptSettings):
             raise ConfigError("--lora_layers does not go with --pretrained_lora, whose own layers are trained")
         for flag in ("lora_layers", "adapter_only"):
             if getattr(self, flag) and not (self.rank or self.pretrained_lora):
-                raise ConfigError(f"--{flag} goes with --rank, which trains an adapter")
+                raise ConfigError(
+                    f"--{flag} goes with --rank, which trains an adapter; to go on with a chain of LoRA, give its rank"
+                )
         if self.lora_layers and not self.layers:
             raise ConfigError(f"--lora_layers {self.lora_layers!r}: name layers, e.g. to_k,to_q,to_v,to_out.0")
         if self.use_8bit_adam and not importlib.util.find_spec("bitsandbytes"):

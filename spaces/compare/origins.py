@@ -91,10 +91,15 @@ def given_in_files(train_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loading_snippet(view: View, model: Model) -> str:
-    """Python code that draws the samples on the page."""
-    return (PROMPTED_SNIPPET if view.prompted else SNIPPET).format(
-        repo_id=model.repo_id, quoted=json.dumps(view.prompt), apart=SEEDS_APART, **view.request._asdict()
-    )
+    """Python code that draws the samples on the page, or of an adapter alone similar ones."""
+    if not view.prompted:
+        return SNIPPET.format(repo_id=model.repo_id, **view.request._asdict())
+    base, adapter = model.repo_id, ""
+    if model.text.adapter_only:
+        base = model.text.adapter_base or re.sub(r"-task\d+$", "-task1", model.repo_id)
+        adapter = f'pipeline.load_lora_weights("{model.repo_id}")\n'
+    named = dict(base=json.dumps(base), adapter=adapter, quoted=json.dumps(view.prompt), apart=SEEDS_APART)
+    return PROMPTED_SNIPPET.format(**named, **view.request._asdict())
 
 
 SNIPPET = """\
@@ -112,8 +117,8 @@ PROMPTED_SNIPPET = """\
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{repo_id}")
-pipeline.scheduler = DDIMScheduler.from_config(
+pipeline = DiffusionPipeline.from_pretrained({base})
+{adapter}pipeline.scheduler = DDIMScheduler.from_config(
     pipeline.scheduler.config,
     clip_sample=False,
     thresholding=False,

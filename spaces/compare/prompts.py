@@ -32,7 +32,8 @@ class TextToImage(NamedTuple):
     pretrained: str | None  # the stranger's model that the chain began with: a repository, or the name of a folder
     lora: str | None  # the user's own, which the chain began with on that model
     original: str | None  # the repository that drift is measured from, if it was
-    adapter_base: str | None  # to which an adapter belongs that was published alone; None: its own task 1
+    adapter_only: bool  # whether it was published as an adapter alone
+    adapter_base: str | None  # to which the adapter belongs; None: its own task 1
     groups: dict[int, tuple[Group, ...]]  # after each task up to this one
 
 
@@ -49,6 +50,7 @@ def parse_text_to_image(results: Mapping[str, Any]) -> TextToImage:
         pretrained=text(results.get("pretrained"), 200) or None,
         lora=text(results.get("pretrained_lora"), 200) or None,
         original=text(mapping(results.get("evaluation")).get("original"), 200) or None,
+        adapter_only=results.get("adapter_only") is True,
         adapter_base=text(results.get("adapter_base"), 200) or None,
         groups={int(entry["task"]): tuple(map(_group, entries(entry.get("groups")))) for entry in history},
     )

@@ -303,9 +303,26 @@ def test_the_snippet_draws_these_samples(space, text_to_image_zoo, monkeypatch, 
     view = View(benchmark, "", "", 1, 42, noise_seed=3, samples=3, steps=2, prompt='a "red" zero', guidance=4.0)
     monkeypatch.chdir(text_to_image_zoo)
     found = {}
-    exec(loading_snippet(view, SimpleNamespace(repo_id=f"gdzoo/{benchmark}-task1")), found)
+    model = SimpleNamespace(repo_id=f"gdzoo/{benchmark}-task1", text=SimpleNamespace(adapter_only=False))
+    exec(loading_snippet(view, model), found)
     drawn = drawn_by(text_to_image_zoo, f"{benchmark}-task1", prompt=view.prompt)
     assert np.abs(np.stack([np.asarray(image) for image in found["images"]]) / 255 - drawn).max() < 0.01
+
+
+@pytest.mark.parametrize("base, loaded", [('my "base"', '"my \\"base\\""'), (None, '"gdzoo/pets-task1"')])
+def test_the_snippet_of_an_adapter_alone_loads_its_base(space, text_to_image_zoo, tmp_path, base, loaded):
+    from origins import loading_snippet
+    from view import bounded_view
+
+    zoo, model = zoo_of_one(text_to_image_zoo, tmp_path)
+    edit(tmp_path / model.repo_id / "results.json", adapter_only=True, adapter_base=base)
+    zoo.refresh()
+    snippet = loading_snippet(bounded_view(zoo, {}), zoo.models[PETS, "generative_distillation", 42, 1])
+    lines = [
+        f"pipeline = DiffusionPipeline.from_pretrained({loaded})",
+        f'pipeline.load_lora_weights("{model.repo_id}")',
+    ]
+    assert "\n".join(lines) in snippet
 
 
 def test_work_and_memory_are_bounded(space, text_to_image_zoo, monkeypatch):
