@@ -91,6 +91,10 @@ FIDELITY_MODELS = types.MappingProxyType(
     {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
 )
 
+# diffusers' names, and their parameters: of flow-matching models alone, which have defaults of their own.
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
+WEIGHTING_FLAGS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
+
 _CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
 
 
@@ -186,6 +190,16 @@ class TextToImageConfig(Settings, PromptSettings):
     gradient_checkpointing: bool = option(
         False, TRAINING, "compute activations again in the backward pass, to save memory", result=False
     )
+    weighting_scheme: str | None = option(
+        None,
+        TRAINING,
+        "how often flow matching draws each timestep (logit_normal, mode, none) or weighs it (sigma_sqrt, cosmap;"
+        " default: logit_normal, of FLUX none, as in diffusers' scripts)",
+        choices=WEIGHTING_SCHEMES,
+    )
+    logit_mean: float | None = option(None, TRAINING, "of logit_normal: below 0 less noise (default: 0)")
+    logit_std: float | None = option(None, TRAINING, "of logit_normal (default: 1)", minimum=0)
+    mode_scale: float | None = option(None, TRAINING, "of mode (default: 1.29)")
     evaluator: str | None = option(
         None,
         EVALUATION,
@@ -238,6 +252,11 @@ class TextToImageConfig(Settings, PromptSettings):
     replay_eta = 0.0
     replay_pool_balanced = False
     dataset_root = dataset_name = test_split = recipe = None
+
+    @property
+    def weighting(self) -> dict:
+        """The settings of flow matching that were given, by flag."""
+        return {flag: value for flag in WEIGHTING_FLAGS if (value := getattr(self, flag)) is not None}
 
     @property
     def replay_weight(self) -> float:
@@ -379,6 +398,11 @@ class TextToImageConfig(Settings, PromptSettings):
         return CAPTIONED_RECIPE | (CAPTIONED_ADAPTER if self.rank else {})
 
     def _check_together(self):
+        if self.weighting and not self.pretrained_model_name_or_path:
+            raise ConfigError(
+                f"--{min(self.weighting)} goes with --pretrained_model_name_or_path, a model of flow matching:"
+                f" {CAPTIONED} weighs timesteps by --snr_gamma"
+            )
         if self.resolution % FACTOR:
             raise ConfigError(f"--resolution {self.resolution}: it is a multiple of {FACTOR}, the factor of the VAE")
         if not self.pretrained_model_name_or_path and self.resolution != CAPTIONED_RECIPE["resolution"]:

@@ -1,5 +1,7 @@
 """Why a text-to-image model from elsewhere cannot be loaded or trained: one reason, in words that follow its name."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from gdzoo.models.refusals import INDEX, list_files, no_pipeline
@@ -22,8 +24,8 @@ def no_text_pipeline(repo_or_folder: str, error: Exception, supported: str) -> s
             ".save_pretrained('pipeline')"
         )
         return (
-            f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"; of SDXL with'
-            " StableDiffusionXLPipeline"
+            f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"; of another'
+            " model with its class, such as StableDiffusionXLPipeline or FluxPipeline"
         )
     files = list_files(repo_or_folder)
     if INDEX not in files:
@@ -56,6 +58,18 @@ def check_parts(index: dict, parts: dict[str, str]):
             raise ValueError(f"its {name} is a {found}, not a {supported}")
 
 
+def check_unquantized(folder: Path, parts: Iterable[str]):
+    """Raises ValueError: the weights of one of the parts, folders of `folder`, were saved quantized."""
+    for name in parts:
+        file = folder / name / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if how := config.get("quantization_config"):
+            raise ValueError(
+                f"its {name} is quantized ({how.get('quant_method')}), and gdzoo adds what it learns to full weights:"
+                " give the original model"
+            )
+
+
 def check_unet(unet: dict, vae: dict):
     """Check the configurations of a U-Net that takes latents and text alone, and of its VAE.
 
@@ -70,6 +84,26 @@ def check_unet(unet: dict, vae: dict):
     more = next((name for name in MORE_INPUTS if unet.get(name) is not None), None)
     if more:
         raise ValueError(f"its U-Net has inputs beside the text ({more}), which gdzoo does not give it")
+
+
+def check_transformer(takes: int, predicts: int, vae: dict, packed: int):
+    """Check the channels of a transformer that takes latents and text alone.
+
+    Args:
+        vae: the configuration of its VAE.
+        packed: how many latents of the VAE one of the transformer holds.
+
+    Raises:
+        ValueError: it takes or predicts more.
+    """
+    latent = packed * vae.get("latent_channels", 4)
+    if takes != latent and predicts == latent:
+        raise ValueError(
+            f"its transformer takes {takes} channels and predicts {predicts}: it is given another image beside the"
+            " noisy one, as for inpainting, control or editing"
+        )
+    if takes != latent or predicts != latent:
+        raise ValueError(f"its transformer takes {takes} channels and predicts {predicts}, but its VAE has {latent}")
 
 
 def check_schedule(scheduler):

@@ -61,6 +61,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
     if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
         data.remarks.append(shortened(long, space.tokens))
+    if space and (remark := space.remark(config.guidance_scale)):
+        data.remarks.append(remark)
     if space and space.usual_resolution not in (None, config.resolution):
         data.remarks.append(other_resolution(space.usual_resolution, config.resolution))
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
@@ -219,7 +221,8 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
 def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[DiffusionPipeline, Path]:
     try:
         pipeline, folder = load_text_to_image(repo_or_folder, config.revision, config.variant)
-        open_space(pipeline, "cpu", config.resolution)
+        space = open_space(pipeline, "cpu", config.resolution, weighting=config.weighting)
+        space.loss_weight(config.snr_gamma)
     except ValueError as error:
         raise ConfigError(str(error) if str(error).startswith("--") else f"{FLAG}: {error}") from error
     return pipeline, folder

@@ -144,7 +144,9 @@ class TextToImageJob:
         if folder not in self._spaces:
             pipeline = self.base.pipeline if self.base else load_text_to_image(str(folder))[0]
             resolution = chain.config.resolution
-            self._spaces[folder] = open_space(pipeline, run.accelerator.device, resolution, folder)
+            self._spaces[folder] = open_space(
+                pipeline, run.accelerator.device, resolution, folder, chain.config.weighting
+            )
         return self._spaces[folder]
 
     def _new_space(self, run: Run, chain: Chain) -> LatentSpace:
