@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gdzoo.errors import one_line
+from gdzoo.models.flux import Flux
 from gdzoo.models.latents import LatentSpace
 from gdzoo.models.refusals import INDEX, check_reachable, has_only_fp16, list_files, no_weights
 from gdzoo.models.stable_diffusion import StableDiffusion
@@ -24,7 +25,7 @@ from gdzoo.models.text_refusals import check_parts, check_unquantized, no_text_p
 
 # By the pipeline's class; another kind is a file of its own and an entry here.
 KINDS: dict[str, type[LatentSpace]] = {
-    kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+    kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 }
 SUPPORTED = "gdzoo takes a " + " or a ".join(f"{name} ({kind.models})" for name, kind in KINDS.items())
 CONFIGS = [INDEX, "*/config.json", "scheduler/*.json"]  # small files, which say whether a model can be trained

@@ -50,8 +50,8 @@ def test_embeddings_are_the_pipelines_with_and_without_t5(base, without_t5):
         stock = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
         text, negative, pooled, negative_pooled = stock.encode_prompt(PROMPTS, None, None, device="cpu")
         for name, prompted, without in ((TEXT, text, negative), (POOLED, pooled, negative_pooled)):
-            torch.testing.assert_close(cond[name], prompted)
-            torch.testing.assert_close(cond[name][1], without[1])
+            torch.testing.assert_close(cond[name], prompted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(cond[name][1], without[1], rtol=1e-4, atol=1e-4)
         assert (cond[TEXT][:, TOKENS:] == 0).all() == bool(absent)
         assert {name: tuple(value.shape[1:]) for name, value in cond.items()} == space.cond_shapes()
 

@@ -23,6 +23,7 @@ from gdzoo.models.text_to_image import TextStudent, TextTeacher
 from tests.models.test_lora import shake
 from tests.models.tiny import (
     RESOLUTION,
+    make_tiny_flux,
     make_tiny_stable_diffusion,
     make_tiny_stable_diffusion_3,
     make_tiny_stable_diffusion_xl,
@@ -37,6 +38,7 @@ BASES = {
     "sd": make_tiny_stable_diffusion,
     "xl": partial(make_tiny_stable_diffusion_xl, prediction_type="v_prediction"),
     "sd3": make_tiny_stable_diffusion_3,
+    "flux": make_tiny_flux,
 }
 WITH_BETAS = pytest.mark.parametrize("base", ["sd", "xl"], indirect=True)
 

@@ -9,6 +9,8 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -101,6 +103,32 @@ def make_tiny_stable_diffusion_3(folder: Path, t5: bool = True, seed: int = 0, *
         del parts["text_encoder_3"]
         options |= dict(text_encoder_3=None, tokenizer_3=None)
     return _save(StableDiffusion3Pipeline, folder, None, parts, options)
+
+
+def make_tiny_flux(folder: Path, guidance_embeds: bool = True, seed: int = 0, **scheduler) -> Path:
+    """The same as FLUX.1-dev is saved; without `guidance_embeds`, as FLUX.1-schnell."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = dict(
+            vae=_vae(**_SHIFTED),
+            text_encoder=_text_encoder(CLIPTextModel, 16),
+            text_encoder_2=_t5(32),
+            transformer=FluxTransformer2DModel(
+                in_channels=16,  # 2x2 latents of 4 channels
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=16,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(2, 2, 4),
+            ),
+        )
+    options = dict(tokenizer=_tokenizer(), tokenizer_2=_t5_tokenizer())
+    settings = dict(shift=3.0, use_dynamic_shifting=True) if guidance_embeds else dict(shift=1.0)
+    options |= dict(scheduler=FlowMatchEulerDiscreteScheduler(**settings | scheduler))
+    return _save(FluxPipeline, folder, None, parts, options)
 
 
 def _save(kind: type[DiffusionPipeline], folder: Path, variant: str | None, parts: dict, options: dict) -> Path:

@@ -39,6 +39,7 @@ RUNS = {
     "xl-full": ("xl", [], [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),  # in task 2
     "xl-lora": ("xl", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),  # before it
     "sd3-lora": ("sd3", ADAPTER, [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),
+    "flux-lora": ("flux", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),
 }
 
 

@@ -18,6 +18,7 @@ from gdzoo.training.learner import Learner
 from tests.forked import Launched, launch
 from tests.models.tiny import (
     RESOLUTION,
+    make_tiny_flux,
     make_tiny_stable_diffusion,
     make_tiny_stable_diffusion_3,
     make_tiny_stable_diffusion_xl,
@@ -31,6 +32,7 @@ BASES = {
     "base": make_tiny_stable_diffusion,
     "xl": make_tiny_stable_diffusion_xl,
     "sd3": make_tiny_stable_diffusion_3,
+    "flux": make_tiny_flux,
 }
 SHORT = [
     *("--resolution", str(RESOLUTION), "--train_batch_size", "2", "--max_train_steps", "3"),
