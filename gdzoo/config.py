@@ -150,6 +150,8 @@ class TrainConfig(Settings, ImageSettings):
     task_flags = ("--tasks ", "--task_datasets ")
     private = ("dataset_root", "seeds")
 
+    use_8bit_adam = False  # what the training code reads of every config, where these chains have no choice
+
     def _name(self):
         self.task_datasets = [os.path.expanduser(name) for name in self.task_datasets]
         self.benchmark = self._benchmark_name()

@@ -4,6 +4,7 @@ Flags are named as in diffusers' train_dreambooth.py, train_dreambooth_lora.py a
 """
 
 import dataclasses
+import importlib.util
 import os
 import types
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ from gdzoo.data.concepts_list import (
     read_concepts,
     unread_keys,
 )
-from gdzoo.data.prompts import prompt_key, read_prompts
+from gdzoo.data.prompts import GENERAL, prompt_key, read_prompts
 from gdzoo.dreambooth_flags import OTHER_FLAGS
+from gdzoo.errors import cut
 from gdzoo.method.catalogue import MAIN_STRATEGY, STRATEGIES
 from gdzoo.settings import (
     DATA,
     EVALUATION,
+    HUB_ID,
     METHOD,
     MODEL,
+    OUTPUT,
     TRAINING,
     ConfigError,
     Settings,
@@ -181,6 +185,18 @@ class PromptSettings:
         None, MODEL, "how many tasks beside the chain's own it counts as (default: 1)", flag=False
     )
     rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the U-Net)", minimum=1)
+    lora_layers: str | None = option(
+        None,
+        MODEL,
+        "with --rank: names of the layers that get it, e.g. to_k,to_q,to_v,to_out.0 (default: attention, feed-forward"
+        " and convolutions)",
+    )
+    pretrained_lora: str | None = option(
+        None,
+        MODEL,
+        "your own LoRA, of diffusers or kohya: a repo, a folder or a .safetensors file. It is trained further, on the"
+        " pretrained model, with its own rank and layers",
+    )
 
 
 @dataclass
@@ -190,6 +206,7 @@ class TextToImageConfig(Settings, PromptSettings):
     gradient_checkpointing: bool = option(
         False, TRAINING, "compute activations again in the backward pass, to save memory", result=False
     )
+    use_8bit_adam: bool = option(False, TRAINING, "Adam of bitsandbytes, whose moments take a quarter of the memory")
     weighting_scheme: str | None = option(
         None,
         TRAINING,
@@ -223,6 +240,20 @@ class TextToImageConfig(Settings, PromptSettings):
     eval_samples: int | None = option(None, EVALUATION, "images drawn for each group of prompts", minimum=10)
     eval_batch_size: int | None = option(None, EVALUATION, "images drawn at once", minimum=1, result=False)
     guidance_scale: float | None = option(None, EVALUATION, "guidance that models are judged at", minimum=1)
+    validation_prompt: list[str] = option(
+        [],
+        EVALUATION,
+        "one or more prompts that the student draws while it trains, from fixed noise, into"
+        " OUTPUT_DIR/.training/validation and the tracker",
+        result=False,
+    )
+    num_validation_images: int = option(4, EVALUATION, "drawings of each of them", minimum=1, result=False)
+    validation_steps: int = option(
+        100, EVALUATION, "steps of a task from one grid to the next; there is one at its end", minimum=1, result=False
+    )
+    adapter_only: bool | None = option(
+        None, OUTPUT, "with --rank: publish the adapter alone, not the pipeline that it belongs to", result=False
+    )
 
     script = "gdzoo/train_text_to_image.py"
     description = (
@@ -239,10 +270,11 @@ class TextToImageConfig(Settings, PromptSettings):
     other_flags = types.MappingProxyType(OTHER_FLAGS)
     folders = (
         *("output_dir", "pretrained_model_name_or_path", "instance_data_dir", "concepts_list"),
-        "preservation_prompts",
+        *("preservation_prompts", "pretrained_lora"),
     )
     models = ("evaluator", "features", "pretrained_model_name_or_path", *FIDELITY_MODELS)
     divisors = ("replay_pool_steps", "eval_steps")
+    unnamed = types.MappingProxyType({"use_8bit_adam": False})
     task_flags = ("--pretrained_model_name_or_path ", "--pretrained_tasks ")
 
     # What the training code reads of every config, where text-to-image chains have no choice.
@@ -300,6 +332,21 @@ class TextToImageConfig(Settings, PromptSettings):
         """Whether `task` trains an adapter; task 1 of the embedded benchmark trains a whole model from scratch."""
         return self.rank is not None and (task > 1 or bool(self.pretrained_model_name_or_path))
 
+    def publishes_adapter(self, task: int) -> bool:
+        """Whether the folder of `task` has its adapter alone."""
+        return bool(self.adapter_only) and self.trains_adapter(task)
+
+    @property
+    def lora_name(self) -> str | None:
+        """--pretrained_lora; of a file or folder only the name, since its path is private."""
+        lora = self.pretrained_lora
+        return Path(lora).resolve().name if lora and Path(lora).exists() else lora
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of --lora_layers."""
+        return [name for name in map(str.strip, (self.lora_layers or "").split(",")) if name]
+
     def of_task(self, task: int) -> "TextToImageConfig":
         """Task 1 of the embedded benchmark trains all weights from scratch, for longer, whatever the later tasks do."""
         if task > 1 or self.pretrained_model_name_or_path:
@@ -320,6 +367,7 @@ class TextToImageConfig(Settings, PromptSettings):
         lines, classes = [], {concept.class_prompt for concept in self.concept_list}
         if self.concepts_list and unread_keys(self.concepts_list):
             lines.append(f"--concepts_list: class_data_dir {OTHER_FLAGS['class_data_dir'].text.partition(' ')[2]}")
+        lines += self._preserved_validation()
         if set(self.strategy) == {"finetune"} or not self.concepts:
             return lines
         if self.preserved and set(self.preserved) <= classes:
@@ -353,7 +401,8 @@ class TextToImageConfig(Settings, PromptSettings):
     def _check_concept_flags(self):
         given = [flag for flag in (*_CONCEPT_FLAGS, "concepts_list") if getattr(self, flag)]
         if not self.pretrained_model_name_or_path:
-            for flag in (*given, *(flag for flag in ("revision", "variant") if getattr(self, flag))):
+            with_model = ("revision", "variant", "pretrained_lora")
+            for flag in (*given, *(flag for flag in with_model if getattr(self, flag))):
                 raise ConfigError(
                     f"--{flag} goes with --pretrained_model_name_or_path, e.g."
                     " stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -394,7 +443,7 @@ class TextToImageConfig(Settings, PromptSettings):
 
     def _default_values(self) -> dict:
         if self.pretrained_model_name_or_path:
-            return CONCEPTS | (CONCEPTS_ADAPTER if self.rank else {})
+            return CONCEPTS | (CONCEPTS_ADAPTER if self.rank or self.pretrained_lora else {})
         return CAPTIONED_RECIPE | (CAPTIONED_ADAPTER if self.rank else {})
 
     def _check_together(self):
@@ -417,6 +466,8 @@ class TextToImageConfig(Settings, PromptSettings):
                 " preserves nothing that is prompted"
             )
         self._check_preserved()
+        self._check_validation()
+        self._check_adapter()
         super()._check_together()
 
     def _check_preserved(self):
@@ -427,6 +478,36 @@ class TextToImageConfig(Settings, PromptSettings):
                 raise ConfigError(
                     f"--preservation_prompts holds {concept.prompt!r} alone, which is being taught: add prompts to keep"
                 )
+
+    def _check_validation(self):
+        """Raises ConfigError: a validation prompt is preserved, and would show nothing of what is not."""
+        classes = [each.class_prompt for each in self.concept_list if each.class_prompt]
+        kinds = {"a class prompt": classes, "one of the general captions": GENERAL if self.concepts else ()}
+        if self.preserved:
+            kinds = {"one of --preservation_prompts": self.preserved}
+        for prompt in self.validation_prompt:
+            for kind, kept in kinds.items():
+                if prompt_key(prompt) in map(prompt_key, kept):
+                    raise ConfigError(f"--validation_prompt {cut(prompt, 80)!r} is {kind}, which are preserved: reword")
+
+    def _preserved_validation(self) -> list[str]:
+        """A line about a validation prompt that later tasks preserve, since it is a concept's own."""
+        taught = {} if self.preserved else {prompt_key(each.prompt) for each in self.concept_list[:-1]}
+        found = [prompt for prompt in self.validation_prompt if prompt_key(prompt) in taught]
+        return [f"--validation_prompt {found[0]!r} is a concept's own, which later tasks preserve"] if found else []
+
+    def _check_adapter(self):
+        if self.lora_layers and self.pretrained_lora:
+            raise ConfigError("--lora_layers does not go with --pretrained_lora, whose own layers are trained")
+        for flag in ("lora_layers", "adapter_only"):
+            if getattr(self, flag) and not (self.rank or self.pretrained_lora):
+                raise ConfigError(f"--{flag} goes with --rank, which trains an adapter")
+        if self.lora_layers and not self.layers:
+            raise ConfigError(f"--lora_layers {self.lora_layers!r}: name layers, e.g. to_k,to_q,to_v,to_out.0")
+        if self.use_8bit_adam and not importlib.util.find_spec("bitsandbytes"):
+            raise ConfigError(
+                "--use_8bit_adam: bitsandbytes is not installed: pip install bitsandbytes (for CUDA GPUs)"
+            )
 
     def _check_images(self, strategy: str, keeps_images: bool):
         if self.pretrained_model_name_or_path and keeps_images:
@@ -439,6 +520,12 @@ class TextToImageConfig(Settings, PromptSettings):
         except ValueError as error:
             flag = f"--concepts_list {self.concepts_list}: " if self.concepts_list else "--"
             raise ConfigError(f"{flag}{error}") from error
+        lora = self.pretrained_lora
+        if lora and not Path(lora).exists() and not ("/" in lora and HUB_ID.fullmatch(lora)):
+            raise ConfigError(
+                f"--pretrained_lora {lora}: there is no such file or folder, and a LoRA of the Hub is named like"
+                " OWNER/NAME"
+            )
 
     def _public(self) -> dict:
         """Prompts in place of their file, and of folders and files the names."""
@@ -448,6 +535,7 @@ class TextToImageConfig(Settings, PromptSettings):
         ]
         for name in ("instance_data_dir", "concepts_list"):
             values[name] = values[name] and published_folder(values[name])
+        values["pretrained_lora"] = self.lora_name
         values["preservation_prompts"] = values.pop("preserved") or None
         values["preserved"] = []
         return values

@@ -3,14 +3,13 @@
 from gdzoo.settings import OtherFlag
 
 _OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
-_OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults: leave it out", True)
+_OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults, or --use_8bit_adam: leave it out", True)
 _WHOLE_IMAGE = OtherFlag("SDXL's sizes are those of a whole image of --resolution: leave it out", True)
 _LOCAL_PHOTOS = OtherFlag("photos are read from local folders: use --instance_data_dir or --concepts_list", True)
 _NO_TOKEN = OtherFlag(
     "no new token is learned: leave it out, and use a rare word, as in --instance_prompt 'a photo of sks dog'", True
 )
-_NO_VALIDATION = "nothing is drawn during training; each task ends with its samples and its evaluation (--eval_samples)"
-_ONE_ADAPTER = "leave it out: the adapter is plain LoRA on attention, feed-forward and convolutions, with alpha = rank"
+_ONE_ADAPTER = "leave it out: the adapter is plain LoRA, with alpha = rank and without dropout"
 
 OTHER_FLAGS = {
     "with_prior_preservation": OtherFlag(
@@ -33,17 +32,13 @@ OTHER_FLAGS = {
     ),
     "skip_save_text_encoder": OtherFlag("every published pipeline is complete", values=0),
     "pre_compute_text_embeddings": OtherFlag("they always are", values=0),
-    "validation_prompt": OtherFlag(_NO_VALIDATION),
-    "validation_images": OtherFlag(_NO_VALIDATION, values="+"),
-    "validation_steps": OtherFlag(_NO_VALIDATION),
-    "validation_epochs": OtherFlag(_NO_VALIDATION),
-    "validation_scheduler": OtherFlag(_NO_VALIDATION),
-    "num_validation_images": OtherFlag(_NO_VALIDATION),
+    "validation_images": OtherFlag("Stable Diffusion takes prompts alone: use --validation_prompt", True, "+"),
+    "validation_epochs": OtherFlag("use --validation_steps: tasks are counted in optimizer steps", True),
+    "validation_scheduler": OtherFlag("validation images are drawn as models are judged: by DDIM, with --eval_steps"),
     "num_train_epochs": OtherFlag("use --max_train_steps, which is that of each task", True),
     "scale_lr": OtherFlag("give the --learning_rate that is meant", True, 0),
     "lr_num_cycles": OtherFlag("diffusers' default is used: leave it out", True),
     "lr_power": OtherFlag("diffusers' default is used: leave it out", True),
-    "use_8bit_adam": OtherFlag("to save memory, use --rank, --gradient_checkpointing or --mixed_precision", True, 0),
     "optimizer": _OWN_ADAM,
     "prodigy_beta3": _OWN_ADAM,
     "prodigy_decouple": _OWN_ADAM,
@@ -68,7 +63,6 @@ OTHER_FLAGS = {
     "local_rank": OtherFlag(""),
     "lora_dropout": OtherFlag(_ONE_ADAPTER, True),
     "lora_alpha": OtherFlag(_ONE_ADAPTER, True),
-    "lora_layers": OtherFlag(_ONE_ADAPTER, True),
     "use_dora": OtherFlag(_ONE_ADAPTER, True, 0),
     "output_kohya_format": OtherFlag("the adapter is saved in diffusers' format: leave it out", True, 0),
     "no_safe_serialization": OtherFlag("weights are saved as safetensors alone: leave it out", True, 0),

@@ -57,7 +57,7 @@ def pytest_xdist_auto_num_workers() -> int:
 ON_ONE_WORKER = (
     *("tests/spaces/", "tests/training/test_processes.py", "test_accumulated_micro_batches_equal_one_batch"),
     *("tests/training/test_captioned_digits.py", "tests/training/test_text_to_image_strategies.py"),
-    "tests/hub/test_text_to_image.py",
+    *("tests/hub/test_text_to_image.py", "tests/hub/test_adapter_only.py", "tests/training/test_validation.py"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from gdzoo import train_text_to_image
 from gdzoo.arguments import make_parser, parse_args
 from gdzoo.config_text_to_image import CAPTIONED_RECIPE, TextToImageConfig
+from gdzoo.data.prompts import GENERAL
 from gdzoo.dreambooth_flags import OTHER_FLAGS
 from gdzoo.settings import ConfigError
 from tests.conftest import ROOT
@@ -151,12 +153,25 @@ def test_concepts_are_read_once():
         ({**ONE, "preservation_prompts": "missing.txt"}, "--preservation_prompts missing.txt: it cannot be read"),
         ({**ONE, "pretrained_model_name_or_path": "../model"}, "--pretrained_model_name_or_path ../model: there is no"),
         ({**ONE, "rank": 0}, "--rank 0: it is at least 1"),
+        ({**ONE, "lora_layers": "to_q"}, "--lora_layers goes with --rank"),
+        ({**ONE, "rank": 2, "lora_layers": " , "}, "--lora_layers ' , ': name layers"),
+        ({**ONE, "adapter_only": True}, "--adapter_only goes with --rank"),
+        ({"pretrained_lora": "me/lora"}, "--pretrained_lora goes with --pretrained_model_name_or_path"),
+        ({**ONE, "pretrained_lora": "lora"}, "--pretrained_lora lora: there is no such file or folder"),
+        ({**ONE, "pretrained_lora": "me/lora", "lora_layers": "to_q"}, "--lora_layers does not go with --pretrained_l"),
+        ({**ONE, "num_validation_images": 0}, "--num_validation_images 0: it is at least 1"),
+        ({**ONE, "validation_steps": 0}, "--validation_steps 0: it is at least 1"),
         ({**ONE, "clip_model": "./clip"}, "--clip_model ./clip: there is no such folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refused(settings, said):
     assert said in refusal(**settings)
+
+
+def test_8bit_adam_needs_bitsandbytes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert "--use_8bit_adam: bitsandbytes is not installed: pip install bitsandbytes" in refusal(use_8bit_adam=True)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +196,22 @@ def test_refused(settings, said):
 )
 def test_bad_list_is_refused_by_entry(entries, said):
     assert said in refusal(pretrained_model_name_or_path=MODEL, concepts_list=write_list(entries))
+
+
+def test_a_validation_prompt_is_never_preserved(folders):
+    """But for a concept's own: while it is taught it is not, and later tasks are there to keep it."""
+    (folders / "keep.txt").write_text("A  tree\na house\n")
+    asked = {"validation_prompt": ["a photo of sks dog in the snow", "a tree"]}
+    assert "'a tree' is one of --preservation_prompts" in refusal(**ONE, **asked, preservation_prompts="keep.txt")
+    assert not TextToImageConfig(**ONE, **asked).resolve().warnings
+    captions = {"validation_prompt": [GENERAL[7].upper()]}
+    assert "is one of the general captions" in refusal(**ONE, **captions)
+    assert not TextToImageConfig(**ONE, **captions, preservation_prompts="keep.txt").resolve().warnings
+    assert "is a class prompt" in refusal(**ONE | {"class_prompt": "a sks"}, validation_prompt=["A sks"])
+    taught = {"validation_prompt": [DOG["instance_prompt"]]}
+    assert not TextToImageConfig(**ONE, **taught).resolve().warnings
+    [line] = listed(DOG, CHAIR, **taught).resolve().warnings
+    assert "'a photo of sks dog' is a concept's own, which later tasks preserve" in line
 
 
 @pytest.mark.parametrize("text, said", [("\n \n", "it holds no prompt"), (DOG["instance_prompt"], "is being taught")])
@@ -301,6 +332,19 @@ def test_nothing_private_is_published(folders):
     assert prefix not in json.dumps(one.to_dict()) + one.command()
 
 
+def test_what_changes_no_weight_is_no_other_run(folders):
+    plain = TextToImageConfig(**ONE, rank=4).resolve()
+    shown = dict(adapter_only=True, validation_prompt=["a sks dog on Mars"], validation_steps=7)
+    assert replace(plain, **shown).resolve().run_id() == plain.run_id()
+    assert replace(plain, lora_layers="to_q").resolve().run_id() != plain.run_id()
+    assert replace(plain, use_8bit_adam=True).run_id() != plain.run_id()
+    older = {name: value for name, value in plain.to_dict().items() if name != "use_8bit_adam"}
+    assert not plain.difference(older)
+    (folders / "mine.safetensors").touch()
+    own = TextToImageConfig(**ONE, pretrained_lora=f"{folders}/mine.safetensors").resolve()
+    assert own.to_dict()["pretrained_lora"] == "mine.safetensors" and "--pretrained_lora mine.saf" in own.command()
+
+
 def test_a_longer_list_is_the_same_run():
     short, long = listed(DOG).resolve(), listed(DOG, CHAIR).resolve()
     assert short.run_id() == long.run_id()
@@ -322,6 +366,8 @@ CASES = {
     "digits with an adapter": dict(rank=8, strategy=["lwf"], seed=69),
     "one": {**ONE, "rank": 4, "center_crop": True, "snr_gamma": 5.0},
     "no class": {**ONE, "class_prompt": None},
+    "own LoRA": {**ONE, "pretrained_lora": "me/lora", "adapter_only": True, "validation_prompt": ["a sks dog"]},
+    "layers": {**ONE, "rank": 4, "lora_layers": "to_q,to_k"},
     "other metrics": {**ONE, "clip_model": "me/clip", "dino_model": "none"},
 }
 

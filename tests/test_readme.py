@@ -29,12 +29,13 @@ from tests.benchmarks import step
 from tests.conftest import ROOT
 from tests.hub.conftest import use
 from tests.hub.server import FakeHub
+from tests.models.loras import make_kohya, make_lora
 from tests.models.tiny import make_tiny_stable_diffusion
 from tests.readme import blocks, commands
 
 TRAIN, TEXT = "gdzoo/train.py", "gdzoo/train_text_to_image.py"
 CONFIGS = {TRAIN: TrainConfig, TEXT: TextToImageConfig}
-CONCEPTS = "concepts.json"
+CONCEPTS, OWN_LORA = "concepts.json", "sks_dog.safetensors"
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MAINS = {
     TRAIN: train.main,
@@ -196,6 +197,8 @@ def test_they_run(command, cwd, monkeypatch, request):
         request.getfixturevalue("taught")
     elif any(argument.startswith("DIR") for argument in arguments):
         own_images(cwd / "DIR")
+    if OWN_LORA in arguments:
+        make_kohya(make_lora(cwd / "uploaded", cwd / "made"), cwd / OWN_LORA)
     if "ME/MODEL" in arguments:
         DDIMPipeline(create_unet("tiny", channels=3, resolution=8), create_scheduler()).save_pretrained("ME/MODEL")
     monkeypatch.syspath_prepend(cwd)

@@ -8,7 +8,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (ar
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,15 +26,18 @@ STUDENT, TEACHER = "student", "teacher"
 LORA_FOLDER, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
 
 
-def add_adapter(network: ModelMixin, rank: int, seed: int, kind: type[LatentSpace]) -> "Adapter":
+def add_adapter(
+    network: ModelMixin, rank: int, seed: int, kind: type[LatentSpace], layers: Sequence[str] = ()
+) -> "Adapter":
     """Give a plain network a zero adapter to train; everything else in it is frozen.
 
     Args:
         seed: of the adapter's random half.
         kind: says which layers get one.
+        layers: the names of others, or the last parts of their names, that get it instead.
     """
     # Trap: add_adapter leaves the base's weights as trainable as they were.
-    targets = list(kind.adapter_targets)
+    targets = list(layers or kind.adapter_targets)
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are two adapters on purpose
@@ -68,6 +71,16 @@ class Adapter:
         for layer in self.layers:
             for half in _halves(layer):
                 half[TEACHER].load_state_dict(half[STUDENT].state_dict())
+
+    @torch.no_grad()
+    def begin_with(self, weights: dict[str, Tensor]):
+        """A fresh adapter, student and teacher alike, takes weights of the same layers, of its rank or smaller ones."""
+        for name, weight in self.state_dict().items():
+            given = weights[name]
+            # What a smaller rank leaves keeps the zeros of B and the random numbers of A, and can be trained.
+            part = weight[: len(given)] if ".lora_A." in name else weight[:, : given.shape[1]]
+            part.copy_(given)
+        self.freeze_teacher()
 
     @contextlib.contextmanager
     def teaching(self) -> Iterator[None]:
@@ -108,8 +121,8 @@ class Adapter:
         for name, weight in mine.items():
             weight.copy_(state[name])
 
-    def save(self, folder: Path):
-        """Write the student's weights to folder/lora/.
+    def save(self, folder: Path, subfolder: str = LORA_FOLDER):
+        """Write the student's weights to folder/lora/, or into the folder itself, if nothing else is in it ("").
 
         `load_lora_weights(folder, subfolder="lora", weight_name=LORA_FILE)` loads them. Trap: without weight_name,
         diffusers 0.42 looks for lora/lora/... in a repository of the Hub, though not in a folder.
@@ -117,7 +130,7 @@ class Adapter:
         # Trap: beside a fused pipeline's model_index.json they would be applied to it a second time.
         state = {name: weight.detach().cpu().float().contiguous() for name, weight in self.state_dict().items()}
         layers = {f"{self.kind.network_name}_lora_layers": state}
-        self.kind.pipeline_class.save_lora_weights(folder / LORA_FOLDER, **layers)
+        self.kind.pipeline_class.save_lora_weights(folder / subfolder, **layers)
 
     def load(self, file: Path):
         """Continue from a LoRA file, the student and the teacher alike.
@@ -125,16 +138,32 @@ class Adapter:
         Raises:
             ValueError: in one line that names it: it cannot be read, or has another rank or base.
         """
+        state = read_adapter(file)
         try:
-            state = load_file(file)
-        except Exception as error:  # a damaged file has no common error type
-            raise ValueError(f"{file} cannot be read ({one_line(error)})") from error
-        prefix = f"{self.kind.network_name}."
-        try:
+            prefix = f"{self.kind.network_name}."
             self.load_state_dict({name.removeprefix(prefix): weight for name, weight in state.items()})
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         self.freeze_teacher()
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of a published adapter: of --adapter_only in the folder itself, beside a pipeline in lora/."""
+    return folder / LORA_FILE if (folder / LORA_FILE).is_file() else folder / LORA_FOLDER / LORA_FILE
+
+
+def read_adapter(file: Path) -> dict[str, Tensor]:
+    """The weights of a LoRA file that gdzoo wrote, by the names that it has there. Raises ValueError."""
+    try:
+        return load_file(file)
+    except Exception as error:  # a damaged file has no common error type
+        raise ValueError(f"{file} cannot be read ({one_line(error)})") from error
+
+
+def missing_layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Those of `add_adapter`'s names that are of no layer."""
+    there = [f".{name}" for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return [name for name in layers if not any(each.endswith(f".{name}") for each in there)]
 
 
 def _halves(layer: LoraLayer) -> tuple[nn.ModuleDict, nn.ModuleDict]:

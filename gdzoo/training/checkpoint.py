@@ -102,7 +102,7 @@ class Checkpoints:
             return
         sweep_folder(self.folder)
         with atomic_folder(self.folder / f"{CHECKPOINT_PREFIX}{progress.step}") as partial:
-            save_file(tensors, partial / TENSORS)
+            save_file(_unshared(tensors), partial / TENSORS)
             write_json(partial / STATE, {"origin": self.origin, "progress": asdict(progress), "state": state})
             write_json(partial / MANIFEST, {name: sha256(partial / name) for name in (TENSORS, STATE)})
         kept = self._by_step()
@@ -211,6 +211,19 @@ def _without_tensors(value, name: str, tensors: dict[str, Tensor] | None):
     if isinstance(value, (list, tuple)):
         return [_without_tensors(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
     return value
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of those that share memory with one before.
+
+    Trap: safetensors refuses them; on a CPU all moments of bitsandbytes' 8-bit Adam share two maps.
+    """
+    seen = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
 
 
 def _with_tensors(value, tensors: dict[str, Tensor]):

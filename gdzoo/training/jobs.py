@@ -1,5 +1,6 @@
 """What a run teaches: classes to an unconditional model, or concepts to a text-to-image model."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from gdzoo.data.batches import TaskImages
@@ -18,6 +19,8 @@ class Start(NamedTuple):
     teacher: Teacher | None = None
     pool: ReplayPool | None = None  # still empty
     buffer: Drawn | None = None
+    # Draws after some steps, given the step and the Learner; returns the seconds that it took.
+    validation: Callable[[int, Any], float] | None = None
 
 
 class Job(Protocol):

@@ -1,5 +1,6 @@
 """The optimizer step: the student, and everything that changes with it."""
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -58,7 +59,7 @@ class Learner:
             past, key = make_past(student, teacher, pool, buffer), (config.seed, task)
             self.rehearsal = Rehearsal(strategy, past, teacher, key, config.max_train_steps, at_once)
         self.passes = 0  # images through the student
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
+        optimizer = create_optimizer(config, student)
         # The schedule is not prepared: accelerate would step it once for each process.
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -114,6 +115,19 @@ class Learner:
         known, predict = self.config.tasks_known(self.task), partial(self.student.predict, self.network)
         return continual_loss(predict, real, rehearsal, known, self.config.replay_weight, self.loss_weight)
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The student has the weights within that would be published now: with --use_ema their average."""
+        if not self.ema:
+            yield
+            return
+        self.ema.store(self.student.parameters())
+        self.ema.copy_to(self.student.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.student.parameters())
+
     @property
     def parts(self) -> dict:
         """What changes from step to step, for a checkpoint: name -> an object with state_dict(), or None."""
@@ -133,3 +147,12 @@ class Learner:
         # Without accelerate's autocast: it is evaluated in float32, as it will be loaded.
         network = self.accelerator.unwrap_model(self.student.network, keep_fp32_wrapper=False)
         return self.student.trained(whole_unet(network))
+
+
+def create_optimizer(config: TrainConfig, student: Student) -> torch.optim.Optimizer:
+    """Adam with PyTorch's defaults; with --use_8bit_adam that of bitsandbytes, as diffusers' scripts use it."""
+    if config.use_8bit_adam:
+        from bitsandbytes.optim import Adam8bit  # not installed everywhere
+
+        return Adam8bit(student.parameters(), lr=config.learning_rate)
+    return torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)

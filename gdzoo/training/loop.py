@@ -223,6 +223,8 @@ def train_task(run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -
             if progress.step % READ_LOSS_EVERY == 0 or progress.step == config.max_train_steps:
                 report_loss(chain, task, progress, losses, accelerator, bar)
                 losses.clear()
+            if start.validation:  # before the checkpoint, after which it would not be drawn again
+                started += start.validation(progress.step, learner)
             # Also after the last step: evaluation may take long.
             due = progress.step % config.checkpointing_steps == 0 or progress.step == config.max_train_steps
             saver.save(due, agree=progress.step % READ_LOSS_EVERY == 0)
@@ -299,7 +301,7 @@ def report_loss(chain: Chain, task: int, progress: Progress, losses: list[Tensor
     speed = images_per_second(chain, accelerator, progress)
     bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.0f}"})
     if config.report_to:
-        step = sum(config.of_task(before).max_train_steps for before in range(1, task)) + progress.step
+        step = chain.step(task, progress.step)
         values = {f"{chain.title}/loss": loss}
         if config.report_to == "wandb":  # Trap: it drops steps below the last one, as those of the next chain are
             accelerator.log(values | {f"{chain.title}/step": step})

@@ -148,7 +148,7 @@ def clear_output(chains: list[Chain]):
 
 
 def _delete(chain: Chain):
-    for first in (chain.folder(1), chain.checkpoint_folder(1)):
+    for first in (chain.folder(1), chain.checkpoint_folder(1), chain.validation_folder(1)):
         stem = first.name.removesuffix("1")
         for folder in first.parent.glob(f"{stem}*"):
             task = folder.name.removeprefix(stem)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gdzoo.evaluation.prompts import (
     CLASS,
     HELD_OUT,
     PRESERVED,
+    Draw,
     Drawings,
     Judge,
     PromptGroup,
@@ -35,7 +37,7 @@ from gdzoo.training.run import Chain, Run
 from gdzoo.zoo.cards import text_to_image_card
 from gdzoo.zoo.environment import made_with
 from gdzoo.zoo.folders import atomic_folder, write_json
-from gdzoo.zoo.names import CARD, RESULTS, SAMPLES, TRAIN_CONFIG, repo_of
+from gdzoo.zoo.names import CARD, RESULTS, SAMPLES, TRAIN_CONFIG, VALIDATION, repo_of
 from gdzoo.zoo.pictures import prompt_grid, read_single, save_singles
 from gdzoo.zoo.results import (
     SCHEMA_VERSION,
@@ -85,30 +87,47 @@ def groups_of(
     return groups
 
 
-def drawer(space: LatentSpace, network: Callable[[], ModelMixin], steps: int, batch_size: int):
-    """Draws prompts by a model, all processes together: see gdzoo.evaluation.prompts.Draw.
+def drawer(space: LatentSpace, network: Callable[[], ModelMixin], steps: int, batch_size: int) -> Draw:
+    """Draws prompts by a model, as `draw_prompts` does.
 
     Args:
         network: returns the model when it is first needed.
     """
 
-    def draw_prompts(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
-        state, predict, parts = PartialState(), functools.partial(space.predict, network()), []
-        starts = range(0, len(prompts), batch_size)
-        # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
-        shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
-        with tqdm(total=len(prompts), desc=f"drawings at guidance {guidance:g}", **shown) as bar:
-            for start in starts[state.process_index :: state.num_processes]:
-                asked = prompts[start : start + batch_size]
-                noise = torch.stack([_noise(space, seed, start + place) for place in range(len(asked))])
-                cond, uncond = space.embed(asked), space.embed([""] * len(asked))
-                latents = space.draw(predict, cond, uncond, noise.to(space.device), steps, guidance)
-                parts.append((start, space.decode(latents)))
-                bar.update(len(asked) * state.num_processes)
-        parts = sorted(gather_object(parts), key=lambda part: part[0])
-        return torch.cat([images for _, images in parts]) if state.is_main_process else None
+    def draw_by_network(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
+        return draw_prompts(space, network(), prompts, seed, guidance, steps, batch_size)
 
-    return draw_prompts
+    return draw_by_network
+
+
+def draw_prompts(
+    space: LatentSpace,
+    network: ModelMixin,
+    prompts: list[str],
+    seed: int,
+    guidance: float,
+    steps: int,
+    batch_size: int,
+) -> Tensor | None:
+    """One drawing of each prompt, uint8 [N, 3, H, W], on the main process; all processes draw and must call.
+
+    Args:
+        network: on the device of `space`.
+    """
+    state, predict, parts = PartialState(), functools.partial(space.predict, network), []
+    starts = range(0, len(prompts), batch_size)
+    # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
+    shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
+    with tqdm(total=len(prompts), desc=f"drawings at guidance {guidance:g}", **shown) as bar:
+        for start in starts[state.process_index :: state.num_processes]:
+            asked = prompts[start : start + batch_size]
+            noise = torch.stack([_noise(space, seed, start + place) for place in range(len(asked))])
+            cond, uncond = space.embed(asked), space.embed([""] * len(asked))
+            latents = space.draw(predict, cond, uncond, noise.to(space.device), steps, guidance)
+            parts.append((start, space.decode(latents)))
+            bar.update(len(asked) * state.num_processes)
+    parts = sorted(gather_object(parts), key=lambda part: part[0])
+    return torch.cat([images for _, images in parts]) if state.is_main_process else None
 
 
 def _noise(space: LatentSpace, seed: int, number: int) -> Tensor:
@@ -222,19 +241,20 @@ def results_of_prompts(
 
 
 def publish(chain: Chain, task: int, trained: TrainedText, pictures: list[Picture], results: dict):
-    """Write a task's folder: a stock pipeline, an adapter, pictures, results, settings and the card."""
+    """Write a task's folder: a stock pipeline and its adapter, or with --adapter_only the adapter alone; pictures,
+    results, settings and the card.
+    """
     folder, config = chain.folder(task), chain.config
     # Trap: from_pretrained records where a model came from, and save_pretrained would publish that local path.
     trained.network.register_to_config(_name_or_path=None)
     with atomic_folder(folder) as partial:
-        if trained.space.folder:
-            save_pipeline(partial, trained.network, trained.space.folder)
+        if config.publishes_adapter(task):
+            trained.adapter.save(partial, subfolder="")
         else:
-            trained.space.with_network(trained.network).save_pretrained(partial, safe_serialization=True)
-        if trained.adapter:
-            trained.adapter.save(partial)
+            _save_whole(partial, trained)
         samples = save_singles(partial, pictures)
         results = {"schema_version": SCHEMA_VERSION} | results | {"samples": samples}
+        results |= _copy_validation(chain, task, partial)
         results |= catalogue_info(results) | made_with()
         validate_results(results)
         samples_by_task(chain, task, pictures).save(partial / SAMPLES)
@@ -242,6 +262,25 @@ def publish(chain: Chain, task: int, trained: TrainedText, pictures: list[Pictur
         write_json(partial / TRAIN_CONFIG, config.to_dict())
         card = _card(folder, results, chain, other_results(folder, results))
         (partial / CARD).write_text(card, encoding="utf-8")
+
+
+def _save_whole(folder: Path, trained: TrainedText):
+    if trained.space.folder:
+        save_pipeline(folder, trained.network, trained.space.folder)
+    else:
+        trained.space.with_network(trained.network).save_pretrained(folder, safe_serialization=True)
+    if trained.adapter:
+        trained.adapter.save(folder)
+
+
+def _copy_validation(chain: Chain, task: int, folder: Path) -> dict:
+    """The last validation drawings of a task into its folder, and their entry in results.json, if there are any."""
+    config = chain.config.of_task(task)
+    last = chain.validation_file(task, config.max_train_steps)
+    if not config.validation_prompt or not last.is_file():  # a task that strategies share is trained in one of them
+        return {}
+    shutil.copyfile(last, folder / VALIDATION)
+    return {"validation": {"prompts": config.validation_prompt, "images": config.num_validation_images}}
 
 
 def samples_by_task(chain: Chain, task: int, pictures: list[Picture]) -> Image.Image:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gdzoo.data.benchmarks import shortened
 from gdzoo.errors import clean, cut
+from gdzoo.evaluation.pretrained import first_of_chain
 from gdzoo.training.run import Run
 from gdzoo.zoo.metric_catalogue import metric_info
 from gdzoo.zoo.names import chain_title
@@ -77,11 +78,19 @@ def _number(name: str, value: float | None) -> str:
     return f"{value:.1f}" if large else f"{value:.3f}"
 
 
-def next_command(run: Run, last: Path) -> str:
-    """Draws the prompt that was taught last."""
-    prompt = run.data.names[run.chains[0].tasks[-1][-1]]
+def next_command(run: Run, last: Path, base: str | None) -> str:
+    """Draws the prompt that was taught last.
+
+    Args:
+        base: the folder or repository of the pipeline that adapters belong to; None: it is the chain's task 1.
+    """
+    chain = run.chains[0]
+    prompt, load = run.data.names[chain.tasks[-1][-1]], f"p = P.from_pretrained({str(last)!r})"
+    if run.config.publishes_adapter(len(chain.tasks)):
+        base = base or first_of_chain(str(last))
+        load = f"p = P.from_pretrained({base!r}); p.load_lora_weights({str(last)!r})"
     code = (
-        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(last)!r})({prompt!r},"
+        f"from diffusers import DiffusionPipeline as P; {load}; p({prompt!r},"
         f" guidance_scale={run.config.guidance_scale:g}).images[0].save('drawing.png')"
     )
     plain = not set(code) & set('"$`\\!')  # what a shell would read in double quotes

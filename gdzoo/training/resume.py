@@ -18,6 +18,7 @@ from gdzoo.hub.repos import (
     read_remote,
     refuse_other_run,
 )
+from gdzoo.models.lora import LORA_FILE
 from gdzoo.training.evaluators import evaluator_lock
 from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.output import open_output, other_classes
@@ -136,7 +137,7 @@ def fetch(run: Run, chain: Chain, api: HfApi, info: RepoInfo):
         ConfigError, PermanentHubError, TemporaryHubError
     """
     what = f"--resume_from_checkpoint {run.config.resume_from_checkpoint}: {info.id}"
-    if "model_index.json" not in file_names(info):
+    if not {"model_index.json", LORA_FILE} & file_names(info):
         raise ConfigError(f"{what} is no diffusers pipeline: it has no model_index.json")
     results, there = (with_retries(read_remote, api, info, name) for name in (RESULTS, TRAIN_CONFIG))
     try:

@@ -12,7 +12,14 @@ from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.measure import FEWEST_SAMPLES
 from gdzoo.training.checkpoint import Checkpoints, TorchGlobals
-from gdzoo.zoo.names import TRAINING_FOLDER, chain_name, chain_title, evaluator_name, repo_name
+from gdzoo.zoo.names import (
+    TRAINING_FOLDER,
+    VALIDATION_FOLDER,
+    chain_name,
+    chain_title,
+    evaluator_name,
+    repo_name,
+)
 from gdzoo.zoo.results import read_results
 
 
@@ -73,6 +80,19 @@ class Chain:
         """Where the checkpoints of a task are, until it is published."""
         folder = self.folder(task)
         return Path(self.config.output_dir, TRAINING_FOLDER, f"{folder.parent.name}--{folder.name}")
+
+    def validation_folder(self, task: int) -> Path:
+        """Where the validation drawings of a task are; they are kept."""
+        name = self.checkpoint_folder(task).name
+        return Path(self.config.output_dir, TRAINING_FOLDER, VALIDATION_FOLDER, name)
+
+    def validation_file(self, task: int, step: int) -> Path:
+        """The validation drawings after a step of a task."""
+        return self.validation_folder(task) / f"step-{step:05}.png"
+
+    def step(self, task: int, step: int) -> int:
+        """How many steps of the chain there were after a step of a task, for trackers."""
+        return sum(self.config.of_task(before).max_train_steps for before in range(1, task)) + step
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 from pathlib import Path
 
 import torch
@@ -23,9 +24,11 @@ from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.evaluation.fidelity import Fidelity
 from gdzoo.evaluation.fidelity_models import load_networks
 from gdzoo.models.latents import LatentSpace, other_resolution, shortened
-from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
-from gdzoo.models.small_stable_diffusion import flops_of_forward
-from gdzoo.models.text_pipelines import load_text_to_image, open_space
+from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, missing_layers
+from gdzoo.models.pretrained_lora import PretrainedLora, load_pretrained_lora
+from gdzoo.models.small_stable_diffusion import create_unet, flops_of_forward
+from gdzoo.models.stable_diffusion import StableDiffusion
+from gdzoo.models.text_pipelines import KINDS, load_text_to_image, network_of, open_space
 from gdzoo.settings import HUB, HUB_ID, MODEL, OUTPUT
 from gdzoo.training.chains import check_others
 from gdzoo.training.output import check_output
@@ -56,15 +59,22 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
         raise ConfigError("text-to-image models are not trained with FSDP: use several processes without it, or --rank")
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     config = with_precision(config, accelerator)
+    check_8bit_adam(config)
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
+    if base and base.lora:
+        config = with_rank_of(config, base.lora)
+    check_layers(config, base)
     data, class_prompts = open_data(config, known)
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
-    if space and (long := space.too_long([*data.names, *filter(None, class_prompts), *config.preserved])):
+    asked = [*data.names, *filter(None, class_prompts), *config.preserved, *config.validation_prompt]
+    if space and (long := space.too_long(asked)):
         data.remarks.append(shortened(long, space.tokens))
     if space and (remark := space.remark(config.guidance_scale)):
         data.remarks.append(remark)
     if space and space.usual_resolution not in (None, config.resolution):
         data.remarks.append(other_resolution(space.usual_resolution, config.resolution))
+    if base and base.lora and base.lora.remark:
+        data.remarks.append(base.lora.remark)
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
     fidelity, left_out = load_fidelity(config, class_prompts, data, accelerator)
     data.remarks += left_out
@@ -81,6 +91,15 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     check_output(run)
     check_checkpoint(config, run.share, accelerator)
     return run
+
+
+def check_8bit_adam(config: TextToImageConfig):
+    """Raises ConfigError: bitsandbytes is installed, but not for this machine."""
+    if config.use_8bit_adam:
+        try:
+            importlib.import_module("bitsandbytes")
+        except Exception as error:  # of any class, where its library does not fit CUDA
+            raise ConfigError(f"--use_8bit_adam: bitsandbytes cannot be used here ({one_line(error)})") from error
 
 
 # ---- a model that gdzoo taught ----
@@ -137,20 +156,30 @@ def with_known(given: TextToImageConfig, known: dict) -> TextToImageConfig:
         )
     if given.benchmark not in (None, known["benchmark"]):
         return dataclasses.replace(given, pretrained_tasks=known["task"] + beside)
-    for flag, default in (("strategy", []), ("seed", DEFAULT_SEED), ("rank", None)):
-        there = [known["strategy"]] if flag == "strategy" else known.get(flag)
-        if getattr(given, flag) not in (default, there) or flag == "seed" and given.seeds:
+    published = read_published(given, TRAIN_CONFIG) or {}
+    adapter = {"rank": known.get("rank")} | {name: published.get(name) for name in ("lora_layers", "pretrained_lora")}
+    there = {"strategy": [known["strategy"]], "seed": known["seed"]} | adapter
+    mine = {name: getattr(given, name) for name in there} | {"pretrained_lora": given.lora_name}
+    default = {"strategy": [], "seed": DEFAULT_SEED} | dict.fromkeys(adapter)
+    for flag in there:
+        if mine[flag] not in (default[flag], there[flag]) or flag == "seed" and given.seeds:
             raise ConfigError(
                 f"--{flag}: {given.pretrained_model_name_or_path} is task {known['task']} of a chain with {flag}"
-                f" {_plain(there)}: leave out --{flag}, or begin a chain of your own with --benchmark NAME"
+                f" {_plain(there[flag])}: leave out --{flag}, or begin a chain of your own with --benchmark NAME"
             )
+    if (lora := there["pretrained_lora"]) and not given.pretrained_lora and "/" not in lora:
+        raise ConfigError(
+            f"--pretrained_lora is missing: {given.pretrained_model_name_or_path} began with {lora}, of which only the"
+            " name is recorded: give that file or folder"
+        )
     return dataclasses.replace(
         with_settings_of(given),
         benchmark=known["benchmark"],
         strategy=[known["strategy"]],
         seed=known["seed"],
-        rank=known.get("rank"),
         pretrained_tasks=beside,
+        adapter_only=known.get("adapter_only") if given.adapter_only is None else given.adapter_only,
+        **adapter | {"pretrained_lora": given.pretrained_lora or lora},
     )
 
 
@@ -185,37 +214,83 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
         goes_on: the same, if its chain goes on; its adapter is then continued on the stranger's model.
     """
     original = config.pretrained_model_name_or_path
-    pipeline, folder = _load(original, config)
+    alone = known is not None and known.get("adapter_only", False)  # an adapter without its pipeline
+    if alone and not goes_on:
+        raise ConfigError(
+            f"{FLAG} {original}: it is an adapter alone: for a chain of your own give the model that it belongs to"
+            f" ({clean(known.get('adapter_base') or 'the first model of its chain')}) and --pretrained_lora {original}"
+        )
+    pipeline, folder = (None, Path(original)) if alone else _load(original, config)
     local = Path(original).exists()
     name = clean(Path(original).resolve().name) if local else original
     zoo = Path(config.output_dir, config.namespace).resolve()
     in_zoo = local and Path(original).resolve().parent == zoo
     published = repo_of(Path(original).resolve()) if in_zoo else None if local else name
     if not known:
-        return Base(pipeline, folder, name, name, license_of(original, folder), name, published)
+        base = Base(pipeline, folder, name, name, license_of(original, folder), name, published)
+        return with_lora(base, config)
     base = Base(pipeline, folder, name, known["pretrained"], known["license"], published or name, published)
     if not goes_on:
-        return base
+        return with_lora(base, config)
     origin = known.get("adapter_base")
     base = base._replace(tasks=known["task"], adapter_base=origin or name)
     if not known.get("rank"):
         return base
+    return with_lora(with_adapter(base, config, origin, known), config)
+
+
+def with_adapter(base: Base, config: TextToImageConfig, origin: str | None, known: dict) -> Base:
+    """The stranger's model, `origin`, and the adapter to continue on it. Raises ConfigError."""
+    original = config.pretrained_model_name_or_path
     if not origin or not (HUB_ID.fullmatch(origin) and "/" in origin):
         raise ConfigError(
             f"{FLAG} {original}: its adapter belongs to {origin or 'the first model of its chain'}, a folder of which"
             f" only the name is recorded: give that folder instead, with all concepts in --concepts_list, --benchmark"
             f" {known['benchmark']} and the --output_dir that holds the chain"
         )
+    file = LORA_FILE if known.get("adapter_only") else f"{LORA_FOLDER}/{LORA_FILE}"
     try:
-        adapter = local_file(original, f"{LORA_FOLDER}/{LORA_FILE}", config.revision)
+        adapter = local_file(original, file, config.revision)
         if not adapter.is_file():
             raise OSError("there is no such file")
     except Exception as error:  # the client's errors share no base class
-        raise ConfigError(f"{FLAG} {original}: {LORA_FOLDER}/{LORA_FILE} cannot be read ({one_line(error)})") from error
+        raise ConfigError(f"{FLAG} {original}: {file} cannot be read ({one_line(error)})") from error
     began = read_published(config, TRAIN_CONFIG) or {}
     versions = {name: began.get(name) for name in ("revision", "variant")}
     pipeline, folder = _load(origin, dataclasses.replace(config, **versions))
     return base._replace(pipeline=pipeline, folder=folder, name=origin, adapter=adapter, tasks=0)
+
+
+def with_lora(base: Base, config: TextToImageConfig) -> Base:
+    """The base with the LoRA of --pretrained_lora, if there is one. Raises ConfigError: it does not fit."""
+    if not config.pretrained_lora:
+        return base
+    try:
+        kind = KINDS[type(base.pipeline).__name__]
+        return base._replace(lora=load_pretrained_lora(config.pretrained_lora, base.pipeline, kind))
+    except ValueError as error:
+        raise ConfigError(f"--pretrained_lora {error}") from error
+
+
+def with_rank_of(config: TextToImageConfig, lora: PretrainedLora) -> TextToImageConfig:
+    """The config with the rank of a LoRA. Raises ConfigError: another one was given."""
+    if config.rank not in (None, lora.rank):
+        raise ConfigError(f"--rank {config.rank}: {lora.name} has rank {lora.rank}: leave out --rank, or give that")
+    return dataclasses.replace(config, rank=lora.rank)
+
+
+def check_layers(config: TextToImageConfig, base: Base | None):
+    """Raises ConfigError: a name of --lora_layers is of no layer of the network."""
+    if not config.layers:
+        return
+    with torch.device("meta"):
+        network = network_of(base.pipeline) if base else create_unet(config.resolution)
+    if unknown := missing_layers(network, config.layers):
+        kind = KINDS[type(base.pipeline).__name__] if base else StableDiffusion
+        raise ConfigError(
+            f"--lora_layers {clean(unknown[0])}: no layer has a name that ends so; choose from"
+            f" {', '.join(kind.adapter_targets)}, or write to_q for all of them and attn2.to_q for some"
+        )
 
 
 def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[DiffusionPipeline, Path]:

@@ -26,8 +26,9 @@ from gdzoo.method.randomness import seed_from
 from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.kinds import config_difference
 from gdzoo.models.latents import LatentSpace
-from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, Adapter, add_adapter
+from gdzoo.models.lora import LORA_FILE, Adapter, adapter_file, add_adapter, fused_copy, read_adapter
 from gdzoo.models.preservation import Preservation
+from gdzoo.models.pretrained_lora import PretrainedLora
 from gdzoo.models.small_stable_diffusion import create_pipeline
 from gdzoo.models.text_pipelines import load_text_to_image, network_of, open_space
 from gdzoo.models.text_to_image import TextStudent, TextTeacher, TrainedText
@@ -45,6 +46,7 @@ from gdzoo.training.prompt_results import (
 )
 from gdzoo.training.prompt_terminal import final_table, next_command, run_summary, task_line
 from gdzoo.training.run import Chain, Run, evaluator_folder
+from gdzoo.training.validation import Validation
 from gdzoo.zoo.names import repo_of
 
 OWN_LICENSE = "apache-2.0"  # of models that are trained from scratch
@@ -63,6 +65,7 @@ class Base(NamedTuple):
         base_model: the repository to name as the model that training started from; None for a stranger's folder.
         tasks: how many tasks of the chain it was taught.
         adapter: the LoRA file to go on from, if not from zero.
+        lora: of --pretrained_lora, which the chain began with, on `pipeline`.
     """
 
     pipeline: DiffusionPipeline
@@ -74,6 +77,12 @@ class Base(NamedTuple):
     base_model: str | None = None
     tasks: int = 0
     adapter: Path | None = None
+    lora: PretrainedLora | None = None
+
+    @property
+    def began_with(self) -> str:
+        """The name of the model that drift is measured from."""
+        return f"{self.name} + {self.lora.name}" if self.lora else self.name
 
 
 class TextToImageJob:
@@ -105,6 +114,12 @@ class TextToImageJob:
     # ---- models ----
 
     def start(self, run: Run, chain: Chain, task: int, evaluator: Evaluator | None) -> Start:
+        start = self._start(run, chain, task)
+        if not chain.config.validation_prompt:
+            return start
+        return start._replace(validation=Validation(run, chain, task, start.student.space))
+
+    def _start(self, run: Run, chain: Chain, task: int) -> Start:
         config, device, method = chain.config, run.accelerator.device, strategy_class(chain.strategy)
         if task == 1 and not self.base:
             space = self._new_space(run, chain)
@@ -112,11 +127,7 @@ class TextToImageJob:
         space = self.space(run, chain, task)
         network, adapter = self._previous_network(chain, task, space).to(device), None
         if config.trains_adapter(task):
-            adapter = add_adapter(network, config.rank, seed_from(config.seed, task) % 2**32, type(space))
-            if task > chain.first_task and config.trains_adapter(task - 1):
-                adapter.load(chain.folder(task - 1) / LORA_FOLDER / LORA_FILE)
-            elif self.base and self.base.adapter:
-                adapter.load(self.base.adapter)
+            adapter = self._adapter(chain, task, network, type(space))
         if not rehearses(method):
             return Start(self._student(run, chain, network, space, adapter))
         own = network if adapter else copy.deepcopy(network)
@@ -131,6 +142,22 @@ class TextToImageJob:
             buffer = self._buffer(run, chain, task, student)
         return Start(student, teacher, pool, buffer)
 
+    def _adapter(self, chain: Chain, task: int, network: ModelMixin, kind: type[LatentSpace]) -> Adapter:
+        """A task's adapter: that of the task before, the user's own, or a new one."""
+        config, base = chain.config, self.base
+        adapter = add_adapter(network, config.rank, seed_from(config.seed, task) % 2**32, kind, self._layers(chain))
+        if task > chain.first_task and config.trains_adapter(task - 1):
+            adapter.load(adapter_file(chain.folder(task - 1)))
+        elif base and base.adapter:
+            adapter.load(base.adapter)
+        elif base and base.lora:
+            adapter.begin_with(base.lora.weights)
+        return adapter
+
+    def _layers(self, chain: Chain) -> list[str]:
+        """The names of the layers that adapters are on; none: the usual ones."""
+        return self.base.lora.layers if self.base and self.base.lora else chain.config.layers
+
     def _student(
         self, run: Run, chain: Chain, network: ModelMixin, space: LatentSpace, adapter: Adapter | None = None
     ) -> TextStudent:
@@ -140,7 +167,9 @@ class TextToImageJob:
 
     def space(self, run: Run, chain: Chain, task: int) -> LatentSpace:
         """The frozen parts of the model that a task, not the first from scratch, starts from."""
-        folder = self.base.folder if self.base else chain.folder(task - 1)
+        # A folder of --adapter_only has none of them.
+        before = 1 if chain.config.trains_adapter(task) else task - 1
+        folder = self.base.folder if self.base else chain.folder(before)
         if folder not in self._spaces:
             pipeline = self.base.pipeline if self.base else load_text_to_image(str(folder))[0]
             resolution = chain.config.resolution
@@ -258,7 +287,7 @@ class TextToImageJob:
             drawn = drawings_of(dataclasses.replace(judge, fidelity=None), load)
             original = self.originals.source(key, judge, drawn, first)
         student = drawings_of(judge, lambda: trained.network)
-        name = self.base.name if self.base else repo_of(chain.folder(1))
+        name = self.base.began_with if self.base else repo_of(chain.folder(1))
         found = measure(judge, groups, task, student, original, first, config.eval_steps, name)
         trained.space.offload()
         if self.fidelity:
@@ -266,7 +295,13 @@ class TextToImageJob:
         return found
 
     def _original(self, chain: Chain, space: LatentSpace) -> ModelMixin:
-        return copy.deepcopy(network_of(self.base.pipeline)) if self.base else space.load_network(chain.folder(1))
+        if not self.base:
+            return space.load_network(chain.folder(1))
+        network, lora = copy.deepcopy(network_of(self.base.pipeline)), self.base.lora
+        if not lora:
+            return network
+        add_adapter(network, lora.rank, 0, type(space), lora.layers).begin_with(lora.weights)
+        return fused_copy(network)
 
     def _judge(self, run: Run, chain: Chain, evaluator: Evaluator | None, reference: Reference | None) -> Judge:
         config = chain.config
@@ -301,6 +336,8 @@ class TextToImageJob:
             "pretrained": self.base and self.base.origin,
             "license": self.base.license if self.base else OWN_LICENSE,
             "adapter_base": self.base and self.base.adapter_base,
+            "pretrained_lora": self.base.lora.name if self.base and self.base.lora else None,
+            "adapter_only": chain.config.publishes_adapter(task),
             "pretrained_tasks": chain.config.tasks_known(0),
             "before": [
                 {"prompt": run.data.names[label], "class_prompt": self.class_prompts[label]}
@@ -321,6 +358,9 @@ class TextToImageJob:
 
     def check_fetched(self, run: Run, folder: Path, what: str):
         try:
+            if (folder / LORA_FILE).is_file():  # of --adapter_only
+                read_adapter(folder / LORA_FILE)
+                return
             pipeline, _ = load_text_to_image(str(folder))
         except ValueError as error:
             raise ConfigError(f"{what} cannot be loaded: {error}") from error
@@ -328,7 +368,7 @@ class TextToImageJob:
             raise ConfigError(f"{what} has another network than {self.base.name}: {other}")
 
     def summary(self, run: Run) -> str:
-        return run_summary(run, self.base and self.base.name)
+        return run_summary(run, self.base and self.base.began_with)
 
     def task_line(self, result: dict) -> str:
         return task_line(result)
@@ -337,7 +377,8 @@ class TextToImageJob:
         return final_table(results)
 
     def next_command(self, run: Run, last: Path) -> str:
-        return next_command(run, last)
+        local = self.base and Path(run.config.pretrained_model_name_or_path).exists()
+        return next_command(run, last, self.base and (str(self.base.folder) if local else self.base.adapter_base))
 
 
 def _shown(steps: range, bar: tqdm) -> Iterator[int]:

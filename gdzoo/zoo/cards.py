@@ -108,16 +108,14 @@ def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str
         command: the command line that trains the same chain again.
         others: the results.json of other strategies' models after the same task.
     """
-    base = results.get("adapter_base") or results["pretrained"]
-    if not base and results.get("rank"):  # the adapter of a chain from scratch fits the model after its first task
-        first = repo_name(results["benchmark"], results["strategy"], results["seed"], 1)
-        base = f"{repo_id.split('/')[0]}/{first}"
+    base = _lora_base(repo_id, results)
     compared = [name for name in PROMPT_METRICS if name in results["metrics"]]
     unguided = [f"{name}{UNGUIDED}" for name in compared if f"{name}{UNGUIDED}" in results["metrics"]]
     return _TEMPLATES.get_template("text_to_image.md").render(
-        metadata=_yaml(_text_to_image_metadata(repo_id, results, settings)),
+        metadata=_yaml(_text_to_image_metadata(repo_id, results, settings, base)),
         repo_id=repo_id,
         results=results,
+        alone=results.get("adapter_only", False),
         lora_base=base,
         prompts=results["prompts"][-MOST_PROMPTS:],
         metrics={name: metric_info(name) for name in [*compared, *unguided]},
@@ -132,6 +130,15 @@ def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str
         most_columns=MOST_COLUMNS,
         most_tasks=MOST_TASKS,
     )
+
+
+def _lora_base(repo_id: str, results: dict) -> str | None:
+    """The model that the adapter of a text-to-image model belongs to: a repository or the name of a folder."""
+    base = results.get("adapter_base") or results["pretrained"]
+    if base or not results.get("rank"):
+        return base
+    # The adapter of a chain from scratch fits the model after its first task.
+    return f"{repo_id.split('/')[0]}/{repo_name(results['benchmark'], results['strategy'], results['seed'], 1)}"
 
 
 def evaluator_card(repo_id: str, results: dict, benchmark: dict) -> str:
@@ -195,7 +202,10 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
     return metadata
 
 
-def _text_to_image_metadata(repo_id: str, results: dict, settings: dict) -> ModelCardData:
+def _text_to_image_metadata(repo_id: str, results: dict, settings: dict, lora_base: str | None) -> ModelCardData:
+    alone, base = results.get("adapter_only", False), results["base_model"]
+    if alone:  # what it is loaded into, not the adapter before
+        base = lora_base if lora_base and "/" in lora_base else None
     slug = results["strategy"].rpartition(".")[2].replace("_", "-")
     tags = ["text-to-image", "dreambooth", *(["lora"] if results.get("rank") else [])]
     metadata = ModelCardData(
@@ -206,9 +216,9 @@ def _text_to_image_metadata(repo_id: str, results: dict, settings: dict) -> Mode
         tags=[*tags, "gdzoo", results["benchmark"], "diffusion", "continual-learning", slug],
         instance_prompt=clean(results["prompts"][-1]["prompt"]),
         widget=[{"text": clean(each["prompt"]), "output": {"url": each["file"]}} for each in results["samples"]],
-        base_model=results["base_model"],
-        # A whole pipeline, with the adapter fused: "adapter" is for repositories that hold nothing else.
-        base_model_relation="finetune" if results["base_model"] else None,
+        base_model=base,
+        # Of a whole pipeline, with the adapter fused, it is "finetune".
+        base_model_relation=("adapter" if alone else "finetune") if base else None,
     )
     if results["metrics"]:
         evaluation = results["evaluation"]

@@ -7,6 +7,7 @@ from gdzoo.method.catalogue import MAIN_STRATEGY, strategy_info
 RESULTS, TRAIN_CONFIG, SAMPLES, CARD = "results.json", "train_config.json", "samples.png", "README.md"
 SINGLE_SAMPLES, LORA = "samples", "lora"  # folders of a text-to-image model: pictures of one prompt each, the adapter
 TRAINING_FOLDER = ".training"  # in the zoo, beside the namespaces; never published
+VALIDATION_FOLDER, VALIDATION = "validation", "validation.png"  # in TRAINING_FOLDER; in a model's folder
 DEFAULT_SEED = 42
 GRID, GAP = 8, 2  # samples.png: images per row and column, and pixels between them
 LATEST, CHECKPOINT_PREFIX = "latest", "checkpoint-"

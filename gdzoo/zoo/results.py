@@ -95,6 +95,9 @@ PROMPT_MODEL = (
     # chain from scratch, and for an unknown licence.
     | {"pretrained": (str, None), "license": (str, None)}
     | {"rank?": (int, None)}  # of the adapter in lora/; absent or null: there is none
+    | {"adapter_only?": bool}  # whether the adapter lies in the folder itself, and there is no pipeline
+    | {"pretrained_lora?": (str, None)}  # the user's own, which the chain began with
+    | {"validation?": {"prompts": [str], "images": int}}  # of validation.png
     # The model that the chain began with, to which its adapters belong; null: its own task 1.
     | {"adapter_base?": (str, None)}
     # How many tasks the model that the chain began with counts as, and what it was taught by gdzoo before.

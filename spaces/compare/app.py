@@ -14,7 +14,8 @@ from pathlib import Path
 from api import Api
 from machine import limit_spinning
 from markup import SIDES
-from page import PLAY, Page
+from page import DESCRIBED, PLAY, SHOWN, Page
+from prompts import MAX_GUIDANCE
 from quick_import import gradio as gr
 from sources import NAMESPACE, FolderSource, HubSource
 from view import MAX_SAMPLES, MAX_SEED, STEPS, bounded_view
@@ -27,9 +28,9 @@ PICKERS = {"benchmark": "Benchmark", "seed": "Training seed", "left": "Left", "r
 INTRODUCTION = """\
 # Continual learning of diffusion models
 
-A diffusion model learns a sequence of **tasks**, each with a few new classes, and must keep the earlier classes without
-their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All samples are
-drawn from the *same noise*.
+A diffusion model learns a sequence of **tasks**, each with a few new classes or prompts, and must keep the earlier ones
+without their images ([generative distillation](https://arxiv.org/abs/2311.14028)). The slider selects the task. All
+samples are drawn from the *same noise*.
 """
 
 html = partial(gr.HTML, apply_default_css=False)  # style.css has all styles
@@ -49,34 +50,41 @@ def build(zoo: Zoo) -> gr.Blocks:
             with gr.Row():
                 pickers = [
                     # On a phone, each side has its own line.
-                    dropdown(label=label, min_width=180 if name in SIDES else 120, **setting[name])
+                    dropdown(label=label, min_width=180 if name in SIDES else 120, elem_id=name, **setting[name])
                     for name, label in PICKERS.items()
                 ]
             with gr.Row(equal_height=True):
                 task = slider(label="After task", scale=5, elem_id="task", **setting["task"])
                 play = gr.Button(PLAY, variant="primary", scale=1, min_width=110)
                 timer = gr.Timer(SECONDS_A_TASK, active=False)
+            described_values = dict(zip(DESCRIBED, page.described(view), strict=True))
+            with gr.Row(elem_id="prompts"):
+                # A text field with suggestions.
+                prompt = gr.Dropdown(
+                    label="Prompt", allow_custom_value=True, scale=5, min_width=240, **setting["prompt"]
+                )
+                guidance = slider(
+                    label="Guidance scale", maximum=MAX_GUIDANCE, step=0.1, scale=2, **setting["guidance"]
+                )
+            note = html(described_values["prompt-note"], elem_id="prompt-note")
             with gr.Row(elem_id="comparison"):
-                drawn = [
-                    html(value, elem_id=name)
-                    for name, value in zip(("left-panel", "right-panel", "classes"), page.published(view), strict=True)
-                ]
+                drawn = [html(value, elem_id=name) for name, value in zip(SHOWN, page.published(view), strict=True)]
             with gr.Row():
                 noise_seed = gr.Number(
                     label="Noise seed", minimum=0, maximum=MAX_SEED, precision=0, min_width=140, **setting["noise_seed"]
                 )
                 samples = slider(label="Samples", maximum=MAX_SAMPLES, **setting["samples"])
                 steps = dropdown(label="DDIM steps", choices=list(STEPS), min_width=140, **setting["steps"])
-            charts_value, table_value, origins_value = page.described(view)
             gr.Markdown("## Metrics after each task")
-            charts = html(charts_value)
-            table = html(table_value)
+            charts = html(described_values["charts"])
+            table = html(described_values["table"])
             gr.Markdown("## Training and loading")
-            origins = html(origins_value)
+            origins = html(described_values["origins"])
 
         benchmark, seed, left, right = pickers
-        controls = [benchmark, left, right, task, seed, noise_seed, samples, steps]  # in the order of VIEW_FIELDS
-        described = [charts, table, origins]
+        # In the order of VIEW_FIELDS.
+        controls = [benchmark, left, right, task, seed, noise_seed, samples, steps, prompt, guidance]
+        described = [note, charts, table, origins]
         connect(page, blocks, [notice, content], controls, drawn, described, play, timer)
         add_api(Api(page))
     return blocks

@@ -97,6 +97,14 @@ def legend(view: View, published: Sequence[Histogram | None], drawings: Sequence
     return "".join(parts)
 
 
+def real_images_of(prompt: str, real: bytes | None, evaluator: Evaluator | None) -> str:
+    """A few real images of a prompt; empty where the evaluator does not know it."""
+    if not evaluator or prompt not in evaluator.names:
+        return ""
+    images = real_images(real, evaluator, evaluator.names.index(prompt))
+    return f'<p class="real-images">{images} real images</p>' if images else ""
+
+
 def real_images(real: bytes | None, evaluator: Evaluator | None, label: int) -> str:
     """A few real images of a class; empty without real.png."""
     if not real or not evaluator:

@@ -1,23 +1,27 @@
-"""Loads checked pipelines, keeps the most recent ones, and draws samples from a given noise seed."""
+"""Keeps the most recent pipelines and drawings, and draws samples in one thread."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from machine import threads_for
+from machine import free_memory, threads_for
+from pipelines import Request, TextToImage, Unconditional, bytes_of, load
 from results import Evaluator, Model
 from safety import RepoRefused
 from zoo import Zoo, first_line
 
 MAX_PIPELINES = 12  # two strategies over the five tasks of a benchmark; 35M parameters each are 1.7 GB in all
+MAX_PIPELINE_BYTES = 2 << 30  # of all in memory; a larger one is alone
 MAX_EVALUATORS = 4
-MAX_DRAWINGS = 256  # PNG files of some 20 to 200 KB
+MAX_DRAWINGS, MAX_DRAWING_BYTES = 256, 64 << 20  # PNG files of some 20 KB to 2 MB
+# Of one drawing of a text-to-image model: all visitors wait for it, some minutes at most.
+MAX_TFLOP = {"cpu": 60, "cuda": 3000}  # by kind of device
 TILE_PIXELS = 64  # small images are enlarged to at least this, without smoothing
+GRID_PIXELS = 1024  # large images are reduced, so that a grid is no wider
 GAP_PIXELS = 4
 
 
@@ -27,33 +31,36 @@ class Drawing(NamedTuple):
     png: bytes
     label_counts: tuple[int, ...] | None  # None: no evaluator, or it failed
     evaluator_problem: str | None
-
-
-class Loaded(NamedTuple):
-    """A pipeline, and the 1e9 FLOPs of its U-Net on one image."""
-
-    pipeline: Any
-    gflop: float
+    enlarged: bool  # without smoothing
+    cut: str  # what was not read of the prompt, if anything
 
 
 class BoundedCache:
-    """Keeps the `size` values used most recently."""
+    """Keeps the `size` values used most recently, and of those no more than `most_bytes`."""
 
-    def __init__(self, size: int):
-        self.size = size
-        self.values: OrderedDict[Any, Any] = OrderedDict()
+    def __init__(self, size: int, most_bytes: float = math.inf):
+        self.size, self.most_bytes = size, most_bytes
+        self.values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
 
-    def get(self, key, make: Callable[[], Any]):
-        """The value of a key, made if it is missing."""
+    def get(self, key):
+        """The value of a key; None if it is missing."""
         if key not in self.values:
-            if len(self.values) == self.size:
-                self.values.popitem(last=False)  # before `make`, so that there are never more than `size`
-            self.values[key] = make()
+            return None
         self.values.move_to_end(key)
-        return self.values[key]
+        return self.values[key][0]
 
-    def forget(self, key) -> None:
-        del self.values[key]
+    def put(self, key, value, needs: int = 0) -> None:
+        """Keep a value of so many bytes."""
+        self.make_room(needs)
+        self.values[key] = (value, needs)
+
+    def make_room(self, needs: int = 0) -> None:
+        """Drop the oldest values until there is room for one more; before it is made, so that there are never more."""
+        while self.values and (len(self.values) >= self.size or self._bytes() + needs > self.most_bytes):
+            self.values.popitem(last=False)
+
+    def _bytes(self) -> int:
+        return sum(needs for _, needs in self.values.values())
 
 
 class Sampler:
@@ -65,55 +72,68 @@ class Sampler:
 
     def __init__(self, zoo: Zoo):
         self.zoo = zoo
-        self.pipelines = BoundedCache(MAX_PIPELINES)
+        self.pipelines = BoundedCache(MAX_PIPELINES, MAX_PIPELINE_BYTES)
         self.evaluators = BoundedCache(MAX_EVALUATORS)
-        self.drawings = BoundedCache(MAX_DRAWINGS)
+        self.drawings = BoundedCache(MAX_DRAWINGS, MAX_DRAWING_BYTES)
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
 
-    def draw(self, model: Model, noise_seed: int, samples: int, steps: int) -> Drawing:
-        """`samples` images from the noise of `noise_seed`, by DDIM in `steps` steps.
+    def draw(self, model: Model, request: Request) -> Drawing:
+        """Samples from the noise of `noise_seed`, by DDIM.
 
         Models of the same image size get the same noise. Raises any error of loading or drawing.
         """
-        return self.thread.submit(self._draw, model, noise_seed, samples, steps).result()
+        return self.thread.submit(self._draw, model, request).result()
 
-    def _draw(self, model: Model, noise_seed: int, samples: int, steps: int) -> Drawing:
+    def _draw(self, model: Model, request: Request) -> Drawing:
         evaluator = self.zoo.evaluators.get(model.benchmark)
-        key = (model.repo_id, model.revision, evaluator, noise_seed, samples, steps)
-        drawing = self.drawings.get(key, lambda: self._new_drawing(model, evaluator, noise_seed, samples, steps))
-        if drawing.evaluator_problem:
-            self.drawings.forget(key)  # the next attempt may succeed
+        key = (model.repo_id, model.revision, evaluator, request)
+        drawing = self.drawings.get(key)
+        if drawing is None:
+            drawing = self._new_drawing(model, evaluator, request)
+            if not drawing.evaluator_problem:  # else the next attempt may succeed
+                self.drawings.put(key, drawing, len(drawing.png))
         return drawing
 
-    def _new_drawing(self, model: Model, evaluator: Evaluator | None, noise_seed: int, samples: int, steps: int):
-        loaded = self.pipelines.get((model.repo_id, model.revision), lambda: self._load_pipeline(model))
-        images = draw_images(loaded, noise_seed, samples, steps)
+    def _new_drawing(self, model: Model, evaluator: Evaluator | None, request: Request) -> Drawing:
+        pipeline = self._pipeline(model)
+        if model.text:
+            check_work(model.repo_id, pipeline, request)
+        # By default torch takes hyper-threads too, and all cores of a container's host.
+        set_threads(threads_for(pipeline.gflop_of_step(request)))
+        images = pipeline.draw(request)
+        cut = pipeline.tokens_cut(request.prompt) if model.text else ""
         counts, problem = None, None
         if evaluator:
             try:
-                classifier = self.evaluators.get(evaluator, lambda: self._load_evaluator(evaluator))
-                counts = count_labels(classifier, images, len(evaluator.names))
+                counts = count_labels(self._evaluator(evaluator), images, len(evaluator.names))
             except Exception as error:  # the samples are shown without the evaluator
                 problem = describe_failure(evaluator.repo_id, error)
-        return Drawing(grid_png(images), counts, problem)
+        return Drawing(grid_png(images), counts, problem, min(images.shape[1:3]) < TILE_PIXELS, cut)
 
-    # torch, diffusers and transformers take seconds to import: here, so that the page opens before.
+    def _pipeline(self, model: Model) -> Unconditional | TextToImage:
+        key = (model.repo_id, model.revision)
+        pipeline = self.pipelines.get(key)
+        if pipeline is None:
+            folder = self.zoo.pipeline_folder(model)
+            needs = bytes_of(folder)
+            self.pipelines.make_room(needs)
+            check_memory(model.repo_id, needs)
+            pipeline = load(folder)
+            self.pipelines.put(key, pipeline, needs)
+        return pipeline
 
-    def _load_pipeline(self, model: Model) -> Loaded:
-        folder = self.zoo.pipeline_folder(model)
-        import torch
-        from diffusers import DDIMPipeline
+    def _evaluator(self, evaluator: Evaluator):
+        classifier = self.evaluators.get(evaluator)
+        if classifier is None:
+            folder = self.zoo.evaluator_folder(evaluator)
+            from transformers import AutoModelForImageClassification
 
-        pipeline = DDIMPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        pipeline.set_progress_bar_config(disable=True)
-        gflop = count_gflop(pipeline.unet)
-        return Loaded(pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), gflop)
-
-    def _load_evaluator(self, evaluator: Evaluator):
-        folder = self.zoo.evaluator_folder(evaluator)
-        from transformers import AutoModelForImageClassification
-
-        return AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            self.evaluators.make_room()
+            classifier = AutoModelForImageClassification.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True
+            )
+            self.evaluators.put(evaluator, classifier)
+        return classifier
 
 
 def describe_failure(repo_id: str, error: Exception) -> str:
@@ -121,28 +141,26 @@ def describe_failure(repo_id: str, error: Exception) -> str:
     return str(error) if isinstance(error, RepoRefused) else f"{repo_id} could not be loaded. {first_line(error)}"
 
 
-def count_gflop(unet) -> float:
-    """1e9 FLOPs of a forward pass of a copy of a U-Net on one image, of which nothing is computed."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        twin = unet.from_config(unet.config)
-        noise = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(noise, 0)
-    return counter.get_total_flops() / 1e9
-
-
-def draw_images(loaded: Loaded, noise_seed: int, samples: int, steps: int):
-    """Images [B, H, W, C] in [0, 1], a numpy array."""
+def set_threads(threads: int) -> None:
     import torch
 
-    # By default torch takes hyper-threads too, and all cores of a container's host.
-    torch.set_num_threads(threads_for(samples * loaded.gflop))
-    # A CPU generator gives the same noise for a model on any device.
-    generator = torch.Generator("cpu").manual_seed(noise_seed)
-    return loaded.pipeline(batch_size=samples, generator=generator, num_inference_steps=steps, output_type="np").images
+    torch.set_num_threads(threads)
+
+
+def check_memory(repo_id: str, needs: int) -> None:
+    """Raises RepoRefused: a pipeline's weights, of so many bytes, do not fit into memory."""
+    free = free_memory()
+    if needs > free:
+        raise RepoRefused(f"{repo_id} needs {needs / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free.")
+
+
+def check_work(repo_id: str, pipeline: TextToImage, request: Request) -> None:
+    """Raises RepoRefused: other visitors would wait too long for this drawing."""
+    device = pipeline.pipeline.device.type
+    needs, most = pipeline.gflop_of_step(request) * request.steps / 1000, MAX_TFLOP[device]
+    if needs > most:
+        work = f"{request.samples} samples of {repo_id} in {request.steps} steps are {needs:,.0f} TFLOP of work"
+        raise RepoRefused(f"{work}, more than {most:,} on this {device.upper()}: ask for fewer samples or steps.")
 
 
 def count_labels(classifier, images, labels: int) -> tuple[int, ...]:
@@ -156,11 +174,11 @@ def count_labels(classifier, images, labels: int) -> tuple[int, ...]:
 
 
 def grid_png(images) -> bytes:
-    """Images [B, H, W, C] in [0, 1] as a nearly square grid, enlarged without smoothing."""
+    """Images [B, H, W, C] in [0, 1] as a grid; small ones are enlarged without smoothing, large ones reduced."""
     from PIL import Image
 
-    tiles = [_tile(image) for image in (images * 255).round().astype("uint8")]
-    columns = math.ceil(math.sqrt(len(tiles)))
+    columns = math.ceil(math.sqrt(len(images)))
+    tiles = [_tile(image, GRID_PIXELS // columns) for image in (images * 255).round().astype("uint8")]
     rows = math.ceil(len(tiles) / columns)
     width, height = (side + GAP_PIXELS for side in tiles[0].size)
     grid = Image.new("RGBA", (columns * width - GAP_PIXELS, rows * height - GAP_PIXELS))
@@ -171,9 +189,12 @@ def grid_png(images) -> bytes:
     return png.getvalue()
 
 
-def _tile(image):
+def _tile(image, most: int):
     from PIL import Image
 
-    tile = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    tile = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGBA")
     scale = math.ceil(TILE_PIXELS / min(tile.size))
-    return tile.convert("RGBA").resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+    if scale > 1:
+        return tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+    tile.thumbnail((most, most))
+    return tile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,7 +14,11 @@ from markup import SIDES, data_url, message, number
 from results import Catalogue, MetricInfo
 from view import View
 
-PAPER_METRICS = ("fid", "kld")  # first, wherever they are present
+# First, wherever they are present: the paper's, and what text-to-image models keep and learn.
+FIRST_METRICS = ("fid", "kld")
+FIRST_METRICS += ("old_accuracy", "drift", "old_distance", "new_accuracy", "drift_fid", "new_distance")
+# Of text-to-image models: their charts are folded up.
+FOLDED = re.compile(r"\w+_kid|\w+_guidance_1")
 
 # A chart's size in SVG units: the width of a phone in pixels, so that text has its nominal size there.
 WIDTH, HEIGHT = 380, 220
@@ -26,7 +31,7 @@ Curve = Mapping[int, Mapping[str, float]]  # metrics by task
 def ordered(names: Iterable[str]) -> list[str]:
     """Metrics in display order, each once."""
     names = list(dict.fromkeys(names))
-    return [name for name in PAPER_METRICS if name in names] + [name for name in names if name not in PAPER_METRICS]
+    return [name for name in FIRST_METRICS if name in names] + [name for name in names if name not in FIRST_METRICS]
 
 
 def metric_names(curves: Mapping[str, Curve]) -> list[str]:
@@ -46,15 +51,21 @@ def charts(view: View, curves: Mapping[str, Curve], last_task: int, catalogue: C
     colors = line_colors(view, curves)
     titles = {name: escape(catalogue.strategy(name).title) for name in curves}
     keys = "".join(f'<span><i class="key {colors[name]}"></i>{titles[name]}</span>' for name in curves)
-    figures = []
+    figures, folded = [], []
     for name in names:
         lines = {
             strategy: {task: metrics[name] for task, metrics in curve.items() if name in metrics}
             for strategy, curve in curves.items()
         }
         lines = {strategy: line for strategy, line in lines.items() if line}
-        figures.append(chart(catalogue.metric(name), lines, titles, colors, view.task, last_task))
-    return f'<p class="legend">{keys}</p><div class="charts">{"".join(figures)}</div>'
+        figure = chart(catalogue.metric(name), lines, titles, colors, view.task, last_task)
+        (folded if FOLDED.fullmatch(name) else figures).append(figure)
+    more = f"<details><summary>{len(folded)} more charts</summary>{grid(folded)}</details>" if folded else ""
+    return f'<p class="legend">{keys}</p>{grid(figures)}{more}'
+
+
+def grid(figures: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def line_colors(view: View, strategies: Iterable[str]) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from checked import entries
 from markup import copyable, link, message, number
+from pipelines import SEEDS_APART
 from results import Catalogue, Model
 from view import View
 
@@ -58,29 +61,69 @@ def training_command(model: Model, train_config: Mapping[str, Any]) -> str:
 
     Safe to paste into a shell: values are quoted, and keys that cannot be names of flags are left out.
     """
+    script = "train_text_to_image.py" if model.text else "train.py"
     flags = [f"--benchmark {shlex.quote(model.benchmark)}", f"--strategy {shlex.quote(model.strategy)}"]
     flags.append(f"--seed {model.seed}")
-    for name, value in train_config.items():
-        if name in NOT_REPEATED or value is None or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    for name, value in (given_in_files(train_config) if model.text else train_config).items():
+        if name in NOT_REPEATED or value in (None, []) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             continue
         if isinstance(value, bool):
             flags.append(f"--{'' if value else 'no-'}{name}")
         else:
             values = value if isinstance(value, list) else [value]
             flags.append(" ".join([f"--{name}", *(shlex.quote(str(item)) for item in values)]))
-    return " \\\n    ".join(["accelerate launch gdzoo/train.py", *flags])
+    return " \\\n    ".join([f"accelerate launch gdzoo/{script}", *flags])
+
+
+def given_in_files(train_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a text-to-image model as flags: concepts and prompts that a file held."""
+    values = {name: value for name, value in train_config.items() if name != "concepts"}
+    concepts = entries(train_config.get("concepts"))
+    if len(concepts) == 1:
+        values |= concepts[0]
+    elif concepts:
+        values["concepts_list"] = values.get("concepts_list") or "./concepts.json"
+    if isinstance(values.get("preservation_prompts"), list):
+        values["preservation_prompts"] = "./prompts.txt" if values["preservation_prompts"] else None
+    return values
 
 
 def loading_snippet(view: View, model: Model) -> str:
     """Python code that draws the samples on the page."""
-    return f"""\
+    return (PROMPTED_SNIPPET if view.prompted else SNIPPET).format(
+        repo_id=model.repo_id, quoted=json.dumps(view.prompt), apart=SEEDS_APART, **view.request._asdict()
+    )
+
+
+SNIPPET = """\
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{model.repo_id}")
+pipeline = DiffusionPipeline.from_pretrained("{repo_id}")
 images = pipeline(
-    batch_size={view.samples},
-    num_inference_steps={view.steps},
-    generator=torch.Generator().manual_seed({view.noise_seed}),
+    batch_size={samples},
+    num_inference_steps={steps},
+    generator=torch.Generator().manual_seed({noise_seed}),
+).images
+"""
+PROMPTED_SNIPPET = """\
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{repo_id}")
+pipeline.scheduler = DDIMScheduler.from_config(
+    pipeline.scheduler.config,
+    clip_sample=False,
+    thresholding=False,
+    timestep_spacing="trailing",
+    set_alpha_to_one=True,
+)
+seeds = range({apart} * {noise_seed}, {apart} * {noise_seed} + {samples})
+images = pipeline(
+    {quoted},
+    num_images_per_prompt={samples},
+    num_inference_steps={steps},
+    guidance_scale={guidance},
+    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
 ).images
 """

@@ -1,10 +1,12 @@
 // Keeps the view in the address bar, and implements the copy buttons. app.py adds this file to the page's head.
 
-const VIEW_FIELDS = ["benchmark", "left", "right", "task", "seed", "noise_seed", "samples", "steps"];
+const PROMPTED_FIELDS = ["prompt", "guidance"]; // of text-to-image models; the prompt of others is null
+const VIEW_FIELDS = ["benchmark", "left", "right", "task", "seed", "noise_seed", "samples", "steps", ...PROMPTED_FIELDS];
 
 function showInUrl(...values) {
   const url = new URL(window.location);
-  VIEW_FIELDS.forEach((field, i) => url.searchParams.set(field, values[i]));
+  VIEW_FIELDS.forEach((field, i) => url.searchParams.set(field, values[i] ?? ""));
+  if (values[VIEW_FIELDS.indexOf("prompt")] === null) PROMPTED_FIELDS.forEach((field) => url.searchParams.delete(field));
   window.history.replaceState(window.history.state, "", url);
   // On the Hub the app is in a frame, and the outer page updates its own query from this message.
   if (window.parent !== window) {

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from checked import MAX_TEXT, MAX_TITLE, mapping, numbers, text
+from prompts import KIND, TextToImage, parse_text_to_image
 from safety import RepoRefused
 
 SCHEMA_VERSION = 1  # the newest that is read; files without a version are older and mean the same
-MAX_TITLE, MAX_TEXT = 60, 300  # characters
 
 
 class Task(NamedTuple):
@@ -77,6 +78,19 @@ class Model:
     histogram: Histogram | None
     made_with: dict[str, Any]  # cost, versions and hardware, only displayed
     catalogue: Catalogue  # of its strategy and metrics; empty in older files
+    text: TextToImage | None  # None: it is unconditional
+
+    @property
+    def prompts(self) -> list[tuple[int, str]]:
+        """(task, prompt) of all that its tasks teach, trained or not, and then of their classes; each once."""
+        if self.text is None:
+            return []
+        taught = [(task.number, name) for task in self.tasks for name in task.names]
+        classes = [(k, prompt) for k, prompts in enumerate(self.text.class_prompts, start=1) for prompt in prompts]
+        first = {}
+        for task, prompt in taught + classes:
+            first.setdefault(prompt, task)
+        return [(task, prompt) for prompt, task in first.items()]
 
 
 class Evaluator(NamedTuple):
@@ -94,13 +108,13 @@ def parse_model(repo_id: str, revision: str, results: dict) -> Model:
 
     Raises:
         KeyError, TypeError, ValueError: a required key is missing or of the wrong kind, or the schema is newer.
-        RepoRefused: it is no unconditional model.
+        RepoRefused: it is of a kind that this Space does not know.
     """
     check_version(repo_id, results)
-    if "kind" in results:  # only unconditional models have none
-        raise RepoRefused(
-            f"{repo_id} is a {text(results['kind'], MAX_TITLE)} model: this Space shows unconditional ones"
-        )
+    kind = results.get("kind")  # only unconditional models have none
+    if kind not in (None, KIND):
+        known = f"this Space shows unconditional and {KIND} ones. Update the Space"
+        raise RepoRefused(f"{repo_id} is a {text(kind, MAX_TITLE)} model: {known}")
     tasks = tuple(
         Task(int(task["task"]), tuple(int(label) for label in task["classes"]), tuple(map(str, task["names"])))
         for task in results["tasks"]
@@ -127,6 +141,7 @@ def parse_model(repo_id: str, revision: str, results: dict) -> Model:
         histogram=Histogram(*(tuple(map(float, histogram[key])) for key in Histogram._fields)) if histogram else None,
         made_with={key: results.get(key) for key in ("cost", "versions", "hardware")},
         catalogue=parse_catalogue(strategy, results),
+        text=parse_text_to_image(results) if kind == KIND else None,
     )
 
 
@@ -164,23 +179,5 @@ def strategy_info(name: str, info: Mapping[str, Any]) -> StrategyInfo:
 def metric_info(name: str, info: Mapping[str, Any]) -> MetricInfo:
     better = f"{info['direction']} is better" if info.get("direction") in ("lower", "higher") else ""
     explanation = "; ".join(filter(None, (text(info.get("explanation"), MAX_TEXT), better)))
-    return MetricInfo(text(info.get("title"), MAX_TITLE) or name[:MAX_TITLE], explanation)
-
-
-def text(value: Any, length: int) -> str:
-    """A string of at most `length` characters; empty for anything that is not a string."""
-    return value[:length] if isinstance(value, str) else ""
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value itself where it is a dict, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def numbers(values: dict | None) -> dict[str, float]:
-    """The finite numbers of a dict; a metric that could not be computed is left out."""
-    return {
-        str(key): float(value)
-        for key, value in (values or {}).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    title = text(info.get("title"), MAX_TITLE)
+    return MetricInfo(title[:1].upper() + title[1:] or name[:MAX_TITLE], explanation)

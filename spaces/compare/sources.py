@@ -7,12 +7,23 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Protocol
 
-from safety import RepoRefused
+from safety import INDEX, RepoRefused
 
 NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 HUB_TIMEOUT = 10  # seconds without an answer; huggingface_hub tries six times
 HUB_RESCAN_SECONDS = 60
+
+
+class Source(Protocol):
+    """Files of repositories."""
+
+    def file_names(self, repo_id: str, revision: str) -> list[str]:
+        """All files of a repository, relative to its root."""
+
+    def file(self, repo_id: str, revision: str, name: str) -> Path:
+        """The local path of a repository's file, downloaded if necessary. Raises FileNotFoundError."""
 
 
 class FolderSource:
@@ -35,19 +46,48 @@ class FolderSource:
                 revisions[f"{self.namespace}/{name}"] = str(results.stat().st_mtime_ns)
         return revisions
 
+    def base(self, repo_id: str) -> tuple[Source, str]:
+        """Where a stranger's model is, and its revision: in this zoo, or where huggingface_hub keeps its downloads.
+
+        Raises:
+            FileNotFoundError: in neither. Nothing is downloaded: these models are large.
+        """
+        if (self.root / repo_id / INDEX).is_file():
+            return self, str((self.root / repo_id / INDEX).stat().st_mtime_ns)
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(repo_id, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(f"neither in {self.root.name}/ nor in the cache of the Hub") from error
+        return Snapshot(folder), folder.name
+
     def file_names(self, repo_id: str, revision: str) -> list[str]:
-        """All files of a repository, relative to its root."""
-        folder = self.root / repo_id
-        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+        return names_below(self.root / repo_id)
 
     def file(self, repo_id: str, revision: str, name: str) -> Path:
-        """The local path of a repository's file, downloaded if necessary. Raises FileNotFoundError."""
         path = self.root / repo_id / name
         if not path.exists():
             raise FileNotFoundError(f"{repo_id} has no {name}")
         if not path.resolve().is_relative_to(self.root):
             raise RepoRefused(f"{repo_id}: {name} is a link to a file outside the zoo")
         return path
+
+
+class Snapshot:
+    """One repository in the cache of huggingface_hub. Its files are links to blobs beside it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def file_names(self, repo_id: str, revision: str) -> list[str]:
+        return names_below(self.folder)
+
+    def file(self, repo_id: str, revision: str, name: str) -> Path:
+        if not (self.folder / name).exists():
+            raise FileNotFoundError(f"{repo_id} has no {name} in the cache of the Hub")
+        return self.folder / name
 
 
 class HubSource:
@@ -70,6 +110,11 @@ class HubSource:
                 self.scanned_at = time.monotonic()
             return dict(self.known)
 
+    def base(self, repo_id: str) -> tuple[Source, str]:
+        """As of FolderSource: on the Hub."""
+        with self.lock:
+            return self, self.api.model_info(repo_id).sha
+
     def file_names(self, repo_id: str, revision: str) -> list[str]:
         with self.lock:
             return self.api.list_repo_files(repo_id, revision=revision)
@@ -83,6 +128,10 @@ class HubSource:
                 return Path(self.api.hf_hub_download(repo_id, name, revision=revision))
             except RemoteEntryNotFoundError as error:
                 raise FileNotFoundError(f"{repo_id} has no {name}") from error
+
+
+def names_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def hub_client():

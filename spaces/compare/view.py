@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipelines import Request
+from prompts import bounded_guidance
 from results import Model
 from zoo import Zoo
 
@@ -14,6 +16,7 @@ MAX_SAMPLES = 64
 MAX_SEED = 2**31 - 1  # of the noise
 MAX_TRAINING_SEED = 2**32 - 1  # the bound of --seed
 DEFAULT_LEFT, DEFAULT_RIGHT = "generative_replay", "generative_distillation"
+DEFAULT_SAMPLES_OF_LARGE = 4  # of text-to-image models on a stranger's model: most have a billion parameters
 DEFAULT_SEED, DEFAULT_NOISE_SEED, DEFAULT_SAMPLES, DEFAULT_STEPS = 42, 0, 16, 20
 
 
@@ -29,6 +32,18 @@ class View:
     noise_seed: int
     samples: int
     steps: int
+    prompt: str  # as long as the visitor wrote it, see `problem_of_prompt`; empty for unconditional models
+    guidance: float | None  # None for unconditional models
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the benchmark is of text-to-image models."""
+        return self.guidance is not None
+
+    @property
+    def request(self) -> Request:
+        """What to draw."""
+        return Request(self.noise_seed, self.samples, self.steps, self.prompt, self.guidance)
 
     def key(self, side: str) -> tuple[str, str, int, int]:
         """The key in `Zoo.models` of the "left" or "right" side."""
@@ -37,6 +52,10 @@ class View:
     def model(self, zoo: Zoo, side: str) -> Model | None:
         """The model of the "left" or "right" side."""
         return zoo.models.get(self.key(side))
+
+    def chain(self, zoo: Zoo) -> Model | None:
+        """A model of the chain whose beginning is shown: the right side's, or else the left one's."""
+        return self.model(zoo, "right") or self.model(zoo, "left")
 
 
 VIEW_FIELDS = tuple(field.name for field in fields(View))
@@ -59,6 +78,8 @@ def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
     numbers = {task for side in (left, right) for task in zoo.task_numbers(benchmark, side, seed)}
     last = zoo.last_task(benchmark)
     steps = bounded_int(wanted.get("steps"), min(STEPS), max(STEPS), DEFAULT_STEPS)
+    prompted = zoo.prompted(benchmark, seed)
+    default_samples = DEFAULT_SAMPLES_OF_LARGE if prompted and prompted.text.pretrained else DEFAULT_SAMPLES
     return View(
         benchmark=benchmark,
         left=left,
@@ -66,9 +87,18 @@ def bounded_view(zoo: Zoo, wanted: Mapping[str, Any]) -> View:
         task=bounded_int(wanted.get("task"), 1, last, max(numbers, default=last)),
         seed=seed,
         noise_seed=bounded_int(wanted.get("noise_seed"), 0, MAX_SEED, DEFAULT_NOISE_SEED),
-        samples=bounded_int(wanted.get("samples"), 1, MAX_SAMPLES, DEFAULT_SAMPLES),
+        samples=bounded_int(wanted.get("samples"), 1, MAX_SAMPLES, default_samples),
         steps=min(STEPS, key=lambda allowed: abs(allowed - steps)),
+        prompt=chosen_prompt(wanted.get("prompt"), prompted) if prompted else "",
+        guidance=bounded_guidance(wanted.get("guidance"), prompted.text.guidance) if prompted else None,
     )
+
+
+def chosen_prompt(wanted: Any, model: Model) -> str:
+    """The visitor's prompt, or the first that was taught: whether it is kept shows what was forgotten."""
+    first = next((prompt for _, prompt in model.prompts), "")
+    # JSON may hold half of a surrogate pair, which is no text.
+    return first if wanted is None else str(wanted).encode(errors="ignore").decode().strip()
 
 
 def bounded_int(value: Any, lowest: int, highest: int, default: int) -> int:

@@ -18,7 +18,14 @@ def edit(file: Path, **values) -> None:
 
 
 @pytest.fixture(scope="package")
-def zoo(tiny_zoo, tmp_path_factory) -> Path:
+def text_to_image_zoo(once) -> Path:
+    from tests.spaces.prompted import make_zoo
+
+    return once("space-prompts", make_zoo)
+
+
+@pytest.fixture(scope="package")
+def zoo(tiny_zoo, text_to_image_zoo, tmp_path_factory) -> Path:
     """A copy of the trained zoo, and unusual repositories, each as a strategy or a benchmark of its own."""
     root = tmp_path_factory.mktemp("space") / "zoo"
     shutil.copytree(tiny_zoo.zoo, root / "gdzoo")
@@ -33,6 +40,7 @@ def zoo(tiny_zoo, tmp_path_factory) -> Path:
     add_repo(root, "unreadable", lambda repo: (repo / "results.json").write_text("{"))
     add_repo(root, "own", add_new_strategy_and_metric)
     add_half_trained_benchmark(root)
+    shutil.copytree(text_to_image_zoo, root, dirs_exist_ok=True)
     return root
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from gdzoo.method.catalogue import STRATEGIES
 from tests.spaces.driver import expect_drawn, move_slider, panel, running_app
+from tests.spaces.prompted import CAPTIONS
 
 pytestmark = pytest.mark.measured
 
@@ -40,13 +41,15 @@ def timed(action: Callable[[], object]) -> tuple[float, float]:
     return seconds, seconds / max(before, slowdown())
 
 
-def test_first_results_within_three_seconds(context, tiny_zoo, tmp_path, capsys, leeway):
+@pytest.mark.parametrize("kind", ["unconditional", "text-to-image"])
+def test_first_results_within_three_seconds(context, tiny_zoo, text_to_image_zoo, tmp_path, capsys, leeway, kind):
+    root = {"unconditional": tiny_zoo.zoo.parent, "text-to-image": text_to_image_zoo}[kind]
     for _ in range(4):
         with ExitStack() as stack:
             page = stack.enter_context(context.new_page())
 
             def show_results(stack=stack, page=page):
-                app = stack.enter_context(running_app(tmp_path / "log.txt", "--zoo", str(tiny_zoo.zoo.parent)))
+                app = stack.enter_context(running_app(tmp_path / "log.txt", "--zoo", str(root)))
                 page.goto(app.url)
                 panel(page, "left").wait_for()
 
@@ -54,7 +57,7 @@ def test_first_results_within_three_seconds(context, tiny_zoo, tmp_path, capsys,
         if idle <= 3 * leeway:
             break
     with capsys.disabled():
-        print(f"\nFirst results {seconds:.1f} s after the start.")
+        print(f"\nFirst results ({kind}) {seconds:.1f} s after the start, {idle:.1f} s on an idle machine.")
     assert idle <= 3 * leeway
 
 
@@ -82,3 +85,27 @@ def test_slider_moves_and_memory(context, app, capsys, leeway):
         )
     assert statistics.median(idle) <= 2 * leeway and max(idle) <= 4 * leeway
     assert memory[-1] - memory[warm] < 64
+
+
+def test_moves_of_prompts(context, app, capsys, leeway):
+    """Time of a slider move and of a new prompt to new samples of both sides."""
+    page = context.new_page()
+    moves, prompts = [], []
+    for visit in range(10 if leeway == 1 else 1):
+        page.goto(f"{app.url}?benchmark={CAPTIONS}&task=2&noise_seed={2000 + visit}")
+        expect_drawn(page, task=2)
+        moves.append(timed(lambda: (move_slider(page, "ArrowLeft"), expect_drawn(page, task=1))))
+        drawn = page.locator(".panel.right figcaption", has_text=f"“prompt {visit}”")
+        prompts.append(timed(lambda text=f"prompt {visit}", drawn=drawn: (write(page, text), drawn.wait_for())))
+    page.close()
+    with capsys.disabled():
+        for name, times in {"Slider moves": moves, "New prompts": prompts}.items():
+            seconds, idle = (statistics.median(column) for column in zip(*times, strict=True))
+            print(f"\n{name} of text-to-image models: median {seconds:.2f} s, {idle:.2f} s on an idle machine.")
+    assert max(idle for _, idle in moves + prompts) <= 4 * leeway
+
+
+def write(page, text: str) -> None:
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill(text)
+    prompt.press("Enter")

@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.hub.server import FakeHub
 from tests.spaces.conftest import BENCHMARK, edit, strip
 from tests.spaces.driver import SPACE, expect, expect_drawn, opened, panel, running_app
+from tests.spaces.prompted import BASE, PETS
 from tests.zoo.text_to_image import text_to_image_results
 
 INSTALL = 'pip install -c constraints.txt -e ".[space]"'  # gdzoo itself, its libraries and Gradio
@@ -55,12 +56,16 @@ def test_reads_the_zoo_from_the_hub(context, tmp_path, zoo):
         for repo in sorted((zoo / "gdzoo").iterdir()):
             if not re.search("linked|blocked", repo.name):
                 hub.add_folder(f"somebody/{repo.name}", repo, repo_type="model")
+        hub.add_folder(BASE, zoo / BASE, repo_type="model")
         env = dict(GDZOO_NAMESPACE="somebody", HF_ENDPOINT=hub.endpoint, HF_HUB_DISABLE_XET="1", HF_HOME=str(tmp_path))
         with running_app(tmp_path / "log.txt", **env) as app, opened(context, f"{app.url}?task=2") as page:
             expect_drawn(page, task=2)
             expect(panel(page, "left")).to_contain_text(f"somebody/{BENCHMARK}-replay-task2")
             answer = app.compare(left="pickled", right="coded", task=1, samples=1)
             assert "pickled weights" in answer["left"]["error"] and "contains code" in answer["right"]["error"]
+            answer = app.client.predict(PETS, left="lwf", task=1, samples=1, api_name="/compare")
+            assert "LoRA adapter alone" in answer["left"]["error"]
+            assert answer["before"]["repo_id"] == BASE and "image" in answer["before"] and "image" in answer["right"]
 
 
 def test_a_silent_hub_is_asked_again(tmp_path):
@@ -145,18 +150,19 @@ def test_metrics_have_three_significant_digits(space, value, written):
     assert number(value) == written
 
 
-def test_text_to_image_models_are_left_out_with_the_reason(space, tmp_path, tiny_zoo):
+def test_models_of_an_unknown_kind_are_left_out_with_the_reason(space, tmp_path, tiny_zoo):
     from sources import FolderSource
     from zoo import Zoo
 
     shutil.copytree(tiny_zoo.zoo / f"{BENCHMARK}-task1", tmp_path / "gdzoo" / f"{BENCHMARK}-task1")
     folder = tmp_path / "gdzoo" / "tiny-captions-task2"
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps(text_to_image_results()))
+    (folder / "results.json").write_text(json.dumps(text_to_image_results(kind="text-to-video")))
     zoo = Zoo(FolderSource(tmp_path, "gdzoo"))
     zoo.refresh()
     assert zoo.benchmarks() == [BENCHMARK]
-    assert zoo.problems == ["gdzoo/tiny-captions-task2 is a text-to-image model: this Space shows unconditional ones"]
+    known = "this Space shows unconditional and text-to-image ones. Update the Space"
+    assert zoo.problems == [f"gdzoo/tiny-captions-task2 is a text-to-video model: {known}"]
 
 
 # results.json, which anyone may have written
@@ -229,9 +235,9 @@ def test_a_drawing_takes_the_threads_that_its_model_can_use(space, tiny_zoo, mon
     folder, threads = tiny_zoo.zoo / "split-digits-task1", []
     monkeypatch.setattr(drawing, "threads_for", lambda gflop: threads.append(gflop) or 1)
     sampler = drawing.Sampler(SimpleNamespace(evaluators={}, pipeline_folder=lambda model: folder))
-    model = SimpleNamespace(repo_id="gdzoo/split-digits-task1", revision=None, benchmark="split-digits")
+    model = SimpleNamespace(repo_id="gdzoo/split-digits-task1", revision=None, benchmark="split-digits", text=None)
     for samples in (1, 3):
-        sampler.draw(model, 0, samples, 1)
+        sampler.draw(model, drawing.Request(0, samples, 1))
     unet = DDIMPipeline.from_pretrained(folder).unet
     assert threads == pytest.approx([flops_of_forward(unet, samples) / 1e9 for samples in (1, 3)])
 

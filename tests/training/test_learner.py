@@ -1,5 +1,8 @@
 """What a Learner does with the student and the teacher that it is handed."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,6 +14,7 @@ from gdzoo.method.objective import Drawn
 from gdzoo.method.sampling import Teacher
 from gdzoo.method.strategies import create_strategy
 from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
+from gdzoo.training.checkpoint import Checkpoints, Progress
 from gdzoo.training.learner import Learner
 
 
@@ -48,3 +52,39 @@ def test_a_step_reads_nothing_back_from_the_device(strategy):
         loss.item()
         pixels[pixels > 0]
     assert reads(both) == {"aten::item", "aten::nonzero"}
+
+
+class Adam8bit(torch.optim.Adam):
+    """Its state is nested, and its tensors share memory, as that of bitsandbytes."""
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        nested = {number: {"step": each["step"], "quant": each} for number, each in state["state"].items()}
+        return state | {"state": nested}
+
+    def load_state_dict(self, state: dict):
+        super().load_state_dict(state | {"state": {number: each["quant"] for number, each in state["state"].items()}})
+
+
+def test_8bit_adam_is_that_of_bitsandbytes_and_its_state_is_in_checkpoints(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=None))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(Adam8bit=Adam8bit))
+    settings = {**vars(TrainConfig().resolve()), "use_8bit_adam": True, "max_train_steps": 4, "learning_rate": 1e-3}
+    pixels = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+
+    def started() -> tuple[Learner, Checkpoints]:
+        student = UNetStudent(create_unet("tiny", channels=1, resolution=8), create_scheduler())
+        learner = Learner(SimpleNamespace(**settings, tasks_known=int), Accelerator(), student, None, task=1)
+        parts = {name: learner.parts[name] for name in ("model", "optimizer", "lr_scheduler")}
+        return learner, Checkpoints(tmp_path, {"run": "1"}, parts, limit=2)
+
+    learner, checkpoints = started()
+    assert type(learner.optimizer.optimizer) is Adam8bit and learner.optimizer.param_groups[0]["initial_lr"] == 1e-3
+    learner.learn(0, iter([(pixels,)]))
+    checkpoints.save(Progress(step=1))
+    learner.learn(1, iter([(pixels,)]))
+    resumed, checkpoints = started()
+    assert checkpoints.restore("latest").step == 1
+    resumed.learn(1, iter([(pixels,)]))
+    pairs = zip(learner.student.parameters(), resumed.student.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)

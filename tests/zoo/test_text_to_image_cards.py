@@ -123,6 +123,30 @@ def test_how_the_adapter_is_loaded():
     assert base in card(scratch, "gdzoo/tiny-captions-replay-seed69-task2")
 
 
+def test_an_adapter_alone_names_its_base_and_how_it_is_loaded():
+    alone = concepts(2, adapter_only=True, pretrained_lora="mine.safetensors")
+    text = card(alone, "gdzoo/pets-task2")
+    metadata, lines = front_matter(text), text.splitlines()
+    base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (metadata["base_model"], metadata["base_model_relation"]) == (base, "adapter")
+    assert {"lora", "text-to-image"} <= set(metadata["tags"]) and metadata["library_name"] == "diffusers"
+    start = lines.index(f'pipe = DiffusionPipeline.from_pretrained("{base}")')
+    run = "run-generative_distillation-42"
+    assert lines[start + 1] == f'pipe.load_lora_weights("gdzoo/pets-task2", revision="{run}")'
+    assert lines[start + 2].startswith("image = pipe(") and 'subfolder="lora"' not in text
+    assert "continued the LoRA `mine.safetensors`" in text and "[gdzoo/pets-task1]" in text
+    assert validate_card(text) == ([], []) and "\n\n\n" not in text and not re.search(r"[ \t]\n", text)
+    local = card(alone | {"adapter_base": "my-model"}, "gdzoo/pets-task2")  # a folder of that name
+    assert not {"base_model", "base_model_relation"} & front_matter(local).keys()
+    assert 'from_pretrained("my-model")  # the folder that it was trained on' in local
+
+
+def test_validation_drawings():
+    text = card(concepts(1, validation={"prompts": ["a sks dog | in rain", "a sks dog asleep"], "images": 4}))
+    assert "](validation.png)" in text and "`--validation_prompt`: a sks dog \\| in rain, a sks dog asleep." in text
+    assert validate_card(text) == ([], []) and "\n\n\n" not in text
+
+
 def test_a_model_that_was_not_evaluated():
     history = [{"task": k, "metrics": {}, "groups": [], "cost": COST} for k in (1, 2)]
     text = card(text_to_image_results(metrics={}, groups=[], evaluation=None, history=history))
