@@ -252,7 +252,11 @@ class TextToImageConfig(Settings, PromptSettings):
         100, EVALUATION, "steps of a task from one grid to the next; there is one at its end", minimum=1, result=False
     )
     adapter_only: bool | None = option(
-        None, OUTPUT, "with --rank: publish the adapter alone, not the pipeline that it belongs to", result=False
+        None,
+        OUTPUT,
+        "with --rank: publish the adapter alone, not the pipeline that it belongs to (default: only of Stable Diffusion 3"
+        " and FLUX)",
+        result=False,
     )
 
     script = "gdzoo/train_text_to_image.py"

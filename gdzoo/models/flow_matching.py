@@ -31,6 +31,7 @@ class FlowMatching(LatentSpace):
     """
 
     weighting_scheme: ClassVar[str]
+    adapter_only = True
 
     @classmethod
     def checked_weighting(cls, weighting: dict) -> dict:

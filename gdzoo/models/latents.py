@@ -42,6 +42,7 @@ class LatentSpace(NoiseScheduled):
         copied: folders that are published as the base has them.
         left_out: what is not loaded and not published: arguments of from_pretrained.
         adapter_targets: ends of the names of the layers that have LoRA.
+        adapter_only: whether --adapter_only is the default, since the pipeline has tens of gigabytes.
 
     Args:
         resolution: pixels of a side of the images.
@@ -60,6 +61,7 @@ class LatentSpace(NoiseScheduled):
     copied: ClassVar[tuple[str, ...]]
     left_out: ClassVar[dict[str, bool | None]] = {}
     adapter_targets: ClassVar[tuple[str, ...]]
+    adapter_only: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -63,6 +63,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     if base and base.lora:
         config = with_rank_of(config, base.lora)
+    if base and config.rank and config.adapter_only is None:
+        config = dataclasses.replace(config, adapter_only=KINDS[type(base.pipeline).__name__].adapter_only)
     check_layers(config, base)
     data, class_prompts = open_data(config, known)
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
