@@ -1,6 +1,7 @@
 """The settings of text-to-image chains; imports neither torch nor what imports it.
 
-Flags are named as in diffusers' train_dreambooth.py, train_dreambooth_lora.py and train_custom_diffusion.py.
+Flags are named as in diffusers' train_dreambooth.py, its variants such as train_dreambooth_lora_flux.py, and
+train_custom_diffusion.py.
 """
 
 import dataclasses
@@ -129,7 +130,11 @@ class PromptSettings:
         [], DATA, "the concepts themselves, with the keys of a concepts list", result=False, flag=False
     )
     resolution: int | None = option(
-        None, DATA, "photos are resized and cropped to this many pixels square (SDXL is made for 1024)", minimum=8
+        None,
+        DATA,
+        "photos are resized and cropped to this many pixels square (SDXL, Stable Diffusion 3 and FLUX are made for"
+        " 1024)",
+        minimum=8,
     )
     center_crop: bool = option(False, DATA, "crop photos at the centre (default: at random, once for each photo)")
     random_flip: bool = option(False, DATA, "mirror half of the real images")
@@ -184,12 +189,12 @@ class PromptSettings:
     pretrained_tasks: int | None = option(
         None, MODEL, "how many tasks beside the chain's own it counts as (default: 1)", flag=False
     )
-    rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the U-Net)", minimum=1)
+    rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the network)", minimum=1)
     lora_layers: str | None = option(
         None,
         MODEL,
         "with --rank: names of the layers that get it, e.g. to_k,to_q,to_v,to_out.0 (default: attention, feed-forward"
-        " and convolutions)",
+        " and convolutions; of Stable Diffusion 3 and FLUX the layers of diffusers' scripts)",
     )
     pretrained_lora: str | None = option(
         None,
@@ -239,7 +244,9 @@ class TextToImageConfig(Settings, PromptSettings):
     )
     eval_samples: int | None = option(None, EVALUATION, "images drawn for each group of prompts", minimum=10)
     eval_batch_size: int | None = option(None, EVALUATION, "images drawn at once", minimum=1, result=False)
-    guidance_scale: float | None = option(None, EVALUATION, "guidance that models are judged at", minimum=1)
+    guidance_scale: float | None = option(
+        None, EVALUATION, "guidance that models are judged at (FLUX.1-dev: embedded, 3.5 is usual)", minimum=1
+    )
     validation_prompt: list[str] = option(
         [],
         EVALUATION,
@@ -254,8 +261,8 @@ class TextToImageConfig(Settings, PromptSettings):
     adapter_only: bool | None = option(
         None,
         OUTPUT,
-        "with --rank: publish the adapter alone, not the pipeline that it belongs to (default: only of Stable Diffusion 3"
-        " and FLUX)",
+        "with --rank: publish the adapter alone, not the pipeline that it belongs to (default: only of Stable Diffusion"
+        " 3 and FLUX)",
         result=False,
     )
 
