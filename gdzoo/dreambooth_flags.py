@@ -53,6 +53,7 @@ OTHER_FLAGS = {
     "crops_coords_top_left_w": _WHOLE_IMAGE,
     "do_edm_style_training": OtherFlag("the noise is that of the model's own schedule: leave it out", True, 0),
     "offset_noise": OtherFlag("noise has no offset: leave it out", True, 0),
+    "noise_offset": OtherFlag("noise has no offset: leave it out", True),
     "class_labels_conditioning": OtherFlag("Stable Diffusion takes prompts alone: leave it out", True),
     "max_sequence_length": OtherFlag(
         "T5 reads as many tokens as in the pipeline's own call (Stable Diffusion 3: 256, FLUX: 512): leave it out", True
@@ -76,6 +77,8 @@ OTHER_FLAGS = {
     "freeze_model": OtherFlag("all of the U-Net is trained, or an adapter (--rank): leave it out", True),
     "modifier_token": _NO_TOKEN,
     "initializer_token": _NO_TOKEN,
+    "image_interpolation_mode": OtherFlag("photos are resized by lanczos, diffusers' default"),
+    "cache_dir": OtherFlag("leave it out, and set HF_HOME in the environment", True),
     "hflip": OtherFlag("use --random_flip", True, 0),
     "noaug": OtherFlag("photos are cropped, and mirrored with --random_flip, but not changed otherwise", values=0),
     "dataset_name": _LOCAL_PHOTOS,

@@ -18,7 +18,7 @@ from gdzoo.method.sampling import ddim_sample, to_float, to_uint8
 from gdzoo.models.kinds import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
-AT_ONCE = 16  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
+AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 16
 
 
@@ -266,6 +266,9 @@ class LatentSpace(NoiseScheduled):
             filled = batch + [""] * (PROMPTS_AT_ONCE - len(batch))
             encoded = {name: value.cpu() for name, value in self.encode_prompts(filled).items()}
             self._embeddings |= {prompt: rows_of(encoded, row) for row, prompt in enumerate(batch)}
+        if new:
+            for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
+                encoder.to("cpu")
         rows = [self._embeddings[prompt] for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
 

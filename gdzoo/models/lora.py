@@ -188,7 +188,9 @@ def _difference(mine: dict[str, Tensor], given: dict[str, Tensor], rank: int) ->
 
 @torch.no_grad()
 def fused_copy(network: ModelMixin, adapter_name: str = STUDENT) -> ModelMixin:
-    """A float32 copy of a network with the weights of an adapter added, and without adapters; it is left as it is.
+    """A float32 copy, on the CPU, of a network with the weights of an adapter added, and without adapters.
+
+    The network is left as it is. It may fill an accelerator, which then has no room for another one.
 
     Trap: half precision would lose a sixth of a small update; a pipeline with layers of peft in it, fused or not,
     saves and loads, and fails when it is called.
@@ -197,12 +199,12 @@ def fused_copy(network: ModelMixin, adapter_name: str = STUDENT) -> ModelMixin:
     with torch.device("meta"):
         plain = type(network).from_config(plain_config(network))
     weights = {
-        name.replace(".base_layer.", "."): weight.detach().float().clone()
+        name.replace(".base_layer.", "."): weight.detach().to("cpu", torch.float32, copy=True)
         for name, weight in network.state_dict().items()
         if ".lora_" not in name
     }
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
-            weights[f"{name}.weight"] += module.get_delta_weight(adapter_name).float()
+            weights[f"{name}.weight"] += module.get_delta_weight(adapter_name).float().cpu()
     plain.load_state_dict(weights, assign=True)
     return plain.requires_grad_(False).eval()

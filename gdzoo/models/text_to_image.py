@@ -21,7 +21,7 @@ class TrainedText(NamedTuple):
     """A text-to-image model to be measured and published.
 
     Attributes:
-        network: in float32, without adapters.
+        network: in float32, without adapters, on the CPU or on the space's device.
         adapter: what is in `network` already, to be published beside it; None: all weights were trained.
     """
 
@@ -95,7 +95,9 @@ class TextStudent:
         return self.space.predict(network, x_t, t, cond)
 
     def trained(self, network: ModelMixin) -> TrainedText:
-        return TrainedText(self.space, fused_copy(network).to(self.space.device), self.adapter)
+        copy = fused_copy(network)
+        network.to("cpu")  # with an adapter it is kept, but not used any more
+        return TrainedText(self.space, copy, self.adapter)
 
 
 def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -49,18 +49,16 @@ def draw_all(comparison: Comparison, caption: str, folder: Path, stem: str) -> d
     Returns:
         The file name of each figure's PNG, by its content: a metric, "matrix", "samples" or "cost".
     """
-    return _save(_figures(comparison), caption, folder, stem)
+    return save(_figures(comparison), caption, folder, stem)
 
 
-def draw_metrics(
-    comparison: Comparison, metrics: dict[str, MetricInfo], caption: str, folder: Path, stem: str
-) -> dict[str, str]:
-    """One figure of each metric over the tasks, as `draw_all` writes them."""
-    figures = ((name, metric_over_tasks(comparison, name, info), "") for name, info in metrics.items())
-    return _save(figures, caption, folder, stem)
+def metric_figures(comparison: Comparison, metrics: dict[str, MetricInfo]) -> Iterator[tuple[str, Figure, str]]:
+    """One figure of each metric over the tasks, for `save`."""
+    return ((name, metric_over_tasks(comparison, name, info), "") for name, info in metrics.items())
 
 
-def _save(figures: Iterator[tuple[str, Figure, str]], caption: str, folder: Path, stem: str) -> dict[str, str]:
+def save(figures: Iterator[tuple[str, Figure, str]], caption: str, folder: Path, stem: str) -> dict[str, str]:
+    """Write figures, each with its name and an addition to the caption, as `draw_all` does."""
     files = {}
     with matplotlib.rc_context(SETTINGS):
         for name, figure, note in figures:

@@ -1,5 +1,6 @@
 """Text-to-image models in the report: what they have kept and learned, task by task. Does not import torch."""
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,8 @@ import pandas as pd
 
 from gdzoo.errors import clean
 from gdzoo.report.collection import COSTS, KEY, PASSES, Comparison, chain_costs, data_of, estimates, fill_from_history
-from gdzoo.report.plots import draw_metrics
+from gdzoo.report.drawings import drawings
+from gdzoo.report.plots import metric_figures, save
 from gdzoo.report.tables import (
     COST_NOTE,
     MISSING,
@@ -153,8 +155,10 @@ def _condition(results: dict) -> PromptCondition:
 def prompted_section(comparison: PromptComparison, evaluators: dict[str, dict], output: Path, stem: str) -> list[str]:
     """The tables and figures of one comparison."""
     metrics = {name: info for name, info in PROMPT_METRICS.items() if comparison.has(name)}
-    pictures = draw_metrics(comparison, metrics, prompted_caption(comparison), output, stem)
+    figures = itertools.chain(drawings(comparison), metric_figures(comparison, metrics))
+    pictures = save(figures, prompted_caption(comparison), output, stem)
     parts = [f"## {_heading(comparison)}", _how_measured(comparison, evaluators)]
+    parts += ["### Drawings", f"![drawings](<{pictures['drawings']}>)"] if "drawings" in pictures else []
     parts += [NOTE] if metrics else []
     if networks := _networks(comparison):
         parts += [FIDELITY_NOTE.format(networks=networks)]

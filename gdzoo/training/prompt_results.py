@@ -32,6 +32,7 @@ from gdzoo.models.latents import LatentSpace
 from gdzoo.models.text_pipelines import save_pipeline
 from gdzoo.models.text_to_image import TrainedText
 from gdzoo.training.checkpoint import Progress
+from gdzoo.training.learner import COMPUTE_DTYPES
 from gdzoo.training.results import common_results, cost_of
 from gdzoo.training.run import Chain, Run
 from gdzoo.zoo.cards import text_to_image_card
@@ -87,15 +88,20 @@ def groups_of(
     return groups
 
 
-def drawer(space: LatentSpace, network: Callable[[], ModelMixin], steps: int, batch_size: int) -> Draw:
+def drawer(space: LatentSpace, network: Callable[[], ModelMixin], *how) -> Draw:
     """Draws prompts by a model, as `draw_prompts` does.
 
     Args:
         network: returns the model when it is first needed.
+        how: the last arguments of `draw_prompts`.
     """
 
     def draw_by_network(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
-        return draw_prompts(space, network(), prompts, seed, guidance, steps, batch_size)
+        # One network at a time is on the accelerator: the trained one and the original one draw in turn.
+        model = network().to(space.device)
+        drawn = draw_prompts(space, model, prompts, seed, guidance, *how)
+        model.to("cpu")
+        return drawn
 
     return draw_by_network
 
@@ -108,13 +114,16 @@ def draw_prompts(
     guidance: float,
     steps: int,
     batch_size: int,
+    precision: str | None = None,
 ) -> Tensor | None:
     """One drawing of each prompt, uint8 [N, 3, H, W], on the main process; all processes draw and must call.
 
     Args:
         network: on the device of `space`.
+        precision: of --mixed_precision; None: float32. Images are decoded in float32.
     """
     state, predict, parts = PartialState(), functools.partial(space.predict, network), []
+    half = torch.autocast(space.device.type, COMPUTE_DTYPES.get(precision), enabled=precision in COMPUTE_DTYPES)
     starts = range(0, len(prompts), batch_size)
     # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
     shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
@@ -123,7 +132,8 @@ def draw_prompts(
             asked = prompts[start : start + batch_size]
             noise = torch.stack([_noise(space, seed, start + place) for place in range(len(asked))])
             cond, uncond = space.embed(asked), space.embed([""] * len(asked))
-            latents = space.draw(predict, cond, uncond, noise.to(space.device), steps, guidance)
+            with half:
+                latents = space.draw(predict, cond, uncond, noise.to(space.device), steps, guidance)
             parts.append((start, space.decode(latents)))
             bar.update(len(asked) * state.num_processes)
     parts = sorted(gather_object(parts), key=lambda part: part[0])

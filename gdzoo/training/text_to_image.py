@@ -277,7 +277,8 @@ class TextToImageJob:
         groups = groups_of(run, chain, task, self.class_prompts, self.taught, self._on_stranger)
 
         def drawings_of(judge: Judge, network: Callable[[], ModelMixin]) -> Source:
-            return judge.source(drawer(trained.space, network, config.eval_steps, config.eval_batch_size))
+            how = (config.eval_steps, config.eval_batch_size, config.mixed_precision)
+            return judge.source(drawer(trained.space, network, *how))
 
         first = self.base.tasks if self.base else 1  # the task after which the original model stood
         original = None

@@ -47,10 +47,10 @@ class Validation:
         """The grid, a row for each prompt, on the main process."""
         config, network = self.config, learner.student.network
         prompts = [prompt for prompt in config.validation_prompt for _ in range(config.num_validation_images)]
-        how = (SAMPLE_SEED, config.guidance_scale, config.eval_steps, config.eval_batch_size)
+        how = (config.guidance_scale, config.eval_steps, config.eval_batch_size, config.mixed_precision)
         network.eval()
         with learner.averaged():
-            images = draw_prompts(self.space, network, prompts, *how)
+            images = draw_prompts(self.space, network, prompts, SAMPLE_SEED, *how)
         network.train()
         self.space.offload()
         if images is None:

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gdzoo.report.__main__ import main
-from gdzoo.report.prompts import GROUPS_CSV, MODELS_CSV
+from gdzoo.report.drawings import NOTHING, drawings
+from gdzoo.report.prompts import GROUPS_CSV, MODELS_CSV, compare_prompted
 from gdzoo.zoo.names import repo_name
 from tests.report.test_report import results as unconditional
 from tests.report.test_report import table_under, write
@@ -91,6 +93,38 @@ def test_figures(report, markdown):
     assert len(pictures) == len({*pictures}) >= 8
     for name in pictures:
         assert (report / name).stat().st_size > 1000 and (report / name).with_suffix(".svg").is_file()
+
+
+def test_drawings_of_each_prompt_task_by_task(tmp_path):
+    """The shade of a made-up drawing says which model drew it, and for which prompt."""
+    models = []
+    for strategy, shade in (("generative_distillation", 0), ("finetune", 100)):
+        for task in (1, 2):
+            results = text_to_image_results(task, strategy)
+            folder = tmp_path / f"{strategy}-{task}"
+            (folder / "samples").mkdir(parents=True)
+            for number, sample in enumerate(results["samples"]):
+                Image.new("L", (8, 8), shade + 10 * task + number).save(folder / sample["file"])
+            models.append(results | {"folder": folder, "config": {"resolution": 8}})
+    (tmp_path / "finetune-2/samples/task2-0.png").write_bytes(b"damaged")
+    [comparison] = compare_prompted(models)
+    [(name, figure, note)] = drawings(comparison)
+    assert (name, note) == ("drawings", "; shown: seed 42")
+    panels = dict(zip(comparison.strategies, figure.axes, strict=True))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "a red zero",
+        "a blue zero",
+        "a red one",
+    ]
+    found = {}
+    for strategy, axes in panels.items():
+        pixels = axes.images[0].get_array()[..., 0]
+        columns, rows = axes.get_xticks(), axes.get_yticks()
+        found[strategy] = [[int(pixels[int(y), int(x)]) for x in columns] for y in rows]
+    white = 255  # a prompt that was not taught yet, and a task that has no model yet
+    missing = NOTHING[0]
+    assert found["generative_distillation"] == [[10, 20, missing], [11, 21, missing], [white, 22, missing]]
+    assert found["finetune"] == [[110, 120, missing], [111, 121, missing], [white, missing, missing]]
 
 
 def test_csv_files(report):

@@ -1,5 +1,6 @@
 """Does everything that a run does stay on its device? On a simulated GPU, since the suite hides real ones."""
 
+import functools
 import json
 import os
 import signal
@@ -8,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from gdzoo import train
+from gdzoo.training.prompt_results import drawer
 from gdzoo.zoo.folders import list_repos, read_json
 from gdzoo.zoo.names import RESULTS
 from tests.conftest import ROOT, STRATEGIES
@@ -131,3 +134,27 @@ def test_a_run_with_a_pool_goes_on_on_a_gpu(gpu, tmp_path, monkeypatch):
     on_cpu([*SHORT, *POOL], here, monkeypatch)
     name = "zoo/gdzoo/split-digits-task2"
     assert same_weights(there / name, here / name)
+
+
+def test_of_networks_that_draw_in_turn_one_is_on_the_accelerator():
+    """A card that holds an adapter's training has no room for the trained model and the original one together."""
+    places = {"trained": "cpu", "original": "cpu"}
+
+    def network(name: str) -> SimpleNamespace:
+        def to(place) -> SimpleNamespace:
+            places[name] = str(place)
+            return network(name)
+
+        return SimpleNamespace(name=name, to=to)
+
+    def draw(predict, cond, uncond, noise, steps, guidance):
+        assert [name for name, place in places.items() if place == "meta"] == [predict.args[0].name]
+        return noise
+
+    space = SimpleNamespace(device=torch.device("meta"), latent_shape=(4, 2, 2), embed=list, predict=None, draw=draw)
+    space.predict, space.decode = (lambda network: None), (lambda latents: torch.zeros(len(latents), 3, 16, 16))
+    sources = [drawer(space, functools.partial(network, name), 1, 2) for name in places]
+    for _ in range(2):
+        for source in sources:
+            assert len(source(["a dog"] * 3, 0, 1.0)) == 3
+    assert set(places.values()) == {"cpu"}
