@@ -101,6 +101,10 @@ WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
 WEIGHTING_FLAGS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
 
 _CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
+_SOURCES = ("instance_data_dir", "concepts_list", "task_datasets")  # what is taught; or a labelled --benchmark
+_SET_FLAGS = ("prompt_template", "image_column", "caption_column", "label_column", "image_bits")  # of data sets
+PROMPTS = "-prompts"  # ends the name of a chain on a labelled benchmark: its unconditional models have the plain one
+TEMPLATE = "a photo of a {}"  # of the class names of a labelled benchmark
 
 
 @dataclass
@@ -110,12 +114,17 @@ class PromptSettings:
     benchmark: str | None = option(
         None,
         DATA,
-        f"name of the chain's models (default: that of the concepts file or of the folder of photos; without a"
-        f" pretrained model it is {CAPTIONED}, which is embedded)",
+        f"name of the chain's models (default: that of the concepts file, the folder of photos or the first data set;"
+        f" without a pretrained model it is {CAPTIONED}, which is embedded); or {', '.join(BENCHMARKS)}, whose class"
+        " names become prompts",
     )
     instance_data_dir: str | None = option(None, DATA, "folder of a concept's photos", result=False)
     instance_prompt: str | None = option(
-        None, DATA, "the concept's prompt, with a rare word, e.g. 'a photo of sks dog'", result=False
+        None,
+        DATA,
+        "the prompt of photos without a caption, with a rare word, e.g. 'a photo of sks dog'; captions are read from"
+        " photo.txt beside photo.jpg, or from metadata.jsonl or .csv",
+        result=False,
     )
     class_prompt: str | None = option(
         None, DATA, "the prompt of its class, which is preserved, e.g. 'a photo of a dog'", result=False
@@ -128,6 +137,35 @@ class PromptSettings:
     )
     concepts: list[dict] = option(
         [], DATA, "the concepts themselves, with the keys of a concepts list", result=False, flag=False
+    )
+    task_datasets: list[str] = option(
+        [],
+        DATA,
+        "data sets with captions (with --prompt_template: labels), of the Hub or folders, each of which is one task",
+        result=False,
+    )
+    dataset_root: str | None = option(
+        None, DATA, "local mirror: DIR/uoft-cs/cifar10 is taken before the Hub", result=False
+    )
+    image_column: str | None = option(
+        None, DATA, "column of the images (default: image, or the only one of images)", result=False
+    )
+    caption_column: str | None = option(
+        None, DATA, "column of the captions, also of metadata files (default: text, else caption)", result=False
+    )
+    label_column: str | None = option(
+        None, DATA, "with --prompt_template: column of the labels (default: label; without it, one class)", result=False
+    )
+    image_bits: int | None = option(
+        None,
+        DATA,
+        "bits a pixel of data sets' 16- or 32-bit images (default: as many as the first images use)",
+        minimum=8,
+        maximum=31,
+        result=False,
+    )
+    prompt_template: str | None = option(
+        None, DATA, f"makes prompts of class names (default, of a labelled --benchmark: '{TEMPLATE}')", result=False
     )
     resolution: int | None = option(
         None,
@@ -275,26 +313,27 @@ class TextToImageConfig(Settings, PromptSettings):
     )
     most_used = (
         *("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "class_prompt", "concepts_list"),
+        "task_datasets",
         *("resolution", "strategy", "rank", "max_train_steps", "learning_rate", "benchmark"),
         *("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_namespace"),
     )
     other_flags = types.MappingProxyType(OTHER_FLAGS)
     folders = (
         *("output_dir", "pretrained_model_name_or_path", "instance_data_dir", "concepts_list"),
-        *("preservation_prompts", "pretrained_lora"),
+        *("dataset_root", "preservation_prompts", "pretrained_lora"),
     )
     models = ("evaluator", "features", "pretrained_model_name_or_path", *FIDELITY_MODELS)
     divisors = ("replay_pool_steps", "eval_steps")
     unnamed = types.MappingProxyType({"use_8bit_adam": False})
     task_flags = ("--pretrained_model_name_or_path ", "--pretrained_tasks ")
+    private = ("dataset_root", "seeds")
 
     # What the training code reads of every config, where text-to-image chains have no choice.
     torch_compile = False
-    class_order = "dataset"  # the concepts' own
     cache_limit_gb = 4.0
     replay_eta = 0.0
     replay_pool_balanced = False
-    dataset_root = dataset_name = test_split = recipe = None
+    dataset_name = test_split = recipe = None
 
     @property
     def weighting(self) -> dict:
@@ -329,9 +368,23 @@ class TextToImageConfig(Settings, PromptSettings):
         return [Concept(*(entry[key] for key in KEYS)) for entry in self.concepts]
 
     @property
+    def labelled(self) -> Benchmark | None:
+        """The benchmark whose class names are prompts, of a resolved config."""
+        if not self.pretrained_model_name_or_path or self.concepts or self.task_datasets:
+            return None
+        return BENCHMARKS.get(self.benchmark.removesuffix(PROMPTS))
+
+    @property
+    def class_order(self) -> str:
+        """That of a labelled benchmark, as its unconditional chains have it by default."""
+        return self.labelled.defaults.get("class_order", "seed") if self.labelled else "dataset"
+
+    @property
     def data_folders(self) -> list[Path]:
         """The local folders that photos are read from."""
-        return [Path(concept.folder) for concept in self.concept_list]
+        names = [self.labelled.dataset_name] if self.labelled else self.task_datasets
+        in_root = [Path(self.dataset_root, name) for name in names] if self.dataset_root else []
+        return [*(Path(concept.folder) for concept in self.concept_list), *map(Path, self.task_datasets), *in_root]
 
     def tasks_known(self, task: int) -> int:
         """The number of tasks that the model after `task` counts as; a stranger's model is one by itself."""
@@ -369,8 +422,17 @@ class TextToImageConfig(Settings, PromptSettings):
         """The images of a resolved config, as far as no folder need be opened."""
         if not self.pretrained_model_name_or_path:
             return CAPTIONED_DIGITS
-        folders = ", ".join(public_name(concept.folder).removeprefix("./") for concept in self.concept_list)
-        return Benchmark(self.benchmark, folders, 3, self.resolution, tasks=None)
+        given = dict(name=self.benchmark, channels=3, resolution=self.resolution)
+        if self.evaluator == "none" or not self.prompt_template:  # nothing is measured on its images
+            given["test_split"] = "train"
+        columns = dict(image_column=self.image_column, label_column=self.label_column or self.caption_column)
+        columns["image_bits"] = self.image_bits
+        given |= {name: value for name, value in columns.items() if value}
+        if self.labelled:
+            return dataclasses.replace(self.labelled, **given)
+        folders = [concept.folder for concept in self.concept_list] or self.task_datasets
+        names = [public_name(folder).removeprefix("./") for folder in folders]
+        return Benchmark(dataset_name=", ".join(names), tasks=None, **given)
 
     @property
     def warnings(self) -> list[str]:
@@ -389,20 +451,25 @@ class TextToImageConfig(Settings, PromptSettings):
         for concept in self.concept_list:
             if not concept.class_prompt and not self.preserved:
                 lines.append(
-                    f"{concept.prompt!r} has no class prompt: its class is not preserved, and may take on its look;"
+                    f"{concept.title} has no class prompt: its class is not preserved, and may take on its look;"
                     " give --class_prompt"
                 )
         return lines
 
     def _name(self):
         self._check_concept_flags()
-        if self.pretrained_model_name_or_path:
+        self.task_datasets = [os.path.expanduser(name) for name in self.task_datasets]
+        if self.benchmark in BENCHMARKS:
+            self.benchmark += PROMPTS
+        if self.pretrained_model_name_or_path and (self.concepts_list or self.concepts or self.instance_data_dir):
             try:
                 self.concepts = [concept.to_dict() for concept in self._read_concepts()]
                 check_distinct(self.concept_list)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
         self.benchmark = self.benchmark or self._derived_name()
+        if self.labelled:
+            self.prompt_template = self.prompt_template or TEMPLATE
         if self.preservation_prompts and not self.preserved:
             try:
                 self.preserved = read_prompts(self.preservation_prompts)
@@ -410,10 +477,10 @@ class TextToImageConfig(Settings, PromptSettings):
                 raise ConfigError(f"--preservation_prompts {self.preservation_prompts}: {error}") from error
 
     def _check_concept_flags(self):
-        given = [flag for flag in (*_CONCEPT_FLAGS, "concepts_list") if getattr(self, flag)]
+        given = [flag for flag in (*_CONCEPT_FLAGS, *_SOURCES[1:]) if getattr(self, flag)]
         if not self.pretrained_model_name_or_path:
-            with_model = ("revision", "variant", "pretrained_lora")
-            for flag in (*given, *(flag for flag in with_model if getattr(self, flag))):
+            others = (*_SET_FLAGS, "revision", "variant", "pretrained_lora")
+            for flag in (*given, *(flag for flag in others if getattr(self, flag))):
                 raise ConfigError(
                     f"--{flag} goes with --pretrained_model_name_or_path, e.g."
                     " stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -427,15 +494,45 @@ class TextToImageConfig(Settings, PromptSettings):
             return
         if self.benchmark == CAPTIONED:
             raise ConfigError(f"--benchmark {CAPTIONED} is the embedded one, without a pretrained model: rename")
-        if self.concepts_list and len(given) > 1:
+        if self.concepts_list and given != ["concepts_list"]:
             raise ConfigError(f"--{given[0]} does not go with --concepts_list, whose entries have it")
-        if not self.concepts_list and not self.concepts:
-            for flag in ("instance_data_dir", "instance_prompt"):
-                if not getattr(self, flag):
-                    raise ConfigError(
-                        f"--{flag} is missing: a concept has --instance_data_dir and --instance_prompt; several are in"
-                        " --concepts_list"
-                    )
+        if self.task_datasets and given != ["task_datasets"]:
+            raise ConfigError(f"--{given[0]} does not go with --task_datasets, whose captions or classes are taught")
+        if self.benchmark in BENCHMARKS and (given or self.concepts):
+            flag = given[0] if given else "concepts"
+            raise ConfigError(f"--benchmark {self.benchmark} has its own data set: leave out --{flag} or rename")
+        labelled = (self.benchmark or "").removesuffix(PROMPTS) in BENCHMARKS
+        if not (self.concepts_list or self.concepts or self.task_datasets or self.instance_data_dir or labelled):
+            raise ConfigError(
+                "--instance_data_dir is missing: a concept has --instance_data_dir and --instance_prompt; several are"
+                " in --concepts_list, and data sets with captions in --task_datasets"
+            )
+        self._check_columns()
+
+    def _check_columns(self):
+        """Raises ConfigError: a setting of data sets that has no effect on what is taught."""
+        photos = bool(self.concepts_list or self.concepts or self.instance_data_dir)
+        template = self.prompt_template
+        if template is not None and template.count("{}") != 1:
+            raise ConfigError(
+                f"--prompt_template {template!r}: write {{}} once, where the class's name stands, as in {TEMPLATE!r}"
+            )
+        for flag in ("prompt_template", "image_column", "label_column", "image_bits"):
+            if getattr(self, flag) and photos:
+                raise ConfigError(f"--{flag} goes with --task_datasets, and not with folders of photos")
+        if self.label_column and self.task_datasets and not template:
+            raise ConfigError(f"--label_column goes with --prompt_template, e.g. {TEMPLATE!r}")
+        if self.caption_column and (template or not photos and not self.task_datasets):
+            raise ConfigError("--caption_column: the class names are the prompts: leave it out, or --prompt_template")
+        for name in self.task_datasets:
+            if not (HUB_ID.fullmatch(name) or name.startswith("./") or Path(os.path.expanduser(name)).is_dir()):
+                raise ConfigError(
+                    f"--task_datasets {name}: there is no such folder, and a data set of the Hub is named like"
+                    " lambdalabs/naruto-blip-captions"
+                )
+        names = [public_name(os.path.expanduser(name)) for name in self.task_datasets]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--task_datasets {' '.join(names)}: each needs a name of its own; rename a folder")
 
     def _read_concepts(self) -> list[Concept]:
         """Those that Python gave, or that were read before; of the file; or the one of the flags."""
@@ -449,7 +546,8 @@ class TextToImageConfig(Settings, PromptSettings):
         if not self.pretrained_model_name_or_path:
             return CAPTIONED
         file = Path(self.concepts_list).stem if self.concepts_list else None
-        name = slug(file or Path(os.path.abspath(self.concepts[0]["instance_data_dir"])).name)
+        folder = self.task_datasets[0] if self.task_datasets else self.concepts[0]["instance_data_dir"]
+        name = slug(file or Path(os.path.abspath(folder)).name)
         return f"own-{name}" if name == CAPTIONED or name in BENCHMARKS else name
 
     def _default_values(self) -> dict:
@@ -467,7 +565,7 @@ class TextToImageConfig(Settings, PromptSettings):
             raise ConfigError(f"--resolution {self.resolution}: it is a multiple of {FACTOR}, the factor of the VAE")
         if not self.pretrained_model_name_or_path and self.resolution != CAPTIONED_RECIPE["resolution"]:
             raise ConfigError(f"--resolution {self.resolution}: the images of {CAPTIONED} have 8 pixels; leave it out")
-        if self.pretrained_model_name_or_path and self.evaluator == "train":
+        if self.pretrained_model_name_or_path and self.evaluator == "train" and not self.labelled:
             raise ConfigError(
                 "--evaluator train: photos of a few concepts cannot train one; name a transformers image classifier"
             )
@@ -485,7 +583,7 @@ class TextToImageConfig(Settings, PromptSettings):
         if self.preserved and not self.pretrained_model_name_or_path:
             raise ConfigError("--preservation_prompts goes with --pretrained_model_name_or_path")
         for concept in self.concept_list if self.preserved else ():
-            if {*map(prompt_key, self.preserved)} <= {prompt_key(concept.prompt)}:
+            if {*map(prompt_key, self.preserved)} <= {prompt_key(concept.prompt or "")}:
                 raise ConfigError(
                     f"--preservation_prompts holds {concept.prompt!r} alone, which is being taught: add prompts to keep"
                 )
@@ -503,7 +601,8 @@ class TextToImageConfig(Settings, PromptSettings):
 
     def _preserved_validation(self) -> list[str]:
         """A line about a validation prompt that later tasks preserve, since it is a concept's own."""
-        taught = {} if self.preserved else {prompt_key(each.prompt) for each in self.concept_list[:-1]}
+        earlier = [] if self.preserved else filter(None, (each.prompt for each in self.concept_list[:-1]))
+        taught = {*map(prompt_key, earlier)}
         found = [prompt for prompt in self.validation_prompt if prompt_key(prompt) in taught]
         return [f"--validation_prompt {found[0]!r} is a concept's own, which later tasks preserve"] if found else []
 
@@ -525,9 +624,10 @@ class TextToImageConfig(Settings, PromptSettings):
             raise ConfigError(f"--strategy {strategy} needs the real images of all tasks; a pretrained model has none")
 
     def check_paths(self):
+        self._check_folder("dataset_root")
         super().check_paths()
         try:
-            check_folders(self.concept_list)
+            check_folders(self.concept_list, self.caption_column)
         except ValueError as error:
             flag = f"--concepts_list {self.concepts_list}: " if self.concepts_list else "--"
             raise ConfigError(f"{flag}{error}") from error
@@ -546,6 +646,7 @@ class TextToImageConfig(Settings, PromptSettings):
         ]
         for name in ("instance_data_dir", "concepts_list"):
             values[name] = values[name] and published_folder(values[name])
+        values["task_datasets"] = [public_name(name) for name in self.task_datasets]
         values["pretrained_lora"] = self.lora_name
         values["preservation_prompts"] = values.pop("preserved") or None
         values["preserved"] = []
@@ -562,6 +663,8 @@ class TextToImageConfig(Settings, PromptSettings):
             flags = {"concepts_list": public["concepts_list"] or "./concepts.json"}
         else:
             flags = public["concepts"][0] if self.concepts else {}
+        for name in ("task_datasets", *_SET_FLAGS):
+            flags[name] = public[name]
         prompts = self.preservation_prompts and published_folder(self.preservation_prompts)
         return flags | self.results_dict() | {"preservation_prompts": prompts}
 

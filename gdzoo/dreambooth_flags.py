@@ -4,8 +4,8 @@ from gdzoo.settings import OtherFlag
 
 _OWN_ENCODER = OtherFlag("text encoder and tokenizer stay the pretrained model's own: leave it out", True)
 _OWN_ADAM = OtherFlag("the optimizer is Adam with PyTorch's defaults, or --use_8bit_adam: leave it out", True)
+_DATA_SETS = OtherFlag("use --task_datasets, each of which is one task: data sets of the Hub, or folders", True)
 _WHOLE_IMAGE = OtherFlag("SDXL's sizes are those of a whole image of --resolution: leave it out", True)
-_LOCAL_PHOTOS = OtherFlag("photos are read from local folders: use --instance_data_dir or --concepts_list", True)
 _NO_TOKEN = OtherFlag(
     "no new token is learned: leave it out, and use a rare word, as in --instance_prompt 'a photo of sks dog'", True
 )
@@ -81,9 +81,10 @@ OTHER_FLAGS = {
     "cache_dir": OtherFlag("leave it out, and set HF_HOME in the environment", True),
     "hflip": OtherFlag("use --random_flip", True, 0),
     "noaug": OtherFlag("photos are cropped, and mirrored with --random_flip, but not changed otherwise", values=0),
-    "dataset_name": _LOCAL_PHOTOS,
-    "dataset_config_name": _LOCAL_PHOTOS,
-    "image_column": _LOCAL_PHOTOS,
-    "caption_column": _LOCAL_PHOTOS,
-    "repeats": OtherFlag("use --max_train_steps: photos are repeated as often as it needs", True),
+    "dataset_name": _DATA_SETS,
+    "train_data_dir": _DATA_SETS,
+    "dataset_config_name": OtherFlag(
+        "the default configuration of each of --task_datasets is read: leave it out", True
+    ),
+    "repeats": OtherFlag("photos are repeated as often as --max_train_steps needs, all of a task equally often"),
 }

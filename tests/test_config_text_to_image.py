@@ -22,6 +22,8 @@ MODEL = "someone/model"
 DOG = dict(instance_prompt="a photo of sks dog", class_prompt="a photo of a dog", instance_data_dir="dogs")
 CHAIR = dict(instance_prompt="a photo of zwx chair", class_prompt="a photo of a chair", instance_data_dir="chairs")
 ONE = dict(pretrained_model_name_or_path=MODEL, **DOG)
+SETS = dict(pretrained_model_name_or_path=MODEL, task_datasets=["me/wugs", "dogs"])
+DIGITS = dict(pretrained_model_name_or_path=MODEL, benchmark="split-digits")
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,7 @@ def test_name_of_the_chain():
     write_list([DOG], "My pets, 2.json")
     config = TextToImageConfig(pretrained_model_name_or_path=MODEL, concepts_list="My pets, 2.json")
     assert config.resolve().benchmark == "my-pets-2"
+    assert TextToImageConfig(**SETS).resolve().benchmark == "wugs"
     write_list([DOG], "captioned-digits.json")
     assert replace(config, concepts_list="captioned-digits.json").resolve().benchmark == "own-captioned-digits"
 
@@ -113,7 +116,31 @@ def test_concepts_in_order():
     assert given.resolve().concepts == config.concepts
 
 
-@pytest.mark.parametrize("settings", [{}, ONE, {**ONE, "rank": 4}])
+def test_a_labelled_benchmark_has_a_name_of_its_own():
+    """The plain one is that of its unconditional models."""
+    config = TextToImageConfig(**DIGITS).resolve()
+    assert (config.benchmark, config.prompt_template) == ("split-digits-prompts", "a photo of a {}")
+    assert (config.class_order, config.get_benchmark().tasks, config.get_benchmark().resolution) == ("dataset", 5, 512)
+    cifar = TextToImageConfig(**{**DIGITS, "benchmark": "split-cifar"}, evaluator="train").resolve()
+    assert (cifar.class_order, cifar.get_benchmark().image_column, cifar.get_benchmark().test_split) == (
+        "seed",
+        "img",
+        None,
+    )
+    named = TextToImageConfig(**ONE, benchmark="split-digits-prompts").resolve()  # a chain that goes on with photos
+    assert named.labelled is None and named.class_order == "dataset"
+
+
+def test_all_photos_of_a_folder_may_have_captions(folders):
+    (folders / "dogs/1.txt").write_text("a sks dog and a zwx chair")
+    config = listed({"instance_data_dir": "dogs"}, CHAIR).resolve()
+    config.check_paths()
+    assert [concept.prompt for concept in config.concept_list] == [None, CHAIR["instance_prompt"]]
+    [line] = config.warnings
+    assert line.startswith("concept 'dogs' has no class prompt")
+
+
+@pytest.mark.parametrize("settings", [{}, ONE, {**ONE, "rank": 4}, SETS, DIGITS])
 def test_resolving_twice_changes_nothing(settings):
     config = TextToImageConfig(**settings).resolve()
     assert config.resolve() == config
@@ -132,7 +159,7 @@ def test_concepts_are_read_once():
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({**ONE, "instance_prompt": None}, "--instance_prompt is missing"),
+        ({**ONE, "instance_prompt": None}, "dogs: 1 of 1 photos without a caption, 1.PNG: give --instance_prompt"),
         ({**ONE, "instance_data_dir": None}, "--instance_data_dir is missing"),
         ({**ONE, "class_prompt": "a photo  of sks dog"}, "instance_prompt and class_prompt are the same"),
         ({**ONE, "instance_data_dir": "nowhere"}, "--instance_data_dir nowhere: there is no such folder"),
@@ -153,6 +180,24 @@ def test_concepts_are_read_once():
         ({**ONE, "preservation_prompts": "missing.txt"}, "--preservation_prompts missing.txt: it cannot be read"),
         ({**ONE, "pretrained_model_name_or_path": "../model"}, "--pretrained_model_name_or_path ../model: there is no"),
         ({**ONE, "rank": 0}, "--rank 0: it is at least 1"),
+        ({"pretrained_model_name_or_path": MODEL}, "--instance_data_dir is missing"),
+        ({"task_datasets": ["me/wugs"]}, "--task_datasets goes with --pretrained_model_name_or_path"),
+        ({"prompt_template": "a {}"}, "--prompt_template goes with --pretrained_model_name_or_path"),
+        ({**ONE, "task_datasets": ["me/wugs"]}, "--instance_data_dir does not go with --task_datasets"),
+        ({**ONE, "benchmark": "split-digits"}, "--benchmark split-digits has its own data set: leave out --instance"),
+        ({**SETS, "class_prompt": "a wug"}, "--class_prompt does not go with --task_datasets"),
+        ({**SETS, "task_datasets": ["me/wugs", "me/wugs"]}, "me/wugs me/wugs: each needs a name of its own"),
+        ({**SETS, "task_datasets": ["../wugs"]}, "--task_datasets ../wugs: there is no such folder"),
+        ({**SETS, "dataset_root": "nowhere"}, "--dataset_root nowhere: there is no such folder"),
+        ({**SETS, "prompt_template": "a photo"}, "--prompt_template 'a photo': write {} once"),
+        ({**DIGITS, "prompt_template": "{} and {}"}, "--prompt_template '{} and {}': write {} once"),
+        ({**ONE, "prompt_template": "a {}"}, "--prompt_template goes with --task_datasets"),
+        ({**ONE, "image_column": "photo"}, "--image_column goes with --task_datasets"),
+        ({**ONE, "image_bits": 12}, "--image_bits goes with --task_datasets"),
+        ({**SETS, "label_column": "kind"}, "--label_column goes with --prompt_template"),
+        ({**SETS, "prompt_template": "a {}", "caption_column": "text"}, "--caption_column: the class names are"),
+        ({**DIGITS, "caption_column": "text"}, "--caption_column: the class names are the prompts"),
+        ({**SETS, "evaluator": "train"}, "--evaluator train: photos of a few concepts"),
         ({**ONE, "lora_layers": "to_q"}, "--lora_layers goes with --rank"),
         ({**ONE, "rank": 2, "lora_layers": " , "}, "--lora_layers ' , ': name layers"),
         ({**ONE, "adapter_only": True}, "--adapter_only goes with --rank"),
@@ -182,7 +227,7 @@ def test_8bit_adam_needs_bitsandbytes(monkeypatch):
         ("[]", "concepts.json: write a list"),
         ("[" * 100_000, "concepts.json: it is no JSON"),
         ([DOG, 3], "entry 2: it is no object"),
-        ([DOG, {**CHAIR, "instance_prompt": " "}], "entry 2: instance_prompt is missing"),
+        ([DOG, {**CHAIR, "instance_prompt": " "}], "chairs: 1 of 1 photos without a caption, 1.PNG"),
         ([{**DOG, "class_prompt": 7}], "entry 1: class_prompt is no text"),
         ([{**DOG, "prompt": "a"}], "entry 1: there is no key 'prompt'"),
         ([DOG, {**CHAIR, "instance_prompt": DOG["instance_prompt"]}], "concepts 1 and 2 have the same instance prompt"),
@@ -343,6 +388,15 @@ def test_nothing_private_is_published(folders):
     assert prefix not in json.dumps(one.to_dict()) + one.command()
 
 
+def test_folders_of_data_sets_are_published_by_name(folders):
+    settings = {**SETS, "task_datasets": [f"{folders}/dogs", "me/wugs"], "dataset_root": str(folders)}
+    config = TextToImageConfig(**settings).resolve()
+    config.check_paths()
+    assert config.to_dict()["task_datasets"] == ["./dogs", "me/wugs"] and config.benchmark == "dogs"
+    assert str(folders) not in json.dumps(config.to_dict()) + config.command()
+    assert {str(folder) for folder in config.data_folders} >= {f"{folders}/dogs", f"{folders}/me/wugs"}
+
+
 def test_what_changes_no_weight_is_no_other_run(folders):
     plain = TextToImageConfig(**ONE, rank=4).resolve()
     shown = dict(adapter_only=True, validation_prompt=["a sks dog on Mars"], validation_steps=7)
@@ -377,6 +431,9 @@ CASES = {
     "digits with an adapter": dict(rank=8, strategy=["lwf"], seed=69),
     "one": {**ONE, "rank": 4, "center_crop": True, "snr_gamma": 5.0},
     "no class": {**ONE, "class_prompt": None},
+    "data sets": {**SETS, "caption_column": "prompt", "image_column": "photo", "image_bits": 12},
+    "labels": {**SETS, "prompt_template": "a {}", "label_column": "kind"},
+    "benchmark": {**DIGITS, "prompt_template": "a drawing of a {}"},
     "own LoRA": {**ONE, "pretrained_lora": "me/lora", "adapter_only": True, "validation_prompt": ["a sks dog"]},
     "layers": {**ONE, "rank": 4, "lora_layers": "to_q,to_k"},
     "other metrics": {**ONE, "clip_model": "me/clip", "dino_model": "none"},
@@ -394,6 +451,8 @@ def test_command_and_published_settings_lead_back(settings):
         (c.prompt, c.class_prompt) for c in config.concept_list
     ]
     again.check_paths()  # ./dogs
+    data = ("task_datasets", "prompt_template", "image_column", "caption_column", "label_column", "image_bits")
+    assert [again._public()[name] for name in data] == [config._public()[name] for name in data]
     published = from_published(json.loads(json.dumps(config.chain("lwf").to_dict())))
     assert replace(published, strategy=config.strategy).run_id() == config.run_id()
 

@@ -62,6 +62,7 @@ SMALLER = {
 NOT_RUN = {
     "--benchmark split-cifar": "CIFAR-10 comes from the Hub; tests/training/test_train.py trains on a copy",
     "org/pets": "this data set would be on the Hub",
+    "lambdalabs/": "downloads from the Hub; tests/training/test_captioned_digits.py teaches data sets on disk",
     "--push_to_hub": "pushes to the Hub; tests/hub does",
     "--resume_from_checkpoint ME/": "downloads from the Hub; tests/hub does",
     "gdzoo.hub": "pushes to the Hub; tests/hub does",

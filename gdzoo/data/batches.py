@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ class TaskImages:
     epoch. A batch may contain the end of one epoch and the start of the next, so that all have the same size.
 
     Attributes:
-        cache: the columns of a batch, of all images: (images, labels), or what a kind of model computes of them once;
-            None where they are streamed.
+        cache: the columns of a batch, of all images: (images, labels); None where they are streamed.
     """
 
     def __init__(self, data: ImageData, labels: Sequence[int], seed: int, device, cache_limit_gb: float):
@@ -40,9 +39,7 @@ class TaskImages:
             labels.append(image_labels)
             count += len(images)
         if not count:
-            raise DataError(
-                f"data set {self.data.benchmark.dataset_name}: no image of a task can be decoded: check its files"
-            )
+            raise _none_decoded(self.data)
         return pixels[:count], torch.cat(labels).to(self.device)
 
     def batches(
@@ -95,6 +92,58 @@ class TaskImages:
                 epoch, skip = epoch + skip // length, skip % length
 
 
+class EncodedImages(TaskImages):
+    """As TaskImages, of what a kind of model computes of the images once: pixels are in memory piece by piece.
+
+    Args:
+        encode: makes columns [n, ...] of uint8 images [n, C, H, W].
+        at_once: how many images it is given.
+
+    Attributes:
+        cache: the columns, and the labels.
+
+    Raises:
+        DataError: no image can be decoded.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        labels: Sequence[int],
+        seed: int,
+        device,
+        encode: Callable[[Tensor], Sequence[Tensor]],
+        at_once: int,
+    ):
+        self.data, self.labels, self.seed, self.device = data, list(labels), seed, device
+        with contextlib.closing(data.read(self.labels)) as read:
+            # Trap: decoded photos may be channels-last in memory, for which convolutions give other bits.
+            pieces = [
+                [column.to(device) for column in [*encode(images.contiguous()), image_labels]]
+                for images, image_labels in _in_pieces(read, at_once)
+            ]
+        if not pieces:
+            raise _none_decoded(data)
+        self.cache = tuple(map(torch.cat, zip(*pieces, strict=True)))
+        self.count = len(self.cache[0])
+
+
+def _in_pieces(chunks: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of all chunks, `size` at a time, and the rest."""
+    rest = None
+    for chunk in chunks:
+        rest = chunk if rest is None else tuple(map(torch.cat, zip(rest, chunk, strict=True)))
+        while len(rest[0]) >= size:
+            yield tuple(part[:size] for part in rest)
+            rest = tuple(part[size:] for part in rest)
+    if rest is not None and len(rest[0]):
+        yield rest
+
+
+def _none_decoded(data: ImageData) -> DataError:
+    return DataError(f"data set {data.benchmark.dataset_name}: no image of a task can be decoded: check its files")
+
+
 def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> tuple[Tensor, Tensor]:
     """A buffer of real images, uint8 [N, C, H, W], and their labels [N]: equally many of each, chosen by the seed.
 
@@ -107,5 +156,5 @@ def keep_some(data: ImageData, labels: Sequence[int], size: int, seed: int) -> t
     with contextlib.closing(data.read(labels, shuffle=(seed, 0), most=shares)) as read:
         kept = list(read)
     if not kept:
-        raise DataError(f"data set {data.benchmark.dataset_name}: no image of a task can be decoded: check its files")
+        raise _none_decoded(data)
     return tuple(torch.cat(column) for column in zip(*kept, strict=True))

@@ -1,6 +1,7 @@
-"""Photos of concepts as an ImageData: each concept is a label, and a task by itself."""
+"""The photos of a concept as an ImageData; each of their prompts is a label, and all of them are one task."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections import Counter
@@ -9,105 +10,112 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from gdzoo.data.benchmarks import Benchmark, shortened
-from gdzoo.data.concepts_list import PHOTOS, Concept, list_photos
+from gdzoo.data.concepts_list import PHOTOS, Concept, captioned_photos
 from gdzoo.data.decode import decode_rgb, needed_bits
 from gdzoo.data.opening import DataError
+from gdzoo.data.squares import Squares
 from gdzoo.data.streaming import ImageData, _map_ahead
 from gdzoo.errors import clean, one_line
 
 CHUNK = 16  # photos that are decoded at once
 
 
-class ConceptData(ImageData):
-    """Photos of any size and shape, resized by their shorter side and cropped to squares.
+class ConceptPhotos(ImageData):
+    """Photos in a folder, of any size and shape, with captions of their own or the concept's instance prompt.
 
-    The name of a label is an instance prompt: first those of concepts that were taught before, of which there are no
-    photos, then that of each concept. Photos that cannot be decoded are left out from the beginning; a photo with EXIF
-    orientation is upright, what is transparent is white, and all become 8-bit RGB.
+    The names of the labels are the prompts, in the order of the photos' names. Photos that cannot be decoded are left
+    out from the beginning; a photo with EXIF orientation is upright, what is transparent is white, and all become 8-bit
+    RGB.
 
     Args:
-        benchmark: with the resolution.
-        taught: the instance prompts of concepts that were taught before.
-        seed: of the random crops, which also depend on the concept's prompt and the file's name, and on nothing else.
-            Give all seeds of a run the same one if they share this object: a chain must not depend on what else is
-            trained beside it.
+        benchmark: of the chain.
+        squares: how photos are cropped, by their prompt and their file's name, and by nothing else.
+        caption_column: of a metadata file.
 
     Raises:
-        DataError: a folder holds no photo that can be decoded.
+        DataError: the folder holds no photo that can be decoded, a photo has no prompt, or its captions cannot be read.
     """
 
     def __init__(
         self,
         benchmark: Benchmark,
-        concepts: Sequence[Concept],
-        center_crop: bool = False,
-        seed: int = 0,
+        concept: Concept,
+        squares: Squares,
+        caption_column: str | None = None,
         num_workers: int = 0,
-        taught: Sequence[str] = (),
     ):
-        self.benchmark, self.concepts, self.num_workers = benchmark, list(concepts), num_workers
-        self.center_crop, self.seed = center_crop, seed
-        self.class_prompts = [*(None for _ in taught), *(concept.class_prompt for concept in concepts)]
-        self.taught, self.names = len(taught), [*taught, *(concept.prompt for concept in concepts)]
+        self.benchmark = dataclasses.replace(benchmark, dataset_name=Path(concept.folder).name)
+        self.concept, self.squares, self.num_workers = concept, squares, num_workers
         self.channels, self.test_split, self.synthetic_label, self.image_bits = 3, None, None, None
         self.columns, self.dataset_root = ("image", None), None
         self.left_out, self.remarks = [], []
-        self.photos, self._bits = [[] for _ in taught], [8 for _ in taught]
-        self._undecodable = Counter()  # photos that became unreadable later
-        for concept in concepts:
-            self._examine(concept)
-        self.counts = {"train": Counter({label: len(photos) for label, photos in enumerate(self.photos)})}
+        self._bits, self._undecodable = 8, Counter()  # photos that became unreadable later
+        prompts = self._examine(caption_column)
+        self.names = list(dict.fromkeys(prompts.values()))
+        self.class_prompts = [concept.class_prompt] * len(self.names)
+        label_of = {name: label for label, name in enumerate(self.names)}
+        self.rows = [(label_of[prompt], Path(concept.folder, name)) for name, prompt in prompts.items()]
+        self.counts = {"train": Counter(label for label, _ in self.rows)}
 
-    def _examine(self, concept: Concept):
-        """Decode every photo of a concept once, to know which can be, and the bits of those with more than 8."""
-        folder = Path(concept.folder)
+    def _examine(self, caption_column: str | None) -> dict[str, str]:
+        """The prompt of every photo that can be decoded; each is decoded once, also to know how many bits they have."""
+        folder = Path(self.concept.folder)
         try:
-            names, others = list_photos(concept.folder)
+            prompts, captioned, others = captioned_photos(self.concept, caption_column)
         except OSError as error:
-            raise DataError(f"concept {concept.prompt!r}: {folder} cannot be read ({one_line(error)})") from error
-        usable, broken, bits = [], [], 8
-        for name in names:
+            raise DataError(f"{self.concept.title}: {folder} cannot be read ({one_line(error)})") from error
+        except ValueError as error:
+            raise DataError(f"instance_data_dir {folder}: {error}") from error
+        broken = []
+        for name in [*prompts]:
             try:
-                bits = max(bits, needed_bits(_cell(folder / name)))
-                usable.append(folder / name)
+                self._bits = max(self._bits, needed_bits(_cell(folder / name)))
             except Exception as error:  # of any class: PIL's decoders have no common error type
                 broken.append(f"{name} ({one_line(error, 80)})")
-        if not usable:
+                del prompts[name]
+        if not prompts:
             reason = (
-                f"none of its {len(names)} photos can be decoded: {clean(broken[0])}" if broken else "no photo in it"
+                f"none of its {len(broken)} photos can be decoded: {clean(broken[0])}" if broken else "no photo in it"
             )
-            raise DataError(
-                f"concept {concept.prompt!r}: {folder}: {reason}; photos end in {', '.join(sorted(PHOTOS))}"
-            )
+            raise DataError(f"{self.concept.title}: {folder}: {reason}; photos end in {', '.join(sorted(PHOTOS))}")
         for count, what in ((others, "other files or folders"), (broken, "photos that cannot be decoded")):
             if count:
-                self.left_out.append(f"{folder.name}: {len(count)} {what} left out: {clean(shortened(count, 3))}")
-        self.photos.append(usable)
-        self._bits.append(bits)
+                self.left_out.append(f"{len(count)} {what} left out: {clean(shortened(count, 3))}")
+        if captioned := captioned & prompts.keys():
+            distinct = len({prompts[name] for name in captioned})
+            unused = self.concept.prompt and len(captioned) == len(prompts)
+            self.remarks.append(
+                f"{len(captioned)} of {len(prompts)} photos have captions of their own, {distinct} distinct"
+                + ("; the instance prompt is used for none" if unused else "")
+            )
+        return prompts
 
     @functools.cached_property
     def content_hash(self) -> str:
         """Of the prompts, names and bytes of all photos."""
-        return "-".join(map(self.fingerprint, range(self.taught, len(self.names))))
+        return self.fingerprint(range(len(self.names)))
 
-    def fingerprint(self, label: int) -> str:
-        """Of a concept's prompts, and of the names and bytes of its photos."""
-        concept = self.concepts[label - self.taught]
-        photos = [f"{photo.name} {_hash(photo)}" for photo in self.photos[label]]
-        text = "\0".join([concept.prompt, str(concept.class_prompt), *photos])
-        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+    def fingerprint(self, labels: Sequence[int]) -> str:
+        """Of the prompts of these labels and of their class, and of the names and bytes of the photos."""
+        parts = []
+        for label in labels:
+            photos = [f"{photo.name} {_hash(photo)}" for own, photo in self.rows if own == label]
+            parts.append(_digest("\0".join([self.names[label], str(self.concept.class_prompt), *photos])))
+        return parts[0] if len(parts) == 1 else _digest("\0".join(parts))
 
     @property
     def skipped(self) -> Counter:
         return Counter()
 
     def tasks(self, class_order: str, seed: int) -> list[list[int]]:
-        """Each concept is a task, in the order of the list; those that were taught before are none."""
-        return [[label] for label in range(self.taught, len(self.names))]
+        return [list(range(len(self.names)))]
+
+    def subjects(self, labels: Sequence[int]) -> list[list[int]]:
+        """The photos are of one thing, whatever their captions are."""
+        return [list(labels)]
 
     def same_rows_every_epoch(self, world_size: int) -> bool:
         return True
@@ -124,40 +132,28 @@ class ConceptData(ImageData):
         most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As ImageData.read, in chunks of at most 16. Raises DataError: a photo has changed since the beginning."""
-        rows = [(label, photo) for label in labels for photo in self.photos[label]]
+        wanted = set(labels)
+        rows = [row for row in self.rows if row[0] in wanted]
         if shuffle:
             rows = [rows[index] for index in np.random.default_rng(shuffle).permutation(len(rows))]
         rows = rows[node[0] :: node[1]]
         if most:
             rows = [row for label in labels for row in [row for row in rows if row[0] == label][: most[label]]]
         chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-        with contextlib.closing(_map_ahead(self._decode, chunks, self.num_workers)) as decoded:
+        with contextlib.closing(_map_ahead(self._decode_rows, chunks, self.num_workers)) as decoded:
             yield from decoded
 
-    def _decode(self, rows: list[tuple[int, Path]]) -> tuple[Tensor, Tensor]:
+    def _decode_rows(self, rows: list[tuple[int, Path]]) -> tuple[Tensor, Tensor]:
         images = np.stack([self._square(label, photo) for label, photo in rows])
         return torch.from_numpy(images), torch.tensor([label for label, _ in rows])
 
     def _square(self, label: int, photo: Path) -> np.ndarray:
         """uint8 [3, resolution, resolution]."""
         try:
-            image = decode_rgb(_cell(photo), self._bits[label])
+            image = decode_rgb(_cell(photo), self._bits)
         except Exception as error:  # of any class, as in `_examine`
             raise DataError(f"photo {photo}: it has changed and cannot be decoded ({one_line(error)})") from error
-        size = self.benchmark.resolution
-        scale = size / min(image.size)
-        width, height = (max(size, round(length * scale)) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = self._corner(label, photo, width - size, height - size)
-        return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
-
-    def _corner(self, label: int, photo: Path, *room: int) -> list[int]:
-        """Left and top of a crop; `room` is how far it can be moved to the right and down."""
-        if self.center_crop:
-            return [length // 2 for length in room]
-        key = hashlib.sha256(f"{self.names[label]}\0{photo.name}".encode(errors="surrogateescape")).digest()
-        random = np.random.default_rng([self.seed, *key])
-        return [int(random.integers(length + 1)) for length in room]
+        return self.squares(image, f"{self.names[label]}\0{photo.name}".encode(errors="surrogateescape"))
 
 
 def _cell(photo: Path) -> dict:
@@ -166,3 +162,7 @@ def _cell(photo: Path) -> dict:
 
 def _hash(photo: Path) -> str:
     return hashlib.sha256(photo.read_bytes()).hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gdzoo.data.benchmarks import shortened
+from gdzoo.data.captions import read_captions
 from gdzoo.data.prompts import prompt_key
 from gdzoo.errors import cut, one_line
 
@@ -22,12 +24,18 @@ class Concept:
     """One concept: photos in a folder, and the prompts for it and for its class.
 
     Attributes:
+        prompt: of the photos that have no caption; None: all have one.
         class_prompt: None: nothing is known of its class.
     """
 
-    prompt: str
+    prompt: str | None
     class_prompt: str | None
     folder: str
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"concept {self.prompt or os.path.basename(os.path.abspath(self.folder))!r}"
 
     def to_dict(self) -> dict:
         """With the keys of a concepts list."""
@@ -48,19 +56,18 @@ def concept_from(entry: dict, where: str) -> Concept:
     for key, value in entry.items():
         if key not in (*KEYS, UNREAD):
             raise ValueError(f"{where}: there is no key {cut(key, 60)!r}; the keys are {', '.join(KEYS)}")
-        if key in KEYS and not isinstance(value, str) and not (value is None and key == "class_prompt"):
+        if key in KEYS and not isinstance(value, str) and not (value is None and key in KEYS[:2]):
             raise ValueError(f"{where}: {key} is no text")
     prompt, class_prompt = (" ".join((entry.get(key) or "").split()) for key in KEYS[:2])
     folder = (entry.get("instance_data_dir") or "").strip()
-    for key, value in (("instance_prompt", prompt), ("instance_data_dir", folder)):
-        if not value:
-            raise ValueError(f"{where}: {key} is missing")
-    if prompt_key(prompt) == prompt_key(class_prompt):
+    if not folder:
+        raise ValueError(f"{where}: instance_data_dir is missing")
+    if prompt and prompt_key(prompt) == prompt_key(class_prompt):
         raise ValueError(
             f"{where}: instance_prompt and class_prompt are the same, {prompt!r}: the instance prompt has a rare word"
             " for the concept, as in 'a photo of sks dog', and the class prompt has not, as in 'a photo of a dog'"
         )
-    return Concept(prompt, class_prompt or None, os.path.expanduser(folder))
+    return Concept(prompt or None, class_prompt or None, os.path.expanduser(folder))
 
 
 def read_concepts(file: str) -> list[Concept]:
@@ -95,7 +102,9 @@ def check_distinct(concepts: list[Concept]):
     first = {}
     classes = {prompt_key(concept.class_prompt or ""): number for number, concept in enumerate(concepts, start=1)}
     for number, concept in enumerate(concepts, start=1):
-        key = prompt_key(concept.prompt)
+        key = prompt_key(concept.prompt or "")
+        if not key:
+            continue
         if key in first:
             raise ValueError(
                 f"concepts {first[key]} and {number} have the same instance prompt, {concept.prompt!r}: give"
@@ -120,14 +129,36 @@ def list_photos(folder: str) -> tuple[list[str], list[str]]:
     return photos, [name for name in names if name not in set(photos)]
 
 
-def check_folders(concepts: list[Concept]):
-    """Raises ValueError, which names the folder: it is missing, or holds no photo."""
+def captioned_photos(concept: Concept, caption_column: str | None) -> tuple[dict[str, str], set[str], list[str]]:
+    """The prompt of each photo of a concept, by name, sorted; which have captions; and the folder's other files.
+
+    Raises:
+        OSError: the folder cannot be read.
+        ValueError: its captions cannot, or a photo has no prompt.
+    """
+    photos, others = list_photos(concept.folder)
+    captions = read_captions(concept.folder, photos, caption_column)
+    missing = [] if concept.prompt else [name for name in photos if name not in captions.of]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(photos)} photos without a caption, {shortened(missing, 3)}: give --instance_prompt"
+            f" (in a list: instance_prompt), or write the caption into {Path(missing[0]).stem}.txt, or into"
+            " metadata.jsonl with file_name and text"
+        )
+    prompts = {name: captions.of.get(name) or concept.prompt for name in photos}
+    return prompts, captions.of.keys() & prompts.keys(), [name for name in others if name not in captions.files]
+
+
+def check_folders(concepts: list[Concept], caption_column: str | None = None):
+    """Raises ValueError, which names the folder: it is missing, holds no photo, or a photo has no prompt."""
     for concept in concepts:
         try:
-            photos, others = list_photos(concept.folder)
+            photos, _, others = captioned_photos(concept, caption_column)
         except OSError as error:
             missing = "there is no such folder" if not os.path.isdir(concept.folder) else one_line(error)
             raise ValueError(f"instance_data_dir {concept.folder}: {missing}") from error
+        except ValueError as error:
+            raise ValueError(f"instance_data_dir {concept.folder}: {error}") from error
         if not photos:
             what = "no photo, only " + ", ".join(others[:3]) if others else "nothing"
             raise ValueError(

@@ -1,6 +1,6 @@
 """Decoding of images to uint8 arrays of one size: encoded ones, and pixels in nested lists."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import datasets
@@ -173,13 +173,12 @@ def _opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 def decode_batch(
-    pairs: Iterable[tuple[dict | list, int]],
-    channels: int,
-    resolution: int,
-    refuse_colours: bool,
-    image_bits: int | None,
+    pairs: Iterable[tuple[dict | list, int]], decode: Callable[..., np.ndarray], channels: int, resolution: int
 ) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
     """Decode pairs of an image, as decode_image takes it, and its label.
+
+    Args:
+        decode: makes uint8 [C, H, W] of an image and its label, and may raise any exception.
 
     Returns:
         uint8 images [b, C, H, W], int64 labels [b], and (label, reason) of each image that could not be decoded.
@@ -190,7 +189,7 @@ def decode_batch(
     images, labels, failures = [], [], []
     for cell, label in pairs:
         try:
-            images.append(decode_image(cell, channels, resolution, refuse_colours, image_bits))
+            images.append(decode(cell, label))
             labels.append(label)
         except RangeError:
             raise

@@ -31,8 +31,11 @@ class JoinedData(ImageData):
     def __init__(
         self, benchmark: Benchmark, datasets: Sequence[str], dataset_root: str | None = None, num_workers: int = 0
     ):
-        self.benchmark = benchmark
-        self.parts = [_open(benchmark, dataset, dataset_root, num_workers) for dataset in datasets]
+        self.join(benchmark, [open_part(benchmark, name, dataset_root, num_workers=num_workers) for name in datasets])
+
+    def join(self, benchmark: Benchmark, parts: Sequence[ImageData], first: int = 0):
+        """Take these as the data sets, which are open; `first` is the label of the first one's label 0."""
+        self.benchmark, self.parts = benchmark, list(parts)
         self.channels = max(part.channels for part in self.parts)
         for part in self.parts:
             part.channels = self.channels
@@ -46,7 +49,7 @@ class JoinedData(ImageData):
         bits = {part.image_bits for part in self.parts}
         self.image_bits = bits.pop() if len(bits) == 1 else None  # each keeps its own
         sizes = [len(part.names) for part in self.parts]
-        self._first = [sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
+        self._first = [first + sum(sizes[:index]) for index in range(len(sizes))]  # the label of each part's label 0
         self.test_split = self.synthetic_label = None
         self.class_prompts = []
         self.counts = {"train": self._counts("train")}
@@ -117,16 +120,23 @@ class JoinedData(ImageData):
                 yield chunk[0], chunk[1] + first
 
 
-def _open(benchmark: Benchmark, dataset: str, dataset_root: str | None, num_workers: int) -> ImageData:
+def open_part(
+    benchmark: Benchmark, dataset: str, dataset_root: str | None, kind: type[ImageData] = ImageData, **settings
+) -> ImageData:
+    """One of `--task_datasets`: an id on the Hub, or a folder, which is looked for in `dataset_root` if it is ./NAME.
+
+    Args:
+        kind, settings: what is made of it.
+    """
     published = dataset.startswith("./")  # by gdzoo.config.public_name
-    if published and dataset_root and Path(dataset_root, dataset).is_dir():
-        return ImageData(dataclasses.replace(benchmark, dataset_name=dataset[2:]), dataset_root, num_workers)
     folder = Path(os.path.abspath(dataset))
-    if folder.is_dir():
-        return ImageData(dataclasses.replace(benchmark, dataset_name=folder.name), str(folder.parent), num_workers)
-    if published:
+    if published and dataset_root and Path(dataset_root, dataset).is_dir():
+        dataset = dataset[2:]
+    elif folder.is_dir():
+        dataset, dataset_root = folder.name, str(folder.parent)
+    elif published:
         raise DataError(f"folder {dataset}: it is not here; give --dataset_root DIR, where DIR/{dataset[2:]} is")
-    return ImageData(dataclasses.replace(benchmark, dataset_name=dataset), dataset_root, num_workers)
+    return kind(dataclasses.replace(benchmark, dataset_name=dataset), dataset_root, **settings)
 
 
 def _unique_names(parts: list[ImageData]) -> list[str]:

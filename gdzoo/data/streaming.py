@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from gdzoo.data.benchmarks import Benchmark, split_classes
-from gdzoo.data.decode import FIRST_IMAGES, FirstImages, RangeError, decode_batch, examine_first_images
+from gdzoo.data.decode import FIRST_IMAGES, FirstImages, RangeError, decode_batch, decode_image, examine_first_images
 from gdzoo.data.opening import DataError, Source, open_source
 from gdzoo.errors import clean
 
@@ -59,11 +59,11 @@ class ImageData:
     _undecodable: Counter = field(init=False, repr=False, default_factory=Counter)  # see `skipped`
 
     def __post_init__(self):
-        self._source = open_source(self.benchmark, self.dataset_root)
+        self._source = self._open()
         self.columns = self._source.image_column, self._source.label_column
         self.left_out = self._source.unused()
         values = self._source.count_values("train")
-        self.names, self._values = self._source.labels(values)
+        self.names, self._values = self._labels(values)
         self.counts["train"] = self._by_label(values)
         for split in self._source.test_splits():
             tested = self._by_label(self._source.count_values(split))
@@ -78,18 +78,22 @@ class ImageData:
         self.channels = self.benchmark.channels or first.channels
         self.image_bits, self.remarks = first.image_bits, first.remarks
 
+    def _open(self) -> Source:
+        return open_source(self.benchmark, self.dataset_root)
+
+    def _labels(self, values: Counter) -> tuple[list[str], list]:
+        """The name of each label, and its value in the label column, whose values are counted in `values`."""
+        return self._source.labels(values)
+
     def _by_label(self, values: Counter) -> Counter:
         return Counter({label: values[value] for label, value in enumerate(self._values)})
 
     def _examine_first_images(self) -> FirstImages:
         """Of every class some, since files of one class often lie together."""
         column = self._source.image_column
-        counts = {label: count for label, count in self.counts["train"].items() if count}
-        share = -(-FIRST_IMAGES // max(1, len(counts)))
-        shares = {label: min(share, count) for label, count in counts.items()}
         try:
             with contextlib.closing(iter(self._source.rows("train", [*self.columns]))) as rows:
-                cells = (cell for cell, _ in _first_of_each(self._pairs(rows), shares))
+                cells = (cell for cell, _ in _first_of_each(self._pairs(rows), self._first_shares()))
                 return examine_first_images(cells, self.benchmark.image_bits)
         except RangeError as error:
             raise DataError(f"{self._source.name}: {error}") from error
@@ -98,6 +102,12 @@ class ImageData:
                 f"{self._source.name}: none of its first {FIRST_IMAGES} images can be decoded; check its files and"
                 f" --image_column {column} ({clean(str(error))})"
             ) from error
+
+    def _first_shares(self) -> dict[int, int]:
+        """How many images of each label are examined."""
+        counts = {label: count for label, count in self.counts["train"].items() if count}
+        share = -(-FIRST_IMAGES // max(1, len(counts)))
+        return {label: min(share, count) for label, count in counts.items()}
 
     @property
     def content_hash(self) -> str | None:
@@ -116,6 +126,10 @@ class ImageData:
             ValueError
         """
         return split_classes(self.benchmark.tasks, class_order, self.names, seed)
+
+    def subjects(self, labels: Sequence[int]) -> list[list[int]]:
+        """These labels of a task, those together whose images are of the same thing."""
+        return [[label] for label in labels]
 
     @property
     def skipped(self) -> Counter:
@@ -186,11 +200,15 @@ class ImageData:
                 pass
 
     def _decode(self, split: str, pairs: list[tuple]) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
-        gray = self.benchmark.channels is None and self.channels == 1
         try:
-            return decode_batch(pairs, self.channels, self.benchmark.resolution, gray, self.image_bits)
+            return decode_batch(pairs, self._image, self.channels, self.benchmark.resolution)
         except RangeError as error:
             raise DataError(f"{self._source.name}, split {split}: {error}") from error
+
+    def _image(self, cell: dict | list, label: int) -> np.ndarray:
+        """uint8 [C, H, W] of an image; raises as decode_image."""
+        gray = self.benchmark.channels is None and self.channels == 1
+        return decode_image(cell, self.channels, self.benchmark.resolution, gray, self.image_bits)
 
 
 def _rows_of_process(

@@ -20,6 +20,7 @@ from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 16
+MOST_ON_DEVICE = 4096  # prompts: 1 GB of Stable Diffusion 1.5's, 2.6 GB of SDXL's
 
 
 class LatentSpace(NoiseScheduled):
@@ -233,7 +234,7 @@ class LatentSpace(NoiseScheduled):
         moments = [
             # Trap: under autocast to fp16 many VAEs give NaN.
             vae.encode(to_float(batch.to(self.device))).latent_dist.parameters.cpu()
-            for batch in pixels.split(self._at_once())
+            for batch in pixels.split(self.at_once())
         ]
         return self._finite(torch.cat(moments))
 
@@ -245,7 +246,7 @@ class LatentSpace(NoiseScheduled):
             ValueError: the VAE gives numbers that are not finite.
         """
         vae, images = self.vae.to(self.device), []
-        for batch in latents.split(self._at_once()):
+        for batch in latents.split(self.at_once()):
             unscaled = batch.to(self.device).float() / vae.config.scaling_factor + self._shift()
             images.append(to_uint8(self._finite(vae.decode(unscaled).sample)).cpu())
         return torch.cat(images)
@@ -257,7 +258,10 @@ class LatentSpace(NoiseScheduled):
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Cond:
-        """Conditions [N, ...] of prompts, on the device, as `encode_prompts` gives them; each computed once."""
+        """Conditions [N, ...] of prompts, as `encode_prompts` gives them; each computed once.
+
+        They are on the device; thousands of captions would fill it: of more than MOST_ON_DEVICE prompts, on the CPU.
+        """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), PROMPTS_AT_ONCE):
             batch = new[start : start + PROMPTS_AT_ONCE]
@@ -265,19 +269,26 @@ class LatentSpace(NoiseScheduled):
             # prompts together than one that was not.
             filled = batch + [""] * (PROMPTS_AT_ONCE - len(batch))
             encoded = {name: value.cpu() for name, value in self.encode_prompts(filled).items()}
-            self._embeddings |= {prompt: rows_of(encoded, row) for row, prompt in enumerate(batch)}
+            for row, prompt in enumerate(batch):
+                self._embeddings[prompt] = {name: value[row] for name, value in encoded.items()}
         if new:
             for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
                 encoder.to("cpu")
         rows = [self._embeddings[prompt] for prompt in prompts]
-        return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        device = self.device if len(rows) <= MOST_ON_DEVICE else "cpu"
+        return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+
+    def chosen(self, table: Cond, rows: Tensor) -> Cond:
+        """The conditions [n, ...], on the device, of these rows [n] of what `embed` returned."""
+        return {name: value[rows.to(value.device)].to(self.device) for name, value in table.items()}
 
     def offload(self):
         """Move the text encoders and the VAE to the CPU; they come back when they are used."""
         for part in (self.vae, *self.text_encoders):
             part.to("cpu")
 
-    def _at_once(self) -> int:
+    def at_once(self) -> int:
+        """How many images the VAE takes at once."""
         return max(1, AT_ONCE * 512**2 // self.resolution**2)
 
     def _shift(self) -> float:
@@ -290,11 +301,6 @@ class LatentSpace(NoiseScheduled):
                 " overflow; give a model with another VAE"
             )
         return tensor
-
-
-def rows_of(cond: Cond, rows) -> Cond:
-    """Those of some rows: a row, or indices [n]."""
-    return {name: value[rows] for name, value in cond.items()}
 
 
 def check_resolution(resolution: int, factor: int, levels: int):

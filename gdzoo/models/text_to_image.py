@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gdzoo.method.objective import Batch, Cond, Drawn
 from gdzoo.method.randomness import StepRandom
 from gdzoo.models.fingerprints import tensors_fingerprint
-from gdzoo.models.latents import LatentSpace, rows_of
+from gdzoo.models.latents import LatentSpace
 from gdzoo.models.lora import STUDENT, Adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
 
@@ -80,7 +80,7 @@ class TextStudent:
 
     def cond_of(self, labels: Tensor) -> Cond:
         """The conditions [B, ...] of the prompts of labels [B]."""
-        return rows_of(self.table, labels.to(self.space.device))
+        return self.space.chosen(self.table, labels)
 
     def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
         return self.space.noised(drawn, random)
@@ -187,7 +187,7 @@ class TextTeacher:
             )
 
     def _cond(self, rows: Tensor) -> Cond:
-        return rows_of(self.table, rows.to(self.space.device))
+        return self.space.chosen(self.table, rows)
 
     def _in_place(self) -> contextlib.AbstractContextManager:
         return self.adapter.teaching() if self.adapter else contextlib.nullcontext()

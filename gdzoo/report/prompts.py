@@ -147,7 +147,8 @@ def compare_prompted(models: list[dict]) -> list[PromptComparison]:
 
 
 def _condition(results: dict) -> PromptCondition:
-    namespace, config, evaluation = results["folder"].parent.name, results["config"], results["evaluation"] or {}
+    namespace, evaluation = results["folder"].parent.name, results["evaluation"] or {}
+    config = results["config"] | {"task_datasets": []}  # there are more of them after each day
     known = (namespace, results["benchmark"], data_of(config), results.get("recipe") or "", results["pretrained"])
     return PromptCondition(*known, *(evaluation.get(name) for name in PromptCondition._fields[len(known) :]))
 

@@ -6,6 +6,7 @@ import gdzoo
 from gdzoo.config import ConfigError, TrainConfig
 from gdzoo.data.benchmarks import shortened
 from gdzoo.data.streaming import ImageData
+from gdzoo.errors import cut
 from gdzoo.training.locks import Lock, not_writable
 from gdzoo.training.run import Chain, Run, evaluator_folder
 from gdzoo.zoo.folders import remove_folder, sweep_folder
@@ -82,11 +83,13 @@ def other_classes(chain: Chain, data: ImageData, results: dict) -> str:
     for task, (entry, labels) in enumerate(zip(results["tasks"], chain.tasks, strict=False), start=1):
         ours = [data.names[label] for label in labels]
         if entry["names"] != ours:
-            return f"{shortened(entry['names'])} as the classes of task {task}, not {shortened(ours)}"
+            there, here = (shortened([cut(name, 60) for name in names]) for names in (entry["names"], ours))
+            return f"{there} as the classes of task {task}, not {here}"
         images = sum(data.counts["train"][label] for label in labels)
         # The names may be those of other images. Those of a task that was taught elsewhere are not here.
         if task >= chain.first_task and entry["images"] not in (None, images):
-            return f"{entry['images']:,} images of task {task} ({shortened(ours)}), not {images:,}"
+            names = shortened([cut(name, 60) for name in ours])
+            return f"{entry['images']:,} images of task {task} ({names}), not {images:,}"
         classes = [data.class_prompts[label] for label in labels] if data.class_prompts else None
         if task >= chain.first_task and classes and entry.get("class_prompts", classes) != classes:
             return f"{entry['class_prompts'][0]!r} as the class prompt of task {task}, not {classes[0]!r}"

@@ -71,7 +71,7 @@ def groups_of(
     """
     names = run.data.names
     groups = [
-        PromptGroup(f"task {number}", number, tuple(names[label] for label in labels), taught=True)
+        PromptGroup(f"task {number}", number, tuple(dict.fromkeys(names[label] for label in labels)), taught=True)
         for number, labels in enumerate(chain.tasks[:task], start=1)
     ]
     before = set(range(taught)) - {label for labels in chain.tasks for label in labels}
@@ -320,7 +320,8 @@ def read_pictures(folder: Path, resolution: int) -> list[Picture]:
 
 def _card(folder: Path, results: dict, chain: Chain, others: list[dict]) -> str:
     config = chain.config
-    return text_to_image_card(repo_of(folder), results, config.results_dict(), config.command(), others)
+    settings, data = config.results_dict(), config.get_benchmark().dataset_name
+    return text_to_image_card(repo_of(folder), results, settings, config.command(), others, data)
 
 
 def check_publishing(run: Run, results: Callable[[Chain, int, dict, dict], dict]):

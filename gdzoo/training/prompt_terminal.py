@@ -10,7 +10,7 @@ from gdzoo.training.run import Run
 from gdzoo.zoo.metric_catalogue import metric_info
 from gdzoo.zoo.names import chain_title
 
-MOST_TASKS = 10  # that are shown
+MOST_TASKS, MOST_SHOWN = 10, 4  # that are shown; prompts of a task
 LONGEST_LINE, LONGEST_PROMPT = 240, 40  # characters
 # Columns of the last table: those that were measured, at most four of them.
 SHOWN = ("old_accuracy", "old_distance", "new_accuracy", "new_distance")
@@ -44,12 +44,13 @@ def _task_summary(run: Run, number: int, labels: list[int]) -> str:
     counts, names = run.data.counts["train"], [cut(run.data.names[label], LONGEST_PROMPT) for label in labels]
     images = sum(counts[label] for label in labels)
     found = "taught before" if number < run.chains[0].first_task else f"{images:,} images"
-    return f"task {number}: {shortened([repr(name) for name in names], 4)} ({found})"
+    prompts = f"{len(labels):,} prompts, " if len(labels) > MOST_SHOWN else ""
+    return f"task {number}: {shortened([repr(name) for name in names], MOST_SHOWN)} ({prompts}{found})"
 
 
 def task_line(result: dict) -> str:
     """One line about a finished task."""
-    taught = shortened([cut(name, LONGEST_PROMPT) for name in result["tasks"][result["task"] - 1]["names"]], 4)
+    taught = shortened([cut(name, LONGEST_PROMPT) for name in result["tasks"][result["task"] - 1]["names"]], MOST_SHOWN)
     found = result["metrics"]
     shown = [f"{metric_info(name).title} {_number(name, found[name])}" for name in SHOWN if name in found]
     return f"{_title(result)} after task {result['task']} ({taught}): {', '.join(shown) or 'not evaluated'}"

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import importlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,13 +18,17 @@ from gdzoo import machine
 from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import CAPTIONED, TextToImageConfig
 from gdzoo.data.captioned import CaptionedDigits
-from gdzoo.data.concepts import ConceptData
+from gdzoo.data.concepts import ConceptPhotos
+from gdzoo.data.joined import open_part
+from gdzoo.data.prompted import PromptData, PromptedSet
 from gdzoo.data.prompts import prompt_key
+from gdzoo.data.squares import Squares
 from gdzoo.data.streaming import ImageData
 from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.evaluation.fidelity import Fidelity
 from gdzoo.evaluation.fidelity_models import load_networks
+from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.latents import LatentSpace, other_resolution, shortened
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, missing_layers
 from gdzoo.models.pretrained_lora import PretrainedLora, load_pretrained_lora
@@ -53,6 +59,11 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     if known:
         config = with_known(given, known).resolve()
     goes_on = known if known and known["benchmark"] == config.benchmark else None
+    if goes_on and config.labelled:
+        raise ConfigError(
+            f"{FLAG} {config.pretrained_model_name_or_path} is of {config.benchmark}, whose tasks are fixed: run the"
+            " command that began it, with --resume_from_checkpoint latest, or hub on another machine"
+        )
     config.check_strategies()
     accelerator = create_accelerator(config)
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -60,16 +71,17 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
     config = with_precision(config, accelerator)
     check_8bit_adam(config)
+    data = open_data(config, known)  # before the model, which may have to be downloaded
+    class_prompts = data.class_prompts or [None] * len(data.names)
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     if base and base.lora:
         config = with_rank_of(config, base.lora)
     if base and config.rank and config.adapter_only is None:
         config = dataclasses.replace(config, adapter_only=KINDS[type(base.pipeline).__name__].adapter_only)
     check_layers(config, base)
-    data, class_prompts = open_data(config, known)
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
     asked = [*data.names, *filter(None, class_prompts), *config.preserved, *config.validation_prompt]
-    if space and (long := space.too_long(asked)):
+    if space and (long := space.too_long([*dict.fromkeys(asked)])):
         data.remarks.append(shortened(long, space.tokens))
     if space and (remark := space.remark(config.guidance_scale)):
         data.remarks.append(remark)
@@ -87,7 +99,11 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     threads = machine.threads_for(gflop)
     torch.set_num_threads(threads)
     chains = make_chains(config, data, goes_on)
+    if space:
+        check_memory(config, data, chains, space)
     run = Run(config, accelerator, data, chains, threads, steps_at_once(gflop), job)
+    if base:
+        check_preservation(run)
     job.check_publishing(run)
     check_others(run)
     check_output(run)
@@ -357,49 +373,75 @@ def load_fidelity(
 # ---- the data ----
 
 
-def open_data(config: TextToImageConfig, known: dict | None) -> tuple[ImageData, list[str | None]]:
-    """The images, whose labels have prompts as names, and the class prompt of each label.
-
-    The first labels are those of a model that gdzoo taught: their prompts are preserved.
+def open_data(config: TextToImageConfig, known: dict | None) -> ImageData:
+    """The images, whose labels have prompts as names; the first are those of a model that gdzoo taught.
 
     Raises:
         ConfigError, DataError
     """
     if not config.pretrained_model_name_or_path:
-        data = CaptionedDigits()
-        return data, [None] * len(data.names)
+        return CaptionedDigits()
     taught = [*known.get("before", []), *known["prompts"]] if known else []
     for concept in config.concept_list:
-        if prompt_key(concept.prompt) in {prompt_key(each["prompt"]) for each in taught}:
+        if concept.prompt and prompt_key(concept.prompt) in {prompt_key(each["prompt"]) for each in taught}:
             raise ConfigError(
                 f"the prompt {concept.prompt!r} was taught to {config.pretrained_model_name_or_path} before: give the"
                 " new concept another rare word"
             )
-    data = ConceptData(
-        config.get_benchmark(),
-        config.concept_list,
-        config.center_crop,
-        num_workers=config.dataloader_num_workers,
-        taught=[each["prompt"] for each in taught],
-    )
-    return data, [*(each["class_prompt"] for each in taught), *(each.class_prompt for each in config.concept_list)]
+    before = [(each["prompt"], each["class_prompt"]) for each in taught]
+    data = PromptData(config.get_benchmark(), list(_sources(config)), before)
+    data.check_range()
+    return data
+
+
+def _sources(config: TextToImageConfig) -> Iterator[ImageData]:
+    """What is taught: the photos of concepts, data sets, or a benchmark with labels."""
+    benchmark, root = config.get_benchmark(), config.dataset_root
+    settings = dict(squares=Squares(config.resolution, config.center_crop), num_workers=config.dataloader_num_workers)
+    for concept in config.concept_list:
+        yield ConceptPhotos(benchmark, concept, caption_column=config.caption_column, **settings)
+    for name in config.task_datasets:
+        yield open_part(benchmark, name, root, PromptedSet, template=config.prompt_template, **settings)
+    if config.labelled:
+        yield PromptedSet(benchmark, root, template=config.prompt_template, **settings)
 
 
 def make_chains(config: TextToImageConfig, data: ImageData, goes_on: dict | None) -> list[Chain]:
     """A chain for each of --seeds (or for --seed) and each strategy; its first tasks are those of the model it has."""
-    seeds, tasks = config.seeds or [config.seed], []
+    seeds, before = config.seeds or [config.seed], []
     label = len(goes_on.get("before", [])) if goes_on else 0
     for entry in goes_on["tasks"][: goes_on["task"]] if goes_on else ():
-        tasks.append(list(range(label, label + len(entry["names"]))))
+        before.append(list(range(label, label + len(entry["names"]))))
         label += len(entry["names"])
-    configs = [dataclasses.replace(config, seed=seed, seeds=[]) for seed in seeds]
-    new = [label for labels in data.tasks("dataset", 0) for label in labels]
-    concepts = tuple(map(data.fingerprint, new)) if config.pretrained_model_name_or_path else ()
-    return [
-        Chain(each.chain(strategy), [*tasks, *data.tasks("dataset", each.seed)], goes_on, concepts)
-        for each in configs
-        for strategy in config.strategy
-    ]
+    chains = []
+    for each in (dataclasses.replace(config, seed=seed, seeds=[]) for seed in seeds):
+        tasks = data.tasks(config.class_order, each.seed)
+        concepts = tuple(map(data.fingerprint, tasks)) if config.pretrained_model_name_or_path else ()
+        chains += [Chain(each.chain(name), [*before, *tasks], goes_on, concepts) for name in config.strategy]
+    return chains
+
+
+def check_memory(config: TextToImageConfig, data: ImageData, chains: list[Chain], space: LatentSpace):
+    """Raises ConfigError: the images of a task do not fit in memory; they are kept as moments of latents, float32."""
+    channels, *sides = space.latent_shape
+    each = 2 * channels * math.prod(sides) * 4 * (2 if config.random_flip else 1)
+    for task in chains[0].task_numbers:
+        count = sum(data.counts["train"][label] for label in chains[0].tasks[task - 1])
+        if (needed := count * each / 1e9) > config.cache_limit_gb:
+            raise ConfigError(
+                f"task {task}: its {count:,} images need {needed:.1f} GB of memory as latents, more than"
+                f" {config.cache_limit_gb:g}: give fewer images, or a smaller --resolution"
+            )
+
+
+def check_preservation(run: Run):
+    """Raises ConfigError: all that a task would preserve is what it teaches itself."""
+    chain = next((each for each in run.chains if rehearses(strategy_class(each.strategy))), None)
+    for task in chain.task_numbers if chain else ():
+        try:
+            run.job.preservation(run, chain, task)
+        except ValueError as error:
+            raise ConfigError(f"task {task}: {error}") from error
 
 
 def gflop_of_step(config: TextToImageConfig, space: LatentSpace | None) -> float:

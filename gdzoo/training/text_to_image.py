@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from gdzoo.config import ConfigError
-from gdzoo.data.batches import TaskImages, keep_some
+from gdzoo.data.batches import EncodedImages, TaskImages, keep_some
 from gdzoo.data.prompts import preservation_groups
-from gdzoo.data.streaming import DataError
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Extractor, Reference, reference_features
 from gdzoo.evaluation.fidelity import Fidelity
@@ -240,13 +240,13 @@ class TextToImageJob:
         config, data, device = chain.config, run.data, run.accelerator.device
         every = strategy_class(chain.strategy).sees_all_classes
         labels = chain.seen(task) if every else chain.tasks[task - 1]
-        images = TaskImages(data, labels, seed_from(config.seed, task), device, config.cache_limit_gb)
-        if images.cache is None:
-            raise DataError(f"task {task}: its images need more than {config.cache_limit_gb} GB of memory: give fewer")
-        pixels, image_labels = images.cache
         space = student.space
-        mirrored = [pixels.flip(-1)] if config.random_flip else []
-        images.cache = *(space.encode_images(each).to(device) for each in [pixels, *mirrored]), image_labels
+
+        def encode(pixels: Tensor) -> list[Tensor]:
+            mirrored = [pixels.flip(-1)] if config.random_flip else []
+            return [space.encode_images(each) for each in [pixels, *mirrored]]
+
+        images = EncodedImages(data, labels, seed_from(config.seed, task), device, encode, space.at_once())
         space.offload()  # training needs neither the VAE nor the text encoder
         return images
 
@@ -271,8 +271,7 @@ class TextToImageJob:
     ) -> tuple[dict, list[Picture]] | None:
         config, judge = chain.config, self._judge(run, chain, evaluator, reference)
         if judge.fidelity:
-            # The photos of a concept are of one subject, whatever their captions are; classes are apart.
-            subjects = [[labels] if self.base else [[label] for label in labels] for labels in chain.tasks[:task]]
+            subjects = [run.data.subjects(labels) for labels in chain.tasks[:task]]
             judge = dataclasses.replace(judge, fidelity=judge.fidelity.beside(run.data, subjects))
         groups = groups_of(run, chain, task, self.class_prompts, self.taught, self._on_stranger)
 

@@ -98,7 +98,9 @@ def pipeline_card(
     )
 
 
-def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str, others: Sequence[dict] = ()) -> str:
+def text_to_image_card(
+    repo_id: str, results: dict, settings: dict, command: str, others: Sequence[dict] = (), dataset_name: str = ""
+) -> str:
     """The card of a task's text-to-image model.
 
     Args:
@@ -107,17 +109,18 @@ def text_to_image_card(repo_id: str, results: dict, settings: dict, command: str
             not shown.
         command: the command line that trains the same chain again.
         others: the results.json of other strategies' models after the same task.
+        dataset_name: of the data sets that it was taught, as in gdzoo.data.benchmarks.Benchmark.
     """
     base = _lora_base(repo_id, results)
     compared = [name for name in PROMPT_METRICS if name in results["metrics"]]
     unguided = [f"{name}{UNGUIDED}" for name in compared if f"{name}{UNGUIDED}" in results["metrics"]]
     return _TEMPLATES.get_template("text_to_image.md").render(
-        metadata=_yaml(_text_to_image_metadata(repo_id, results, settings, base)),
+        metadata=_yaml(_text_to_image_metadata(repo_id, results, dataset_name, base)),
         repo_id=repo_id,
         results=results,
         alone=results.get("adapter_only", False),
         lora_base=base,
-        prompts=results["prompts"][-MOST_PROMPTS:],
+        prompts=_shown_prompts(results["prompts"]),
         metrics={name: metric_info(name) for name in [*compared, *unguided]},
         compared={name: metric_info(name) for name in compared},
         matrices=_group_matrices(results),
@@ -202,7 +205,7 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
     return metadata
 
 
-def _text_to_image_metadata(repo_id: str, results: dict, settings: dict, lora_base: str | None) -> ModelCardData:
+def _text_to_image_metadata(repo_id: str, results: dict, dataset_name: str, lora_base: str | None) -> ModelCardData:
     alone, base = results.get("adapter_only", False), results["base_model"]
     if alone:  # what it is loaded into, not the adapter before
         base = lora_base if lora_base and "/" in lora_base else None
@@ -212,7 +215,7 @@ def _text_to_image_metadata(repo_id: str, results: dict, settings: dict, lora_ba
         library_name="diffusers",
         pipeline_tag="text-to-image",
         license=results["license"],
-        datasets=_dataset_ids({"dataset_name": settings.get("dataset_name") or ""}),
+        datasets=_dataset_ids({"dataset_name": dataset_name}),
         tags=[*tags, "gdzoo", results["benchmark"], "diffusion", "continual-learning", slug],
         instance_prompt=clean(results["prompts"][-1]["prompt"]),
         widget=[{"text": clean(each["prompt"]), "output": {"url": each["file"]}} for each in results["samples"]],
@@ -237,6 +240,17 @@ def _text_to_image_metadata(repo_id: str, results: dict, settings: dict, lora_ba
             for name, value in results["metrics"].items()
         ]
     return metadata
+
+
+def _shown_prompts(prompts: list[dict]) -> list[dict]:
+    """At most MOST_PROMPTS, as many of each task; of thousands of captions the last task's would hide all others."""
+    if len(prompts) <= MOST_PROMPTS:
+        return prompts
+    of_task: dict[int, list[dict]] = {}
+    for each in prompts:
+        of_task.setdefault(each["task"], []).append(each)
+    share = max(1, MOST_PROMPTS // len(of_task))
+    return [each for own in of_task.values() for each in own[:share]][-MOST_PROMPTS:]
 
 
 def _group_matrices(results: dict) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:

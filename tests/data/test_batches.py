@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gdzoo.data.batches import TaskImages, keep_some
+from gdzoo.data.batches import EncodedImages, TaskImages, keep_some
 from gdzoo.data.opening import DataError
 from gdzoo.data.streaming import ImageData
 from tests.data.mirrors import BROKEN, COUNT, MINE, flat, numbers, write_split
@@ -205,3 +205,19 @@ def test_buffer_holds_as_many_of_each_class(data):
 
 def test_buffer_larger_than_the_data(data):
     assert sorted(numbers([(keep_some(data, [1], size=1000, seed=0)[0], None)])) == list(range(1, COUNT, 4))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_images_are_encoded_piece_by_piece(data, at_once):
+    """A task of photos of 512 pixels would not fit in memory; the VAE's batches are those of all images at once."""
+    sizes = []
+
+    def encode(images):
+        sizes.append(len(images))
+        return [images.float().mean((1, 2, 3)), images.flip(-1)]
+
+    task, plain = EncodedImages(data, [0, 2], 5, "cpu", encode, at_once), task_images(data)
+    assert task.count == plain.count == sum(sizes) and set(sizes[:-1]) <= {at_once}
+    batch, expected = next(task.batches(6)), next(plain.batches(6))
+    assert torch.equal(batch[0], expected[0].float().mean((1, 2, 3))) and torch.equal(batch[1], expected[0].flip(-1))
+    assert torch.equal(batch[2], expected[1])

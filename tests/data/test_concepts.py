@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gdzoo.data.batches import TaskImages, keep_some
+from gdzoo.data.batches import EncodedImages, TaskImages, keep_some
 from gdzoo.data.benchmarks import Benchmark
-from gdzoo.data.concepts import ConceptData
+from gdzoo.data.concepts import ConceptPhotos
 from gdzoo.data.concepts_list import Concept
+from gdzoo.data.prompted import PromptData
+from gdzoo.data.squares import Squares
 from gdzoo.data.streaming import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -22,12 +24,14 @@ def folder(tmp_path):
     return tmp_path / "dogs"
 
 
-def opened(*folders, size=8, **settings) -> ConceptData:
+def opened(*folders, size=8, num_workers=0, taught=(), **crop) -> PromptData:
+    benchmark, squares = Benchmark("pets", "dogs", 3, size, tasks=None), Squares(size, **crop)
     concepts = [Concept(f"a photo of {path.name}", None, str(path)) for path in folders]
-    return ConceptData(Benchmark("pets", "dogs", 3, size, tasks=None), concepts, **settings)
+    parts = [ConceptPhotos(benchmark, concept, squares, num_workers=num_workers) for concept in concepts]
+    return PromptData(benchmark, parts, taught)
 
 
-def pixels(data: ConceptData, label: int = 0) -> torch.Tensor:
+def pixels(data: PromptData, label: int = 0) -> torch.Tensor:
     return torch.cat([images for images, _ in data.read([label])])
 
 
@@ -45,7 +49,7 @@ def test_interface(folder, tmp_path):
     assert data.counts == {"train": {0: 4, 1: 1}} and data.tasks("dataset", 1) == [[0], [1]]
     assert (data.channels, data.test_split, data.image_bits, data.left_out, data.remarks) == (3, None, None, [], [])
     assert not data.skipped and list(data.evaluator_labels) == [0, 1]
-    assert [path.name for path in data.photos[0]] == ["a.JPG", "b.png", "c.webp", "d.bmp"]
+    assert [path.name for _, path in data.parts[0].rows] == ["a.JPG", "b.png", "c.webp", "d.bmp"]
     images = TaskImages(data, [0, 1], 3, "cpu", 1.0)
     assert images.count == 5
     batch, labels = next(images.batches(5))
@@ -186,3 +190,11 @@ def test_a_photo_that_changes_later_is_named(folder):
     (folder / "1.png").write_bytes(b"gone")
     with pytest.raises(DataError, match="1.png: it has changed"):
         pixels(data)
+
+
+def test_photos_are_encoded_in_one_memory_layout(folder):
+    """Trap: a decoded image is channels-last in memory, for which convolutions give other bits."""
+    stripes(folder, ["1.png", "2.png"])
+    seen = []
+    EncodedImages(opened(folder), [0], 1, "cpu", lambda images: seen.append(images.is_contiguous()) or [images], 8)
+    assert seen == [True]

@@ -114,7 +114,7 @@ def test_values_that_do_not_fit_are_neither_clipped_nor_skipped(bits):
     pairs = [(flat(1), 0), (wide([0, 4095]), 0)]
     message = f"values up to 4095, of 12 bits, and all are read with {bits or 8}: give --image_bits 12"
     with pytest.raises(RangeError, match=message):
-        decode_batch(pairs, 1, 8, refuse_colours=False, image_bits=bits)
+        decode_batch(pairs, lambda cell, label: decode_image(cell, 1, 8, image_bits=bits), 1, 8)
     with pytest.raises(RangeError, match="--image_bits 12"):
         examine_first_images([cell for cell, _ in pairs], bits or 8)
 

@@ -281,7 +281,7 @@ def test_a_text_encoder_in_half_precision_under_its_plain_name_is_published_so_t
 def test_latents_are_those_of_the_vae_in_batches(space, monkeypatch):
     pixels = torch.randint(256, (5, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)
     expected = space.vae.encode(to_float(pixels)).latent_dist
-    monkeypatch.setattr(space, "_at_once", lambda: 2)
+    monkeypatch.setattr(space, "at_once", lambda: 2)
     moments = space.encode_images(pixels)
     torch.testing.assert_close(moments, expected.parameters)
     noise = torch.randn(5, *space.latent_shape)
@@ -320,6 +320,16 @@ def test_embeddings_are_the_pipelines_and_computed_once(base, space, monkeypatch
     torch.testing.assert_close(table[TEXT], expected)
     monkeypatch.setattr(space, "encode_prompts", None)
     assert torch.equal(space.embed(prompts[:2])[TEXT], table[TEXT][:2])
+    assert torch.equal(space.chosen(table, torch.tensor([3, 2]))[TEXT], table[TEXT][[0, 2]])
+
+
+def test_embeddings_of_thousands_of_captions_leave_the_accelerator(space, monkeypatch):
+    prompts, space.device = ["a red three", "", "a wug"], torch.device("meta")  # stands for an accelerator
+    monkeypatch.setattr(space, "encode_prompts", lambda asked: {TEXT: torch.ones(len(asked), 2, 3)})
+    assert space.embed(prompts)[TEXT].is_meta
+    monkeypatch.setattr("gdzoo.models.latents.MOST_ON_DEVICE", 2)
+    table = space.embed(prompts)
+    assert table[TEXT].is_cpu and space.chosen(table, torch.tensor([2, 0]))[TEXT].is_meta
 
 
 def test_prompts_that_are_too_long_are_told(space):

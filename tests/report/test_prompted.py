@@ -33,8 +33,8 @@ def zoo(tmp_path_factory) -> Path:
                     publish(root / "gdzoo", text_to_image_results(task, strategy, seed))
     history = [{"task": task, "metrics": {}, "groups": [], "cost": COST} for task in (1, 2)]
     unmeasured = {"metrics": {}, "groups": [], "evaluation": None}
-    publish(root / "gdzoo", concepts(2, history=history, **unmeasured))
-    publish(root / "gdzoo", concepts(1, history=history[:1], **unmeasured))
+    publish(root / "gdzoo", concepts(2, history=history, **unmeasured), task_datasets=["me/pots", "me/dogs"])
+    publish(root / "gdzoo", concepts(1, history=history[:1], **unmeasured), task_datasets=["me/pots"])
     return root
 
 
@@ -78,7 +78,7 @@ def test_what_is_missing_and_what_was_not_evaluated(markdown):
     assert "12 models, 2 missing, 0 folders left out" in markdown
     assert "- generative replay, seed 69: task 2, 3" in markdown
     assert "## gdzoo/tiny-captions, text-to-image, 256 drawings of each group, guidance 1.5" in markdown
-    assert "## gdzoo/pets, text-to-image, not evaluated" in markdown
+    assert markdown.count("## gdzoo/pets, text-to-image, not evaluated") == 1  # however many data sets there are
     assert "began with stable-diffusion-v1-5/stable-diffusion-v1-5" in markdown
 
 

@@ -9,14 +9,17 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, StableDiffusionPipeline, UNet2DModel
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gdzoo import train_text_to_image
+from gdzoo.arguments import parse_args
 from gdzoo.config import ConfigError
 from gdzoo.config_text_to_image import TextToImageConfig
+from gdzoo.data.benchmarks import BENCHMARKS
 from gdzoo.training.run import task_checkpoints
 from gdzoo.training.text_preparation import prepare_text_to_image
-from gdzoo.zoo.folders import read_json
+from gdzoo.zoo.folders import read_json, write_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 from tests.hub.folders import content
 from tests.models.tiny import make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
@@ -87,6 +90,86 @@ def test_two_concepts_with_the_same_prompt(cwd, root, tmp_path, capsys):
 def test_a_resolution_that_is_no_multiple(cwd, root, capsys, resolution):
     line = refused([*one(root), "--resolution", resolution], capsys, cwd)
     assert f"--resolution {resolution}: it is a multiple of" in line
+
+
+# ---- captions ----
+
+
+def sets(root: Path, *folders: Path) -> list[str]:
+    return [*SHORT, BASE, str(root / "base"), "--task_datasets", *map(str, folders)]
+
+
+def write_set(folder: Path, captions: list[str]) -> Path:
+    folder.mkdir()
+    for number in range(len(captions)):
+        Image.new("RGB", (20 + number, 30), (9 * number, 90, 0)).save(folder / f"{number}.png")
+    rows = [{"file_name": f"{number}.png", "note": caption} for number, caption in enumerate(captions)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_a_photo_without_a_caption_or_an_instance_prompt(cwd, root, tmp_path, capsys):
+    photos = Path(shutil.copytree(root / "photos/dog", tmp_path / "dog"))
+    flags = ["--instance_data_dir", str(photos), BASE, str(root / "base")]
+    line = refused([*SHORT, *flags], capsys, cwd)
+    assert "dog: 5 of 5 photos without a caption, 0.jpg, 1.png, 2.png, ...: give --instance_prompt" in line
+    (photos / "0.txt").write_text("a sks dog")
+    (photos / "1.txt").write_text("")
+    assert "dog: 4 of 5 photos without a caption, 1.png, 2.png" in refused([*SHORT, *flags], capsys, cwd)
+    (photos / "2.txt").write_bytes(b"\xff")
+    assert "dog: 2.txt is no UTF-8 text" in refused([*SHORT, *flags, "--instance_prompt", "a dog"], capsys, cwd)
+
+
+def test_a_data_set_without_the_column(cwd, root, tmp_path, capsys):
+    wugs = write_set(tmp_path / "wugs", ["a wug", "two wugs"])
+    line = refused(sets(root, wugs), capsys, cwd)
+    assert "data set wugs has no column text or caption, only image, note: name one" in line
+    line = refused([*sets(root, wugs), "--caption_column", "notes"], capsys, cwd)
+    assert "--caption_column: data set wugs has no column notes, only image, note" in line
+
+
+def test_captions_that_are_too_long_are_said_once(cwd, root, tmp_path):
+    wugs = write_set(tmp_path / "wugs", ["a wug", *(f"{number} wugs " * 90 for number in range(3))])
+    run = prepare_text_to_image(parse_args([*sets(root, wugs), "--caption_column", "note"], TextToImageConfig))
+    [line] = [line for line in run.data.remarks if "longer than" in line]
+    assert line.startswith("3 prompts are longer than the ")
+
+
+def test_images_that_do_not_fit_in_memory_are_counted(cwd, root, tmp_path, capsys, monkeypatch):
+    """They are kept as moments of latents: at 16 pixels, 2 x 4 x 8 x 8 numbers each."""
+    wugs = write_set(tmp_path / "wugs", ["a wug", "two wugs"])
+    monkeypatch.setattr(TextToImageConfig, "cache_limit_gb", 2 * 2 * 4 * 8 * 8 * 4 / 1e9)
+    flags = [*sets(root, wugs), "--caption_column", "note"]
+    prepare_text_to_image(parse_args(flags, TextToImageConfig))
+    line = refused([*flags, "--random_flip"], capsys, cwd)
+    assert "task 1: its 2 images need 0.0 GB of memory as latents, more than" in line
+
+
+def test_captions_are_all_that_would_be_preserved(cwd, root, tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("two WUGS\n")
+    folders = [write_set(tmp_path / name, [f"a {name}", "two wugs"]) for name in ("wug", "dax")]
+    flags = ["--caption_column", "note", "--preservation_prompts", str(tmp_path / "keep.txt")]
+    assert "task 1: there is no prompt to preserve" in refused([*sets(root, *folders), *flags], capsys, cwd)
+
+
+def test_classes_of_a_benchmark_are_taught_as_prompts(cwd, root, monkeypatch):
+    """With an evaluator of its own, whose classes are the prompts."""
+    monkeypatch.setitem(BENCHMARKS, "split-digits", dataclasses.replace(BENCHMARKS["split-digits"], tasks="8,9;3"))
+    flags = ["--benchmark", "split-digits", "--evaluator", "train", "--evaluator_steps", "2", "--strategy", "finetune"]
+    assert train_text_to_image.main([*SHORT, BASE, str(root / "base"), *flags, "--max_train_steps", "1"]) == 0
+    results = read_json(cwd / "zoo/gdzoo/split-digits-prompts-finetune-task2" / RESULTS)
+    prompts = ["a photo of a 8", "a photo of a 9", "a photo of a 3"]
+    assert [(each["task"], each["prompt"]) for each in results["prompts"]] == [*zip((1, 1, 2), prompts, strict=True)]
+    assert {"old_accuracy", "new_accuracy", "drift"} <= results["metrics"].keys()
+    names = read_json(cwd / "zoo/gdzoo/split-digits-prompts-evaluator" / RESULTS)["names"]
+    assert names == [f"a photo of a {digit}" for digit in range(10)]
+
+
+def test_a_labelled_chain_does_not_go_on_from_a_task_of_its_own(cwd, root, once, tmp_path):
+    model = Path(shutil.copytree(published(once) / "zoo/gdzoo/pets-task1", tmp_path / "model"))
+    write_json(model / RESULTS, read_json(model / RESULTS) | {"benchmark": "split-digits-prompts"})
+    with pytest.raises(ConfigError, match="is of split-digits-prompts, whose tasks are fixed"):
+        prepare_text_to_image(TextToImageConfig(pretrained_model_name_or_path=str(model), benchmark="split-digits"))
 
 
 # ---- models ----

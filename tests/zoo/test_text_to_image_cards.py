@@ -183,3 +183,6 @@ def test_a_long_chain_can_be_read():
     results |= {"prompts": [{"task": 1, "prompt": name, "class_prompt": None} for name in names]}
     text = card(results)
     assert len(text) < 25_000 and "| ... | 200 more prompts | |" in text
+    results["prompts"] += [{"task": 2, "prompt": f"a photo of wug {n}", "class_prompt": None} for n in range(3)]
+    text = card(results)
+    assert "| ... | 250 more prompts | |" in text and "| 1 | a photo of thing 0 |" in text and "photo of wug 2" in text
