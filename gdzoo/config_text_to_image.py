@@ -283,7 +283,10 @@ class TextToImageConfig(Settings, PromptSettings):
     eval_samples: int | None = option(None, EVALUATION, "images drawn for each group of prompts", minimum=10)
     eval_batch_size: int | None = option(None, EVALUATION, "images drawn at once", minimum=1, result=False)
     guidance_scale: float | None = option(
-        None, EVALUATION, "guidance that models are judged at (FLUX.1-dev: embedded, 3.5 is usual)", minimum=1
+        None,
+        EVALUATION,
+        "guidance that models are judged at (default of FLUX.1-dev: 3.5, embedded; of FLUX.1-schnell: 1)",
+        minimum=1,
     )
     validation_prompt: list[str] = option(
         [],

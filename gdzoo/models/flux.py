@@ -76,6 +76,11 @@ class Flux(FlowMatching):
     def usual_resolution(self) -> int:
         return self.pipeline.default_sample_size * self.factor
 
+    @property
+    def usual_guidance(self) -> float:
+        """That of the pipeline's call; none for a model without an embedded one, which has few steps (schnell)."""
+        return 3.5 if self.distilled else 1.0
+
     def latent_levels(self) -> int:
         return PATCH
 
@@ -131,11 +136,11 @@ class Flux(FlowMatching):
         if self.distilled:
             return (
                 "the model is guidance-distilled: it is trained with an embedded guidance of 1, and judged with"
-                f" --guidance_scale {guidance:g} embedded (3.5 is usual of FLUX.1-dev)"
+                f" --guidance_scale {guidance:g} embedded"
             )
         return (
             "the model has no embedded guidance: it is judged with --guidance_scale"
-            f" {guidance:g} as true_cfg_scale (1: none; a model of few steps, such as FLUX.1-schnell, needs none)"
+            f" {guidance:g} as true_cfg_scale (1: none)"
         )
 
     def drawing_schedule(self, steps: int) -> dict:

@@ -208,6 +208,11 @@ class LatentSpace(NoiseScheduled):
         size = self.network.config.get("sample_size")
         return size * self.factor if isinstance(size, int) else None
 
+    @property
+    def usual_guidance(self) -> float | None:
+        """What --guidance_scale is where it is left out; None: the default of all models."""
+        return None
+
     def load_network(self, folder: Path) -> ModelMixin:
         """The network of a published pipeline of this kind, in float32 on the CPU."""
         return self.parts[self.network_name].from_pretrained(folder, subfolder=self.network_name, use_safetensors=True)

@@ -35,11 +35,12 @@ def no_text_pipeline(repo_or_folder: str, error: Exception, supported: str) -> s
                     f"it has no {INDEX} but {name}: it is a LoRA, not a whole model; give its base, or fuse it:"
                     " pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained"
                 )
-        if "unet/config.json" in files:
-            return (
-                f"it has a U-Net but no {INDEX}: put it into its base, StableDiffusionPipeline.from_pretrained(BASE,"
-                " unet=...), and save that"
-            )
+        for part, pipeline in (("unet", "StableDiffusionPipeline"), ("transformer", "FluxPipeline")):
+            if f"{part}/config.json" in files:
+                return (
+                    f"it has a {part} but no {INDEX}: put it into its base, such as {pipeline}.from_pretrained(BASE,"
+                    f" {part}=...), and save that"
+                )
     return no_pipeline(repo_or_folder, error, supported)
 
 

@@ -57,7 +57,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     given, config = config, config.resolve()
     known = taught_by_gdzoo(config) if config.pretrained_model_name_or_path else None
     if known:
-        config = with_known(given, known).resolve()
+        given = with_known(given, known)
+        config = given.resolve()
     goes_on = known if known and known["benchmark"] == config.benchmark else None
     if goes_on and config.labelled:
         raise ConfigError(
@@ -80,6 +81,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
         config = dataclasses.replace(config, adapter_only=KINDS[type(base.pipeline).__name__].adapter_only)
     check_layers(config, base)
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
+    if space and given.guidance_scale is None and space.usual_guidance:
+        config = dataclasses.replace(config, guidance_scale=space.usual_guidance)
     asked = [*data.names, *filter(None, class_prompts), *config.preserved, *config.validation_prompt]
     if space and (long := space.too_long([*dict.fromkeys(asked)])):
         data.remarks.append(shortened(long, space.tokens))

@@ -208,3 +208,9 @@ def test_text_encoders_of_another_model_are_refused(base, part, name, reason):
     setattr(getattr(pipeline, part).config, name, 8)
     with pytest.raises(ValueError, match=reason):
         Flux.check_pipeline(pipeline)
+
+
+def test_a_transformer_without_its_pipeline_is_refused(copied):
+    (copied / "model_index.json").unlink()
+    shutil.rmtree(copied / "vae")
+    assert "FluxPipeline.from_pretrained(BASE, transformer=...)" in refusal(copied)

@@ -192,12 +192,14 @@ def test_settings_of_flow_matching_reach_the_models(root, cwd, base):
     """And what is assumed of a guidance-distilled one is told."""
     concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
     model = dict(pretrained_model_name_or_path=str(root / base), clip_model="none", dino_model="none")
-    config = TextToImageConfig(**concept, **model, resolution=16, rank=2, weighting_scheme="cosmap", guidance_scale=3.5)
+    config = TextToImageConfig(**concept, **model, resolution=16, rank=2, weighting_scheme="cosmap")
     run = prepare_text_to_image(config)
     (chain,) = run.chains
     assert run.job.space(run, chain, 1).weighting["weighting_scheme"] == "cosmap"
     assert any("guidance-distilled: " in line for line in run.data.remarks) == (base == "flux")
     assert chain.config.publishes_adapter(1)  # by default
+    assert chain.config.guidance_scale == (3.5 if base == "flux" else 7.5)
+    assert prepare_text_to_image(dataclasses.replace(config, guidance_scale=7.5)).config.guidance_scale == 7.5
     whole = prepare_text_to_image(dataclasses.replace(config, adapter_only=False))
     assert not whole.config.publishes_adapter(1) and whole.config.run_id() == run.config.run_id()
 
