@@ -20,7 +20,6 @@ from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 16
-MOST_ON_DEVICE = 4096  # prompts: 1 GB of Stable Diffusion 1.5's, 2.6 GB of SDXL's
 
 
 class LatentSpace(NoiseScheduled):
@@ -44,6 +43,7 @@ class LatentSpace(NoiseScheduled):
         left_out: what is not loaded and not published: arguments of from_pretrained.
         adapter_targets: ends of the names of the layers that have LoRA.
         adapter_only: whether --adapter_only is the default, since the pipeline has tens of gigabytes.
+        most_on_device: prompts whose conditions stay on the device.
 
     Args:
         resolution: pixels of a side of the images.
@@ -63,6 +63,7 @@ class LatentSpace(NoiseScheduled):
     left_out: ClassVar[dict[str, bool | None]] = {}
     adapter_targets: ClassVar[tuple[str, ...]]
     adapter_only: ClassVar[bool] = False
+    most_on_device: ClassVar[int] = 4096  # 1 GB of Stable Diffusion 1.5's, 2.6 GB of SDXL's
 
     def __init__(
         self,
@@ -265,7 +266,7 @@ class LatentSpace(NoiseScheduled):
     def embed(self, prompts: Sequence[str]) -> Cond:
         """Conditions [N, ...] of prompts, as `encode_prompts` gives them; each computed once.
 
-        They are on the device; thousands of captions would fill it: of more than MOST_ON_DEVICE prompts, on the CPU.
+        They are on the device; thousands of captions would fill it: of more than `most_on_device` prompts, on the CPU.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), PROMPTS_AT_ONCE):
@@ -280,7 +281,7 @@ class LatentSpace(NoiseScheduled):
             for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
                 encoder.to("cpu")
         rows = [self._embeddings[prompt] for prompt in prompts]
-        device = self.device if len(rows) <= MOST_ON_DEVICE else "cpu"
+        device = self.device if len(rows) <= self.most_on_device else "cpu"
         return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
 
     def chosen(self, table: Cond, rows: Tensor) -> Cond:
