@@ -125,7 +125,8 @@ def draw_prompts(
         precision: of --mixed_precision; None: float32. Images are decoded in float32.
     """
     state, predict, parts = PartialState(), functools.partial(space.predict, network), []
-    half = torch.autocast(space.device.type, COMPUTE_DTYPES.get(precision), enabled=precision in COMPUTE_DTYPES)
+    dtype = COMPUTE_DTYPES.get(precision)
+    half = torch.autocast(space.device.type, dtype) if dtype else contextlib.nullcontext()
     starts = range(0, len(prompts), batch_size)
     # Shown on a terminal alone (disable=None): there are many, and a log would have a line of each.
     shown = dict(unit="image", dynamic_ncols=True, leave=False, disable=None if state.is_main_process else True)
