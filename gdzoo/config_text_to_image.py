@@ -1,6 +1,7 @@
 """The settings of text-to-image chains; imports neither torch nor what imports it.
 
-Flags are named as in diffusers' train_dreambooth.py, train_dreambooth_lora.py and train_custom_diffusion.py.
+Flags are named as in diffusers' train_dreambooth.py, its variants such as train_dreambooth_lora_flux.py, and
+train_custom_diffusion.py.
 """
 
 import dataclasses
@@ -95,6 +96,10 @@ FIDELITY_MODELS = types.MappingProxyType(
     {"clip_model": "openai/clip-vit-base-patch32", "dino_model": "facebook/dino-vits16"}
 )
 
+# diffusers' names, and their parameters: of flow-matching models alone, which have defaults of their own.
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
+WEIGHTING_FLAGS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
+
 _CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
 _SOURCES = ("instance_data_dir", "concepts_list", "task_datasets")  # what is taught; or a labelled --benchmark
 _SET_FLAGS = ("prompt_template", "image_column", "caption_column", "label_column", "image_bits")  # of data sets
@@ -163,7 +168,11 @@ class PromptSettings:
         None, DATA, f"makes prompts of class names (default, of a labelled --benchmark: '{TEMPLATE}')", result=False
     )
     resolution: int | None = option(
-        None, DATA, "photos are resized and cropped to this many pixels square (SDXL is made for 1024)", minimum=8
+        None,
+        DATA,
+        "photos are resized and cropped to this many pixels square (SDXL, Stable Diffusion 3 and FLUX are made for"
+        " 1024)",
+        minimum=8,
     )
     center_crop: bool = option(False, DATA, "crop photos at the centre (default: at random, once for each photo)")
     random_flip: bool = option(False, DATA, "mirror half of the real images")
@@ -218,12 +227,12 @@ class PromptSettings:
     pretrained_tasks: int | None = option(
         None, MODEL, "how many tasks beside the chain's own it counts as (default: 1)", flag=False
     )
-    rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the U-Net)", minimum=1)
+    rank: int | None = option(None, MODEL, "train a LoRA of this rank (default: all weights of the network)", minimum=1)
     lora_layers: str | None = option(
         None,
         MODEL,
         "with --rank: names of the layers that get it, e.g. to_k,to_q,to_v,to_out.0 (default: attention, feed-forward"
-        " and convolutions)",
+        " and convolutions; of Stable Diffusion 3 and FLUX the layers of diffusers' scripts)",
     )
     pretrained_lora: str | None = option(
         None,
@@ -241,6 +250,16 @@ class TextToImageConfig(Settings, PromptSettings):
         False, TRAINING, "compute activations again in the backward pass, to save memory", result=False
     )
     use_8bit_adam: bool = option(False, TRAINING, "Adam of bitsandbytes, whose moments take a quarter of the memory")
+    weighting_scheme: str | None = option(
+        None,
+        TRAINING,
+        "how often flow matching draws each timestep (logit_normal, mode, none) or weighs it (sigma_sqrt, cosmap;"
+        " default: logit_normal, of FLUX none, as in diffusers' scripts)",
+        choices=WEIGHTING_SCHEMES,
+    )
+    logit_mean: float | None = option(None, TRAINING, "of logit_normal: below 0 less noise (default: 0)")
+    logit_std: float | None = option(None, TRAINING, "of logit_normal (default: 1)", minimum=0)
+    mode_scale: float | None = option(None, TRAINING, "of mode (default: 1.29)")
     evaluator: str | None = option(
         None,
         EVALUATION,
@@ -263,7 +282,12 @@ class TextToImageConfig(Settings, PromptSettings):
     )
     eval_samples: int | None = option(None, EVALUATION, "images drawn for each group of prompts", minimum=10)
     eval_batch_size: int | None = option(None, EVALUATION, "images drawn at once", minimum=1, result=False)
-    guidance_scale: float | None = option(None, EVALUATION, "guidance that models are judged at", minimum=1)
+    guidance_scale: float | None = option(
+        None,
+        EVALUATION,
+        "guidance that models are judged at (default of FLUX.1-dev: 3.5, embedded; of FLUX.1-schnell: 1)",
+        minimum=1,
+    )
     validation_prompt: list[str] = option(
         [],
         EVALUATION,
@@ -276,7 +300,11 @@ class TextToImageConfig(Settings, PromptSettings):
         100, EVALUATION, "steps of a task from one grid to the next; there is one at its end", minimum=1, result=False
     )
     adapter_only: bool | None = option(
-        None, OUTPUT, "with --rank: publish the adapter alone, not the pipeline that it belongs to", result=False
+        None,
+        OUTPUT,
+        "with --rank: publish the adapter alone, not the pipeline that it belongs to (default: only of Stable Diffusion"
+        " 3 and FLUX)",
+        result=False,
     )
 
     script = "gdzoo/train_text_to_image.py"
@@ -309,6 +337,11 @@ class TextToImageConfig(Settings, PromptSettings):
     replay_eta = 0.0
     replay_pool_balanced = False
     dataset_name = test_split = recipe = None
+
+    @property
+    def weighting(self) -> dict:
+        """The settings of flow matching that were given, by flag."""
+        return {flag: value for flag in WEIGHTING_FLAGS if (value := getattr(self, flag)) is not None}
 
     @property
     def replay_weight(self) -> float:
@@ -524,6 +557,11 @@ class TextToImageConfig(Settings, PromptSettings):
         return CAPTIONED_RECIPE | (CAPTIONED_ADAPTER if self.rank else {})
 
     def _check_together(self):
+        if self.weighting and not self.pretrained_model_name_or_path:
+            raise ConfigError(
+                f"--{min(self.weighting)} goes with --pretrained_model_name_or_path, a model of flow matching:"
+                f" {CAPTIONED} weighs timesteps by --snr_gamma"
+            )
         if self.resolution % FACTOR:
             raise ConfigError(f"--resolution {self.resolution}: it is a multiple of {FACTOR}, the factor of the VAE")
         if not self.pretrained_model_name_or_path and self.resolution != CAPTIONED_RECIPE["resolution"]:

@@ -55,6 +55,13 @@ OTHER_FLAGS = {
     "offset_noise": OtherFlag("noise has no offset: leave it out", True, 0),
     "noise_offset": OtherFlag("noise has no offset: leave it out", True),
     "class_labels_conditioning": OtherFlag("Stable Diffusion takes prompts alone: leave it out", True),
+    "max_sequence_length": OtherFlag(
+        "T5 reads as many tokens as in the pipeline's own call (Stable Diffusion 3: 256, FLUX: 512): leave it out", True
+    ),
+    "precondition_outputs": OtherFlag("the target is the velocity, noise - x_0, as with 0: leave it out", True),
+    "cache_latents": OtherFlag("they always are", values=0),
+    "upcast_before_saving": OtherFlag("weights are always saved in float32", values=0),
+    "lora_blocks": OtherFlag("name the layers of these blocks in --lora_layers: leave it out", True),
     "enable_xformers_memory_efficient_attention": OtherFlag(
         "PyTorch's own attention, as economical, is used", values=0
     ),

@@ -296,6 +296,17 @@ def test_other_flags_of_diffusers_are_noted_or_refused_in_one_line(name, capsys,
         assert said.count("\n") == bool(other.text) and f"{name}: {other.text}" in (said or f"{name}: ")
 
 
+def test_settings_of_flow_matching_are_for_pretrained_models_and_keep_old_run_ids():
+    plain = TextToImageConfig(**ONE).resolve()
+    config = TextToImageConfig(**ONE, weighting_scheme="mode", mode_scale=1).resolve()
+    assert (plain.weighting, config.weighting) == ({}, {"weighting_scheme": "mode", "mode_scale": 1.0})
+    assert config.run_id() != plain.run_id() and "--weighting_scheme mode --mode_scale 1.0" in config.command()
+    there = {name: value for name, value in plain.to_dict().items() if name not in ("weighting_scheme", "mode_scale")}
+    assert not plain.difference(there) and config.difference(there).startswith("--weighting_scheme None, not mode")
+    assert "goes with --pretrained_model_name_or_path, a model of flow matching" in refusal(logit_std=1.0)
+    assert "--weighting_scheme half: choose from sigma_sqrt, logit_normal" in refusal(**ONE, weighting_scheme="half")
+
+
 def test_notes_are_printed_by_one_process(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     parse_args(["--with_prior_preservation"], TextToImageConfig)

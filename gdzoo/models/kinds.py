@@ -3,6 +3,8 @@
 Strategies, pools, the optimizer step and checkpoints use these alone: they know nothing of pixels, latents or prompts.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -38,8 +40,8 @@ class Student(Protocol):
     def timesteps(self, count: int, random: StepRandom) -> Tensor:
         """Random timesteps [count], distributed as those of `noised`."""
 
-    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
-        """The weights [B] of min-SNR at t [B]."""
+    def loss_weight(self, snr_gamma: float | None) -> Callable[[Tensor], Tensor] | None:
+        """Maps t [B] to the weights [B] of images' losses: those of min-SNR, or the kind's own; None: all are 1."""
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The output of `network`, which is the student's own or what accelerate has made of it."""
@@ -59,8 +61,8 @@ class NoiseScheduled:
     def timesteps(self, count: int, random: StepRandom) -> Tensor:
         return random.randint(self.scheduler.config.num_train_timesteps, count)
 
-    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
-        return min_snr_weight(self.scheduler, gamma, t)
+    def loss_weight(self, snr_gamma: float | None) -> Callable[[Tensor], Tensor] | None:
+        return partial(min_snr_weight, self.scheduler, snr_gamma) if snr_gamma else None
 
 
 class Teacher(Protocol):

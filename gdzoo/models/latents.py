@@ -20,7 +20,6 @@ from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
 PROMPTS_AT_ONCE = 16
-MOST_ON_DEVICE = 4096  # prompts: 1 GB of Stable Diffusion 1.5's, 2.6 GB of SDXL's
 
 
 class LatentSpace(NoiseScheduled):
@@ -31,39 +30,54 @@ class LatentSpace(NoiseScheduled):
     A kind is a subclass. It gives the class attributes, `check_configs`, `check_pipeline`, `latent_levels`, `tokens`,
     `too_long`, `encode_prompts` and `cond_shapes`. What is here fits a network that takes (x_t, t, **cond), with a
     schedule of betas; a kind of another objective has its own `training_scheduler`, `noised`, `timesteps`,
-    `snr_weight`, `draw`, `passes_of_drawing` and `predict`.
+    `loss_weight`, `draw` and `predict`, as gdzoo.models.flow_matching; one with another guidance its own `guided`,
+    `passes_of_drawing` and `remark`.
 
     Attributes:
         pipeline_class: the stock pipeline that is loaded and published; it has load_lora_weights.
         models: which models these are, for messages.
         network_name: the pipeline's part that is trained.
         parts: the pipeline's parts with weights, and their classes: that one, the VAE, and the text encoders.
+        optional: those that a pipeline may lack.
         copied: folders that are published as the base has them.
         left_out: what is not loaded and not published: arguments of from_pretrained.
         adapter_targets: ends of the names of the layers that have LoRA.
+        adapter_only: whether --adapter_only is the default, since the pipeline has tens of gigabytes.
+        most_on_device: prompts whose conditions stay on the device.
 
     Args:
         resolution: pixels of a side of the images.
         folder: of the pipeline's files, which are published again; None: it is new.
+        weighting: the settings of flow matching by their flags, which kinds with betas do not have.
 
     Raises:
-        ValueError: the resolution does not fit, or the scheduler is of another kind.
+        ValueError: the resolution does not fit, the scheduler is of another kind, or the kind has no such settings.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     models: ClassVar[str]
     network_name: ClassVar[str]
     parts: ClassVar[dict[str, type]]
+    optional: ClassVar[tuple[str, ...]] = ()
     copied: ClassVar[tuple[str, ...]]
     left_out: ClassVar[dict[str, bool | None]] = {}
     adapter_targets: ClassVar[tuple[str, ...]]
+    adapter_only: ClassVar[bool] = False
+    most_on_device: ClassVar[int] = 4096  # 1 GB of Stable Diffusion 1.5's, 2.6 GB of SDXL's
 
     def __init__(
-        self, pipeline: DiffusionPipeline, device: torch.device | str, resolution: int, folder: Path | None = None
+        self,
+        pipeline: DiffusionPipeline,
+        device: torch.device | str,
+        resolution: int,
+        folder: Path | None = None,
+        weighting: dict | None = None,
     ):
         self.pipeline, self.folder = pipeline, folder
+        self.weighting = self.checked_weighting(weighting or {})
         self.vae = nn.Module.float(pipeline.vae).requires_grad_(False).eval()
         encoders = [getattr(pipeline, name) for name in self.parts if name not in (self.network_name, "vae")]
+        encoders = [encoder for encoder in encoders if encoder is not None]
         self.text_encoders = [encoder.requires_grad_(False).eval().float() for encoder in encoders]
         self.device, self.resolution = torch.device(device), resolution
         self.scheduler = self.training_scheduler(pipeline.scheduler)
@@ -118,8 +132,18 @@ class LatentSpace(NoiseScheduled):
         """The network's output [B, C, h, w] at noisy latents x_t [B, C, h, w], t [B], and conditions."""
         return network(x_t, t, **cond).sample
 
+    @classmethod
+    def checked_weighting(cls, weighting: dict) -> dict:
+        """The settings of flow matching with all defaults. Raises ValueError: this kind has no such settings."""
+        if weighting:
+            raise ValueError(
+                f"--{min(weighting)} is for models of flow matching, such as Stable Diffusion 3: leave it out; here"
+                " --snr_gamma weighs timesteps"
+            )
+        return {}
+
     @staticmethod
-    def training_scheduler(scheduler: SchedulerMixin) -> DDIMScheduler:
+    def training_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
         """The noise schedule of a pipeline, for training and for drawing. Raises ValueError: it is of another kind."""
         return ddim_scheduler(scheduler)
 
@@ -143,18 +167,34 @@ class LatentSpace(NoiseScheduled):
             guidance: 1 is none, with `passes_of_drawing` half as many.
         """
 
-        def guided(x_t: Tensor, t: Tensor) -> UNet2DConditionOutput:
-            if guidance == 1:
-                return UNet2DConditionOutput(sample=predict(x_t, t, cond))
-            both = {name: torch.cat([value, cond[name]]) for name, value in uncond.items()}
-            without, with_prompt = predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
-            return UNet2DConditionOutput(sample=without + guidance * (with_prompt - without))
+        def output(x_t: Tensor, t: Tensor) -> UNet2DConditionOutput:
+            return UNet2DConditionOutput(sample=self.guided(predict, x_t, t, cond, uncond, guidance))
 
-        return ddim_sample(guided, self.scheduler, x_t, steps, eta, random)
+        return ddim_sample(output, self.scheduler, x_t, steps, eta, random)
+
+    def guided(
+        self,
+        predict: Callable[[Tensor, Tensor, Cond], Tensor],
+        x_t: Tensor,
+        t: Tensor,
+        cond: Cond,
+        uncond: Cond,
+        guidance: float,
+    ) -> Tensor:
+        """The output [B, C, h, w] with guidance at (x_t, t [B]); see `draw`."""
+        if guidance == 1:
+            return predict(x_t, t, cond)
+        both = {name: torch.cat([value, cond[name]]) for name, value in uncond.items()}
+        without, with_prompt = predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).float().chunk(2)
+        return without + guidance * (with_prompt - without)
 
     def passes_of_drawing(self, images: int, steps: int, guidance: float) -> int:
         """Passes of the network, in images, of drawing so many."""
         return images * steps * (1 if guidance == 1 else 2)
+
+    def remark(self, guidance: float) -> str | None:
+        """A line for the terminal about what is assumed of the model, which is drawn with this guidance."""
+        return None
 
     # ---- what is the same for all ----
 
@@ -168,6 +208,11 @@ class LatentSpace(NoiseScheduled):
         """Pixels of a side that the pipeline draws by default; None: it does not say."""
         size = self.network.config.get("sample_size")
         return size * self.factor if isinstance(size, int) else None
+
+    @property
+    def usual_guidance(self) -> float | None:
+        """What --guidance_scale is where it is left out; None: the default of all models."""
+        return None
 
     def load_network(self, folder: Path) -> ModelMixin:
         """The network of a published pipeline of this kind, in float32 on the CPU."""
@@ -221,7 +266,7 @@ class LatentSpace(NoiseScheduled):
     def embed(self, prompts: Sequence[str]) -> Cond:
         """Conditions [N, ...] of prompts, as `encode_prompts` gives them; each computed once.
 
-        They are on the device; thousands of captions would fill it: of more than MOST_ON_DEVICE prompts, on the CPU.
+        They are on the device; thousands of captions would fill it: of more than `most_on_device` prompts, on the CPU.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), PROMPTS_AT_ONCE):
@@ -236,7 +281,7 @@ class LatentSpace(NoiseScheduled):
             for encoder in self.text_encoders:  # SDXL's take 3 GB, beside a network that draws
                 encoder.to("cpu")
         rows = [self._embeddings[prompt] for prompt in prompts]
-        device = self.device if len(rows) <= MOST_ON_DEVICE else "cpu"
+        device = self.device if len(rows) <= self.most_on_device else "cpu"
         return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
 
     def chosen(self, table: Cond, rows: Tensor) -> Cond:

@@ -124,16 +124,19 @@ def _read(
     if not any("lora" in name for name in names):
         raise ValueError("it holds no LoRA: none of its weights is named so")
     try:
-        return pipeline.lora_state_dict(
+        found = pipeline.lora_state_dict(
             str(file.parent),
             weight_name=file.name,
             unet_config=network.config,  # for kohya's names of SDXL's layers
             use_safetensors=True,
             local_files_only=True,
+            return_alphas=True,
             return_lora_metadata=True,
         )
     except Exception as error:  # of any class, for names that it does not know
         raise ValueError(f"diffusers cannot convert it ({one_line(error)})") from error
+    state, *alphas, metadata = found  # trap: Stable Diffusion 3's has no alphas, and FLUX's only where asked for
+    return state, alphas[0] if alphas else None, metadata
 
 
 def _checked(own: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:

@@ -15,25 +15,31 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gdzoo.errors import one_line
+from gdzoo.models.flux import Flux
 from gdzoo.models.latents import LatentSpace
 from gdzoo.models.refusals import INDEX, check_reachable, has_only_fp16, list_files, no_weights
 from gdzoo.models.stable_diffusion import StableDiffusion
+from gdzoo.models.stable_diffusion_3 import StableDiffusion3
 from gdzoo.models.stable_diffusion_xl import StableDiffusionXL
-from gdzoo.models.text_refusals import check_parts, no_text_pipeline
+from gdzoo.models.text_refusals import check_parts, check_unquantized, no_text_pipeline
 
 # By the pipeline's class; another kind is a file of its own and an entry here.
 KINDS: dict[str, type[LatentSpace]] = {
-    kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL)
+    kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 }
 SUPPORTED = "gdzoo takes a " + " or a ".join(f"{name} ({kind.models})" for name, kind in KINDS.items())
 CONFIGS = [INDEX, "*/config.json", "scheduler/*.json"]  # small files, which say whether a model can be trained
 
 
 def open_space(
-    pipeline: DiffusionPipeline, device: torch.device | str, resolution: int, folder: Path | None = None
+    pipeline: DiffusionPipeline,
+    device: torch.device | str,
+    resolution: int,
+    folder: Path | None = None,
+    weighting: dict | None = None,
 ) -> LatentSpace:
     """The frozen parts of a pipeline of a supported kind; arguments and errors are those of LatentSpace."""
-    return KINDS[type(pipeline).__name__](pipeline, device, resolution, folder)
+    return KINDS[type(pipeline).__name__](pipeline, device, resolution, folder, weighting)
 
 
 def network_of(pipeline: DiffusionPipeline) -> ModelMixin:
@@ -59,9 +65,12 @@ def load_text_to_image(
     kind, folder, variant = _fetch(repo_or_folder, revision, variant)
     _check_unattached(repo_or_folder, folder, kind.network_name)
     try:
-        parts = {name: _load_part(each, folder / name, variant) for name, each in kind.parts.items()}
+        index = DiffusionPipeline.load_config(folder)
+        parts = {name: _load_part(each, folder / name, variant) for name, each in _parts(kind, index).items()}
         with_parts = {name: part for name, (part, _) in parts.items()}
-        pipeline = kind.pipeline_class.from_pretrained(folder, use_safetensors=True, **with_parts, **kind.left_out)
+        pipeline = kind.pipeline_class.from_pretrained(
+            folder, use_safetensors=True, **with_parts, **_without(kind, index)
+        )
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(f"{repo_or_folder}: {no_weights(str(folder), error)}") from error
     for name, (part, missing) in parts.items():
@@ -96,7 +105,7 @@ def _fetch(
         variant = "fp16"
     if local:
         return kind, folder, variant
-    without = {name: value for name, value in kind.left_out.items() if value is None}
+    without = {name: value for name, value in _without(kind, index).items() if value is None}
     fetch = functools.partial(DiffusionPipeline.download, use_safetensors=True, **without)
     try:
         return kind, Path(fetch(repo_or_folder, revision=revision, variant=variant)), variant
@@ -110,7 +119,9 @@ def _kind(folder: Path, index: dict) -> type[LatentSpace]:
     if kind is None:
         raise ValueError(f"it is a {index.get('_class_name')}, which gdzoo cannot train: {SUPPORTED}")
     try:
-        check_parts(index, {name: each.__name__ for name, each in kind.parts.items()})
+        parts = _parts(kind, index)
+        check_parts(index, {name: each.__name__ for name, each in parts.items()})
+        check_unquantized(folder, parts)
         network, vae = (folder / part / "config.json" for part in (kind.network_name, "vae"))
         kind.check_configs(*(json.loads(file.read_text(encoding="utf-8")) for file in (network, vae)))
     except json.JSONDecodeError:
@@ -118,6 +129,20 @@ def _kind(folder: Path, index: dict) -> type[LatentSpace]:
     except ValueError as error:
         raise ValueError(f"{error}; {SUPPORTED}") from error
     return kind
+
+
+def _parts(kind: type[LatentSpace], index: dict) -> dict[str, type]:
+    """The parts with weights of a pipeline with this model_index.json: all, but for optional ones that it lacks."""
+    return {name: each for name, each in kind.parts.items() if name not in _without(kind, index)}
+
+
+def _without(kind: type[LatentSpace], index: dict) -> dict[str, bool | None]:
+    """The arguments of from_pretrained that say what is not loaded.
+
+    Trap: a Stable Diffusion 3 that was saved without T5 is not loaded without text_encoder_3=None, tokenizer_3=None.
+    """
+    absent = (name for name in kind.optional if (index.get(name) or [None])[0] is None)
+    return kind.left_out | dict.fromkeys(absent)
 
 
 def _load_scheduler(folder: Path, index: dict) -> SchedulerMixin:
@@ -189,7 +214,7 @@ def save_pipeline(folder: Path, network: ModelMixin, source: Path):
     for part in kind.copied:
         if index.get(part, [None])[0] is not None:
             _copy_part(source / part, folder / part)
-    for part in kind.parts:
+    for part in _parts(kind, index):
         if part not in (kind.network_name, "vae"):
             _widen(folder / part)
     network.save_pretrained(folder / kind.network_name)
@@ -198,7 +223,7 @@ def save_pipeline(folder: Path, network: ModelMixin, source: Path):
 def _copy_part(source: Path, target: Path):
     """Copy configurations, vocabularies and one variant of the weights, under the name that is read by default."""
     target.mkdir(exist_ok=True)
-    files = [file for file in sorted(source.iterdir()) if file.suffix in {".json", ".txt", ".safetensors"}]
+    files = [file for file in sorted(source.iterdir()) if file.suffix in {".json", ".txt", ".model", ".safetensors"}]
     weights = [file.name for file in files if file.suffix == ".safetensors"]
     plain = [name for name in weights if not has_only_fp16({name}) and ".non_ema." not in name]
     for file in files:

@@ -1,5 +1,7 @@
 """Why a text-to-image model from elsewhere cannot be loaded or trained: one reason, in words that follow its name."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from gdzoo.models.lora_files import LORA_FILE
@@ -23,8 +25,8 @@ def no_text_pipeline(repo_or_folder: str, error: Exception, supported: str) -> s
             ".save_pretrained('pipeline')"
         )
         return (
-            f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"; of SDXL with'
-            " StableDiffusionXLPipeline"
+            f'it is a single file: make a folder of it: python -c "from diffusers import *; {code}"; of another'
+            " model with its class, such as StableDiffusionXLPipeline or FluxPipeline"
         )
     files = list_files(repo_or_folder)
     if INDEX not in files:
@@ -34,11 +36,12 @@ def no_text_pipeline(repo_or_folder: str, error: Exception, supported: str) -> s
                     f"it has no {INDEX} but {name}: it is a LoRA, not a whole model; give its base, or fuse it:"
                     " pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained"
                 )
-        if "unet/config.json" in files:
-            return (
-                f"it has a U-Net but no {INDEX}: put it into its base, StableDiffusionPipeline.from_pretrained(BASE,"
-                " unet=...), and save that"
-            )
+        for part, pipeline in (("unet", "StableDiffusionPipeline"), ("transformer", "FluxPipeline")):
+            if f"{part}/config.json" in files:
+                return (
+                    f"it has a {part} but no {INDEX}: put it into its base, such as {pipeline}.from_pretrained(BASE,"
+                    f" {part}=...), and save that"
+                )
     return no_pipeline(repo_or_folder, error, supported)
 
 
@@ -57,6 +60,18 @@ def check_parts(index: dict, parts: dict[str, str]):
             raise ValueError(f"its {name} is a {found}, not a {supported}")
 
 
+def check_unquantized(folder: Path, parts: Iterable[str]):
+    """Raises ValueError: the weights of one of the parts, folders of `folder`, were saved quantized."""
+    for name in parts:
+        file = folder / name / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if how := config.get("quantization_config"):
+            raise ValueError(
+                f"its {name} is quantized ({how.get('quant_method')}), and gdzoo adds what it learns to full weights:"
+                " give the original model"
+            )
+
+
 def check_unet(unet: dict, vae: dict):
     """Check the configurations of a U-Net that takes latents and text alone, and of its VAE.
 
@@ -71,6 +86,26 @@ def check_unet(unet: dict, vae: dict):
     more = next((name for name in MORE_INPUTS if unet.get(name) is not None), None)
     if more:
         raise ValueError(f"its U-Net has inputs beside the text ({more}), which gdzoo does not give it")
+
+
+def check_transformer(takes: int, predicts: int, vae: dict, packed: int):
+    """Check the channels of a transformer that takes latents and text alone.
+
+    Args:
+        vae: the configuration of its VAE.
+        packed: how many latents of the VAE one of the transformer holds.
+
+    Raises:
+        ValueError: it takes or predicts more.
+    """
+    latent = packed * vae.get("latent_channels", 4)
+    if takes != latent and predicts == latent:
+        raise ValueError(
+            f"its transformer takes {takes} channels and predicts {predicts}: it is given another image beside the"
+            " noisy one, as for inpainting, control or editing"
+        )
+    if takes != latent or predicts != latent:
+        raise ValueError(f"its transformer takes {takes} channels and predicts {predicts}, but its VAE has {latent}")
 
 
 def check_schedule(scheduler):

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,8 +88,8 @@ class TextStudent:
     def timesteps(self, count: int, random: StepRandom) -> Tensor:
         return self.space.timesteps(count, random)
 
-    def snr_weight(self, gamma: float, t: Tensor) -> Tensor:
-        return self.space.snr_weight(gamma, t)
+    def loss_weight(self, snr_gamma: float | None) -> Callable[[Tensor], Tensor] | None:
+        return self.space.loss_weight(snr_gamma)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return self.space.predict(network, x_t, t, cond)

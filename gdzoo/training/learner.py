@@ -74,7 +74,7 @@ class Learner:
         if config.use_ema:
             foreach = not is_sharded(student.network)  # no foreach operator copies shards
             self.ema = EMAModel(student.parameters(), decay=config.ema_decay, foreach=foreach)
-        self.snr_weight = partial(student.snr_weight, config.snr_gamma) if config.snr_gamma else None
+        self.loss_weight = student.loss_weight(config.snr_gamma)
         if teacher:
             teacher.to(COMPUTE_DTYPES.get(accelerator.mixed_precision, torch.float32))
         if config.torch_compile:
@@ -113,7 +113,7 @@ class Learner:
         if rehearsal and not same_input(real, rehearsal):
             self.passes += len(rehearsal.t)
         known, predict = self.config.tasks_known(self.task), partial(self.student.predict, self.network)
-        return continual_loss(predict, real, rehearsal, known, self.config.replay_weight, self.snr_weight)
+        return continual_loss(predict, real, rehearsal, known, self.config.replay_weight, self.loss_weight)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

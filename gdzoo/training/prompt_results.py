@@ -97,7 +97,9 @@ def drawer(space: LatentSpace, network: Callable[[], ModelMixin], *how) -> Draw:
     """
 
     def draw_by_network(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
-        # One network at a time is on the accelerator: the trained one and the original one draw in turn.
+        # One network at a time is on the accelerator: the trained one and the original one draw in turn, and before
+        # that the text encoders read.
+        space.embed([*prompts, ""])
         model = network().to(space.device)
         drawn = draw_prompts(space, model, prompts, seed, guidance, *how)
         model.to("cpu")

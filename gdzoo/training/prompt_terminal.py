@@ -27,7 +27,7 @@ def run_summary(run: Run, base: str | None) -> str:
     known = run.chains[0].known
     begins = f"taught to {base}" if base else "task 1 is trained from scratch"
     lines.append(f"goes on from task {known['task']}, {config.pretrained_model_name_or_path}" if known else begins)
-    how = f"a LoRA adapter of rank {config.rank}" if config.rank else "all weights of the U-Net"
+    how = f"a LoRA adapter of rank {config.rank}" if config.rank else "all weights of the network"
     lines.append(f"trained: {how}, {config.max_train_steps:,} steps a task, learning rate {config.learning_rate:g}")
     if config.evaluator != "none":
         lines.append(f"measured: {config.eval_samples:,} drawings of each task's prompts, by an image classifier")

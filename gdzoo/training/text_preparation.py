@@ -54,7 +54,8 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     given, config = config, config.resolve()
     known = taught_by_gdzoo(config) if config.pretrained_model_name_or_path else None
     if known:
-        config = with_known(given, known).resolve()
+        given = with_known(given, known)
+        config = given.resolve()
     goes_on = known if known and known["benchmark"] == config.benchmark else None
     if goes_on and config.labelled:
         raise ConfigError(
@@ -73,11 +74,17 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
     if base and base.lora:
         config = with_rank_of(config, base.lora)
+    if base and config.rank and config.adapter_only is None:
+        config = dataclasses.replace(config, adapter_only=KINDS[type(base.pipeline).__name__].adapter_only)
     check_layers(config, base)
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
+    if space and given.guidance_scale is None and space.usual_guidance:
+        config = dataclasses.replace(config, guidance_scale=space.usual_guidance)
     asked = [*data.names, *filter(None, class_prompts), *config.preserved, *config.validation_prompt]
     if space and (long := space.too_long([*dict.fromkeys(asked)])):
         data.remarks.append(shortened(long, space.tokens))
+    if space and (remark := space.remark(config.guidance_scale)):
+        data.remarks.append(remark)
     if space and space.usual_resolution not in (None, config.resolution):
         data.remarks.append(other_resolution(space.usual_resolution, config.resolution))
     if base and base.lora and base.lora.remark:
@@ -206,7 +213,8 @@ def check_layers(config: TextToImageConfig, base: Base | None):
 def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[DiffusionPipeline, Path]:
     try:
         pipeline, folder = load_text_to_image(repo_or_folder, config.revision, config.variant)
-        open_space(pipeline, "cpu", config.resolution)
+        space = open_space(pipeline, "cpu", config.resolution, weighting=config.weighting)
+        space.loss_weight(config.snr_gamma)
     except ValueError as error:
         raise ConfigError(str(error) if str(error).startswith("--") else f"{FLAG}: {error}") from error
     return pipeline, folder

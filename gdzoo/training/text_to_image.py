@@ -126,6 +126,9 @@ class TextToImageJob:
             space = self._new_space(run, chain)
             return Start(self._student(run, chain, space.network.to(device), space))
         space = self.space(run, chain, task)
+        kept = self.preservation(run, chain, task).prompts if rehearses(method) else ()
+        # Before the network is on the device: T5 alone takes 19 GB there.
+        space.embed([*run.data.names, "", *kept, *config.validation_prompt])
         network, adapter = self._previous_network(chain, task, space).to(device), None
         if config.trains_adapter(task):
             adapter = self._adapter(chain, task, network, type(space))
@@ -174,7 +177,9 @@ class TextToImageJob:
         if folder not in self._spaces:
             pipeline = self.base.pipeline if self.base else load_text_to_image(str(folder))[0]
             resolution = chain.config.resolution
-            self._spaces[folder] = open_space(pipeline, run.accelerator.device, resolution, folder)
+            self._spaces[folder] = open_space(
+                pipeline, run.accelerator.device, resolution, folder, chain.config.weighting
+            )
         return self._spaces[folder]
 
     def _new_space(self, run: Run, chain: Chain) -> LatentSpace:

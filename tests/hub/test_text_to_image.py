@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 
 from gdzoo import train_text_to_image
@@ -110,17 +110,27 @@ def assert_goes_on(hub: FakeHub, zoo: Path, once):
     assert_pushed_once(hub, last, results["run"])
 
 
-def test_sdxl_is_pushed_and_loaded_by_its_name(hub, once, root, tmp_path):
+KINDS = {"xl": ADAPTER, "sd3": [*ADAPTER, "--no-adapter_only"], "flux": ADAPTER}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_kinds_are_pushed_and_loaded_by_their_names(hub, once, root, tmp_path, name):
     """Three tasks that a run without the Hub has trained are pushed, and none is trained again."""
-    shutil.copytree(published(once, *ADAPTER, base="xl") / "zoo", tmp_path / "zoo")
-    assert train_text_to_image.main([*taught(root, base="xl"), *ADAPTER, *PUSH]) == 0
+    shutil.copytree(published(once, *KINDS[name], base=name) / "zoo", tmp_path / "zoo")
+    assert train_text_to_image.main([*taught(root, base=name), *KINDS[name], *PUSH]) == 0
     zoo, repos = tmp_path / "zoo/gdzoo", [*REPOS, "gdzoo/pets-task3"]
     assert sorted(hub.repos()) == repos
     for repo in repos:
         assert_pushed_once(hub, zoo / repo.partition("/")[2], read_json(zoo / repo.partition("/")[2] / RESULTS)["run"])
-    pipeline, base = DiffusionPipeline.from_pretrained(repos[-1]), DiffusionPipeline.from_pretrained(root / "xl")
-    assert type(pipeline) is type(base) is StableDiffusionXLPipeline
+    base = DiffusionPipeline.from_pretrained(root / name)
     before = draw(base, CONCEPTS["style"])
+    if name == "flux":  # the adapter alone
+        assert not {"model_index.json", f"{LORA_FOLDER}/{LORA_FILE}"} & hub.files(repos[-1]).keys()
+        base.load_lora_weights(repos[-1])
+        assert np.abs(draw(base, CONCEPTS["style"]) - before).max() > 1e-3
+        return
+    pipeline = DiffusionPipeline.from_pretrained(repos[-1])
+    assert type(pipeline) is type(base)
     base.load_lora_weights(repos[-1], subfolder=LORA_FOLDER, weight_name=LORA_FILE)
     there = draw(pipeline, CONCEPTS["style"])
     np.testing.assert_allclose(draw(base, CONCEPTS["style"]), there, atol=2e-5)

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from gdzoo.models.lora import LORA_FILE
+from gdzoo.models.text_pipelines import KINDS, network_of
 
 LAYERS = ["attn1.to_q", "to_k", "conv1", "proj_in"]
 RANK, ALPHA = 4, 6
@@ -18,15 +19,15 @@ TEXT_ENCODER = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 def make_lora(base: Path, folder: Path, **changes) -> Path:
     """Save a LoRA as train_dreambooth_lora.py does, with an alpha that is not its rank; returns the file."""
     pipeline = DiffusionPipeline.from_pretrained(base)
-    unet = pipeline.unet
-    unet.add_adapter(LoraConfig(**dict(r=RANK, lora_alpha=ALPHA, target_modules=LAYERS) | changes))
+    network, name = network_of(pipeline), KINDS[type(pipeline).__name__].network_name
+    network.add_adapter(LoraConfig(**dict(r=RANK, lora_alpha=ALPHA, target_modules=LAYERS) | changes))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if ".lora_" in name:
+        for key, weight in network.named_parameters():
+            if ".lora_" in key:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    layers, metadata = get_peft_model_state_dict(unet), _collate_lora_metadata({"unet": unet})
-    pipeline.save_lora_weights(folder, unet_lora_layers=layers, **metadata)
+    layers, metadata = get_peft_model_state_dict(network), _collate_lora_metadata({name: network})
+    pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": layers}, **metadata)
     return folder / LORA_FILE
 
 

@@ -5,15 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from gdzoo.models.lora import LORA_FILE, add_adapter, fused_copy
 from gdzoo.models.pretrained_lora import PretrainedLora, load_pretrained_lora
 from gdzoo.models.stable_diffusion import StableDiffusion
 from gdzoo.models.stable_diffusion_xl import StableDiffusionXL
+from gdzoo.models.text_pipelines import KINDS
 from tests.models.loras import RANK, make_kohya, make_lora
-from tests.models.tiny import make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
+from tests.models.tiny import (
+    make_tiny_flux,
+    make_tiny_stable_diffusion,
+    make_tiny_stable_diffusion_3,
+    make_tiny_stable_diffusion_xl,
+)
 
 INPUTS = torch.randn(3, 4, 8, 8), torch.tensor([1, 500, 999]), torch.randn(3, 40, 16)
 
@@ -59,6 +65,25 @@ def test_training_starts_where_diffusers_loads_it(folder, pipeline, name):
     torch.testing.assert_close(pipeline.unet(*INPUTS).sample, expected, rtol=1e-4, atol=1e-5)
     with adapter.teaching():
         torch.testing.assert_close(pipeline.unet(*INPUTS).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_tiny_stable_diffusion_3, make_tiny_flux])
+def test_of_transformers(tmp_path, make):
+    base = make(tmp_path / "base")
+    file = make_lora(base, tmp_path / "lora", target_modules=["attn.to_q", "attn.add_k_proj"])
+    plain, pipeline = (DiffusionPipeline.from_pretrained(base) for _ in range(2))
+    before = {name: weight.clone() for name, weight in plain.transformer.named_parameters()}
+    plain.load_lora_weights(file.parent, weight_name=file.name)
+    plain.fuse_lora()
+    plain.unload_lora_weights()
+    kind = KINDS[type(pipeline).__name__]
+    read = load_pretrained_lora(str(file), pipeline, kind)
+    add_adapter(pipeline.transformer, read.rank, 0, kind, read.layers).begin_with(read.weights)
+    fused = dict(fused_copy(pipeline.transformer).named_parameters())
+    changed = {name for name, weight in plain.transformer.named_parameters() if not torch.equal(weight, before[name])}
+    assert read.rank == RANK and changed == {f"{layer}.weight" for layer in read.layers}
+    for name, weight in plain.transformer.named_parameters():
+        torch.testing.assert_close(fused[name], weight)
 
 
 def test_of_sdxl(tmp_path):

@@ -327,7 +327,7 @@ def test_embeddings_of_thousands_of_captions_leave_the_accelerator(space, monkey
     prompts, space.device = ["a red three", "", "a wug"], torch.device("meta")  # stands for an accelerator
     monkeypatch.setattr(space, "encode_prompts", lambda asked: {TEXT: torch.ones(len(asked), 2, 3)})
     assert space.embed(prompts)[TEXT].is_meta
-    monkeypatch.setattr("gdzoo.models.latents.MOST_ON_DEVICE", 2)
+    monkeypatch.setattr(StableDiffusion, "most_on_device", 2)
     table = space.embed(prompts)
     assert table[TEXT].is_cpu and space.chosen(table, torch.tensor([2, 0]))[TEXT].is_meta
 

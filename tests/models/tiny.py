@@ -1,4 +1,4 @@
-"""A tiny random Stable Diffusion, and a tiny SDXL, in the layout of the Hub, for tests."""
+"""Tiny random pipelines of each kind of text-to-image model, in the layout of the Hub, for tests."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,28 @@ from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+_SHIFTED = dict(scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False)
 RESOLUTION = 16  # pixels; the VAE makes 8x8 latents of 4 channels
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 POOLED = 12  # numbers of the pooled embedding of SDXL's second text encoder
@@ -58,12 +72,72 @@ def make_tiny_stable_diffusion_xl(
     return _save(StableDiffusionXLPipeline, folder, variant, parts, options)
 
 
+def make_tiny_stable_diffusion_3(folder: Path, t5: bool = True, seed: int = 0, **scheduler) -> Path:
+    """The same as stable-diffusion-3-medium-diffusers is saved, with or without T5."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = dict(
+            vae=_vae(**_SHIFTED),
+            text_encoder=_text_encoder(CLIPTextModelWithProjection, 16),
+            text_encoder_2=_text_encoder(CLIPTextModelWithProjection, 12),
+            text_encoder_3=_t5(32),
+            transformer=SD3Transformer2DModel(
+                sample_size=RESOLUTION // 2,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                caption_projection_dim=16,
+                joint_attention_dim=32,
+                pooled_projection_dim=2 * POOLED,
+                pos_embed_max_size=8,
+                dual_attention_layers=(0,),
+                qk_norm="rms_norm",  # as 3.5
+            ),
+        )
+    options = dict(tokenizer=_tokenizer(), tokenizer_2=_tokenizer(), tokenizer_3=_t5_tokenizer())
+    options |= dict(scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | scheduler))
+    if not t5:
+        del parts["text_encoder_3"]
+        options |= dict(text_encoder_3=None, tokenizer_3=None)
+    return _save(StableDiffusion3Pipeline, folder, None, parts, options)
+
+
+def make_tiny_flux(folder: Path, guidance_embeds: bool = True, seed: int = 0, **scheduler) -> Path:
+    """The same as FLUX.1-dev is saved; without `guidance_embeds`, as FLUX.1-schnell."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = dict(
+            vae=_vae(**_SHIFTED),
+            text_encoder=_text_encoder(CLIPTextModel, 16),
+            text_encoder_2=_t5(32),
+            transformer=FluxTransformer2DModel(
+                in_channels=16,  # 2x2 latents of 4 channels
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=16,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(2, 2, 4),
+            ),
+        )
+    options = dict(tokenizer=_tokenizer(), tokenizer_2=_t5_tokenizer())
+    settings = dict(shift=3.0, use_dynamic_shifting=True) if guidance_embeds else dict(shift=1.0)
+    options |= dict(scheduler=FlowMatchEulerDiscreteScheduler(**settings | scheduler))
+    return _save(FluxPipeline, folder, None, parts, options)
+
+
 def _save(kind: type[DiffusionPipeline], folder: Path, variant: str | None, parts: dict, options: dict) -> Path:
     dtype = torch.float16 if variant == "fp16" else torch.float32
     pipeline = kind(**{name: part.to(dtype) for name, part in parts.items()}, **options)
     pipeline.save_pretrained(folder, variant=variant)
     for tokenizer in Path(folder).glob("tokenizer*"):
-        _write_tokenizer(tokenizer)
+        if type(options[tokenizer.name]) is CLIPTokenizer:
+            _write_tokenizer(tokenizer)
     return Path(folder)
 
 
@@ -133,6 +207,17 @@ def _text_encoder(kind: type, width: int) -> CLIPTextModel | CLIPTextModelWithPr
             pad_token_id=size - 1,
         )
     )
+
+
+def _t5(width: int) -> T5EncoderModel:
+    size = dict(d_model=width, d_kv=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=len(_t5_tokenizer()))
+    return T5EncoderModel(T5Config(**size, feed_forward_proj="gated-gelu"))
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    """Reads characters."""
+    specials = [(name, 0.0) for name in ("<pad>", "</s>", "<unk>")]
+    return T5Tokenizer([*specials, ("\u2581", -2.0), *((chr(code), -3.0) for code in range(33, 127))], extra_ids=1)
 
 
 def _scheduler(prediction_type: str) -> PNDMScheduler:

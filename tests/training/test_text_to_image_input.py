@@ -228,6 +228,34 @@ def test_another_resolution_than_the_pipelines_own_is_told(root, cwd):
     assert not prepare_text_to_image(dataclasses.replace(config, resolution=16)).data.remarks
 
 
+@pytest.mark.parametrize("base", ["sd3", "flux"])
+def test_settings_of_flow_matching_reach_the_models(root, cwd, base):
+    """And what is assumed of a guidance-distilled one is told."""
+    concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
+    model = dict(pretrained_model_name_or_path=str(root / base), clip_model="none", dino_model="none")
+    config = TextToImageConfig(**concept, **model, resolution=16, rank=2, weighting_scheme="cosmap")
+    run = prepare_text_to_image(config)
+    (chain,) = run.chains
+    assert run.job.space(run, chain, 1).weighting["weighting_scheme"] == "cosmap"
+    assert any("guidance-distilled: " in line for line in run.data.remarks) == (base == "flux")
+    assert chain.config.publishes_adapter(1)  # by default
+    assert chain.config.guidance_scale == (3.5 if base == "flux" else 7.5)
+    assert prepare_text_to_image(dataclasses.replace(config, guidance_scale=7.5)).config.guidance_scale == 7.5
+    whole = prepare_text_to_image(dataclasses.replace(config, adapter_only=False))
+    assert not whole.config.publishes_adapter(1) and whole.config.run_id() == run.config.run_id()
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "said"),
+    [
+        ("flux", ["--snr_gamma", "5"], "gdzoo: --snr_gamma 5 is for models with a schedule of betas"),
+        ("xl", ["--weighting_scheme", "mode"], "gdzoo: --weighting_scheme is for models of flow matching"),
+    ],
+)
+def test_settings_of_another_kind_of_model(cwd, root, capsys, base, flags, said):
+    assert refused([*one(root), BASE, str(root / base), *flags], capsys, cwd).startswith(said)
+
+
 def another_kind(folder: Path):
     blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
     DDIMPipeline(UNet2DModel(8, norm_num_groups=4, **blocks), DDIMScheduler()).save_pretrained(folder)

@@ -32,12 +32,15 @@ def root(once) -> Path:
     return prepared(once)
 
 
+WHOLE = [*ADAPTER, "--no-adapter_only"]
 # What is not tried with an adapter is the same code for all weights, and most of it for SDXL.
 RUNS = {
     "full": ("base", [], TARGETED[1::4]),
     "lora": ("base", ADAPTER, TARGETED),
     "xl-full": ("xl", [], [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),  # in task 2
     "xl-lora": ("xl", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),  # before it
+    "sd3-lora": ("sd3", WHOLE, [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),
+    "flux-lora": ("flux", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),
 }
 
 

@@ -16,12 +16,24 @@ from gdzoo import train_text_to_image
 from gdzoo.training import learner as learning
 from gdzoo.training.learner import Learner
 from tests.forked import Launched, launch
-from tests.models.tiny import RESOLUTION, make_tiny_stable_diffusion, make_tiny_stable_diffusion_xl
+from tests.models.tiny import (
+    RESOLUTION,
+    make_tiny_flux,
+    make_tiny_stable_diffusion,
+    make_tiny_stable_diffusion_3,
+    make_tiny_stable_diffusion_xl,
+)
 
 LICENSE = "creativeml-openrail-m"
 CONCEPTS = {"dog": "a photo of sks dog", "chair": "a photo of zwx chair", "style": "a painting in the style of qvk"}
 CLASSES = {"dog": "a photo of a dog", "chair": "a photo of a chair", "style": "a painting"}
 ROTATED = 6  # the EXIF orientation of a photo that is to be turned clockwise
+BASES = {
+    "base": make_tiny_stable_diffusion,
+    "xl": make_tiny_stable_diffusion_xl,
+    "sd3": make_tiny_stable_diffusion_3,
+    "flux": make_tiny_flux,
+}
 SHORT = [
     *("--resolution", str(RESOLUTION), "--train_batch_size", "2", "--max_train_steps", "3"),
     *("--num_class_images", "8", "--sample_batch_size", "4", "--replay_pool_steps", "2"),
@@ -45,13 +57,13 @@ def make_photos(folder: Path, seed: int):
 
 
 def make_base(root: Path) -> Path:
-    """A small Stable Diffusion in root/base and SDXL in root/xl with cards, and photos of concepts in root/photos."""
-    base, xl = make_tiny_stable_diffusion(root / "base"), make_tiny_stable_diffusion_xl(root / "xl")
-    for folder in (base, xl):
+    """Small models of all kinds in folders of root (BASES) with cards, and photos of concepts in root/photos."""
+    for name, make in BASES.items():
+        folder = make(root / name)
         (folder / "README.md").write_text(f"---\nlicense: {LICENSE}\n---\n\n# A base\n")
     for seed, name in enumerate(CONCEPTS):
         make_photos(root / "photos" / name, seed)
-    return base
+    return root / "base"
 
 
 def write_list(root: Path, names: list[str]) -> Path:
