@@ -368,7 +368,7 @@ def plain_config(network: ModelMixin) -> dict:
     return {name: value for name, value in network.config.items() if not name.startswith("_")}
 
 
-def shortened(prompts: Sequence[str], tokens: int) -> str:
+def cut_prompts(prompts: Sequence[str], tokens: int) -> str:
     """One line about prompts that `LatentSpace.too_long` returned."""
     first = clean(cut(prompts[0], 80))
     return (

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,10 +28,10 @@ from gdzoo.evaluation.features import Extractor, load_extractor
 from gdzoo.evaluation.fidelity import Fidelity
 from gdzoo.evaluation.fidelity_models import load_networks
 from gdzoo.method.strategies import rehearses, strategy_class
-from gdzoo.models.latents import LatentSpace, other_resolution, shortened
+from gdzoo.models.latents import LatentSpace, cut_prompts, other_resolution
 from gdzoo.models.lora import missing_layers
 from gdzoo.models.lora_files import LORA_FILE, LORA_FOLDER
-from gdzoo.models.pretrained_lora import PretrainedLora, load_pretrained_lora
+from gdzoo.models.pretrained_lora import load_pretrained_lora
 from gdzoo.models.small_stable_diffusion import create_unet, flops_of_forward
 from gdzoo.models.stable_diffusion import StableDiffusion
 from gdzoo.models.text_pipelines import KINDS, load_text_to_image, network_of, open_space
@@ -72,23 +72,12 @@ def prepare_text_to_image(config: TextToImageConfig) -> Run:
     data = open_data(config, known)  # before the model, which may have to be downloaded
     class_prompts = data.class_prompts or [None] * len(data.names)
     base = load_base(config, known, goes_on) if config.pretrained_model_name_or_path else None
-    if base and base.lora:
-        config = with_rank_of(config, base.lora)
-    if base and config.rank and config.adapter_only is None:
-        config = dataclasses.replace(config, adapter_only=KINDS[type(base.pipeline).__name__].adapter_only)
-    check_layers(config, base)
     space = open_space(base.pipeline, "cpu", config.resolution) if base else None
-    if space and given.guidance_scale is None and space.usual_guidance:
-        config = dataclasses.replace(config, guidance_scale=space.usual_guidance)
-    asked = [*data.names, *filter(None, class_prompts), *config.preserved, *config.validation_prompt]
-    if space and (long := space.too_long([*dict.fromkeys(asked)])):
-        data.remarks.append(shortened(long, space.tokens))
-    if space and (remark := space.remark(config.guidance_scale)):
-        data.remarks.append(remark)
-    if space and space.usual_resolution not in (None, config.resolution):
-        data.remarks.append(other_resolution(space.usual_resolution, config.resolution))
-    if base and base.lora and base.lora.remark:
-        data.remarks.append(base.lora.remark)
+    if base:
+        config = with_defaults_of(base, space, given, config)
+        asked = [*data.names, *filter(None, class_prompts), *config.preserved, *config.validation_prompt]
+        data.remarks += remarks_on(base, space, config, asked)
+    check_layers(config, base)
     taught = len(known["prompts"]) + len(known.get("before", [])) if known else 0
     fidelity, left_out = load_fidelity(config, class_prompts, data, accelerator)
     data.remarks += left_out
@@ -189,11 +178,33 @@ def with_lora(base: Base, config: TextToImageConfig) -> Base:
         raise ConfigError(f"--pretrained_lora {error}") from error
 
 
-def with_rank_of(config: TextToImageConfig, lora: PretrainedLora) -> TextToImageConfig:
-    """The config with the rank of a LoRA. Raises ConfigError: another one was given."""
-    if config.rank not in (None, lora.rank):
-        raise ConfigError(f"--rank {config.rank}: {lora.name} has rank {lora.rank}: leave out --rank, or give that")
-    return dataclasses.replace(config, rank=lora.rank)
+def with_defaults_of(
+    base: Base, space: LatentSpace, given: TextToImageConfig, config: TextToImageConfig
+) -> TextToImageConfig:
+    """The config with what follows from the model, where `given` says nothing. Raises ConfigError: the rank is another.
+
+    The rank is that of a LoRA of --pretrained_lora; guidance and --adapter_only are those of the model's kind.
+    """
+    if base.lora and config.rank not in (None, base.lora.rank):
+        raise ConfigError(
+            f"--rank {config.rank}: {base.lora.name} has rank {base.lora.rank}: leave out --rank, or give that"
+        )
+    changes = {"rank": base.lora.rank} if base.lora else {}
+    if config.adapter_only is None and (config.rank or base.lora):
+        changes["adapter_only"] = space.adapter_only
+    if given.guidance_scale is None and space.usual_guidance:
+        changes["guidance_scale"] = space.usual_guidance
+    return dataclasses.replace(config, **changes)
+
+
+def remarks_on(base: Base, space: LatentSpace, config: TextToImageConfig, prompts: Sequence[str]) -> list[str]:
+    """Lines for the terminal: what the model reads and draws otherwise than the prompts and the settings say."""
+    lines = [space.remark(config.guidance_scale), base.lora and base.lora.remark]
+    if long := space.too_long([*dict.fromkeys(prompts)]):
+        lines.append(cut_prompts(long, space.tokens))
+    if space.usual_resolution not in (None, config.resolution):
+        lines.append(other_resolution(space.usual_resolution, config.resolution))
+    return [line for line in lines if line]
 
 
 def check_layers(config: TextToImageConfig, base: Base | None):

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
 from gdzoo.models import text_pipelines
-from gdzoo.models.latents import ddim_scheduler, shortened
+from gdzoo.models.latents import cut_prompts, ddim_scheduler
 from gdzoo.models.lora import fused_copy
 from gdzoo.models.stable_diffusion import TEXT, StableDiffusion
 from gdzoo.models.text_pipelines import load_text_to_image, save_pipeline
@@ -337,7 +337,7 @@ def test_prompts_that_are_too_long_are_told(space):
     assert space.too_long(prompts) == ["x" * TOKENS]
     assert space.too_long([]) == []
     assert space.embed(["x" * TOKENS])[TEXT].shape == (1, TOKENS, 16)
-    assert str(TOKENS) in shortened(space.too_long(prompts), space.tokens)
+    assert str(TOKENS) in cut_prompts(space.too_long(prompts), space.tokens)
 
 
 def test_offloaded_parts_come_back_when_they_are_used(space, monkeypatch):
