@@ -126,7 +126,8 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
             f"{FLAG} {original}: it is an adapter alone: for a chain of your own give the model that it belongs to"
             f" ({clean(known.get('adapter_base') or 'the first model of its chain')}) and --pretrained_lora {original}"
         )
-    pipeline, folder = (None, Path(original)) if alone else _load(original, config)
+    continues = bool(goes_on and known.get("rank"))  # with its adapter alone, on the stranger's model
+    pipeline, folder = (None, Path(original)) if continues else _load(original, config)
     local = Path(original).exists()
     name = clean(Path(original).resolve().name) if local else original
     zoo = Path(config.output_dir, config.namespace).resolve()
@@ -140,7 +141,7 @@ def load_base(config: TextToImageConfig, known: dict | None, goes_on: dict | Non
         return with_lora(base, config)
     origin = known.get("adapter_base")
     base = base._replace(tasks=known["task"], adapter_base=origin or name)
-    if not known.get("rank"):
+    if not continues:
         return base
     return with_lora(with_adapter(base, config, origin, known), config)
 

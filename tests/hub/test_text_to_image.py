@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
 
 from gdzoo import train_text_to_image
 from gdzoo.models.lora import LORA_FILE, LORA_FOLDER
@@ -93,6 +93,8 @@ def test_another_machine_teaches_a_new_concept_to_the_last_repo(two_tasks, pushe
     assert train_text_to_image.main(arguments) == 0
     zoo = tmp_path / "zoo/gdzoo"
     assert [folder.name for folder in zoo.iterdir()] == ["pets-task3"]
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert [isinstance(try_to_load_from_cache(repo, weights), str) for repo in (BASE, REPOS[1])] == [True, False]
     assert_goes_on(two_tasks, zoo, once)
 
 
