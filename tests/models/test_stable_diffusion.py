@@ -65,6 +65,15 @@ def refusal(folder, **kwargs) -> str:
     return message
 
 
+def assert_only_the_network_differs(published: Path, base: Path, network: str):
+    """All files of a base are published, the others with its bytes."""
+    files = {file.relative_to(base) for file in base.rglob("*") if file.is_file()}
+    assert {file.relative_to(published) for file in published.rglob("*.*")} == files
+    for file in files:
+        if file.parts[0] != network and file.name != "model_index.json":
+            assert (published / file).read_bytes() == (base / file).read_bytes()
+
+
 def picture(pipeline, **kwargs) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     settings = dict(num_inference_steps=4, height=RESOLUTION, width=RESOLUTION, output_type="np") | kwargs

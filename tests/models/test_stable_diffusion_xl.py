@@ -13,11 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.models.latents import ddim_scheduler
-from gdzoo.models.lora import LORA_FILE, LORA_FOLDER, add_adapter, fused_copy
+from gdzoo.models.lora import add_adapter, fused_copy
 from gdzoo.models.stable_diffusion import TEXT
 from gdzoo.models.stable_diffusion_xl import POOLED, SIZES, StableDiffusionXL
 from gdzoo.models.text_pipelines import load_text_to_image, save_pipeline
-from tests.models.test_lora import shake
 from tests.models.test_stable_diffusion import change_json, change_weights, picture, refusal
 from tests.models.tiny import RESOLUTION, TOKENS, make_tiny_stable_diffusion_xl
 
@@ -146,24 +145,6 @@ def test_half_precision_is_read_and_published_so_that_it_can_be_called(tmp_path)
 
 
 # ---- the adapter ----
-
-
-def test_the_fused_pipeline_and_the_lora_on_the_base_draw_the_same(base, tmp_path):
-    unet = load_text_to_image(base)[0].unet
-    adapter = add_adapter(unet, 4, 0, StableDiffusionXL)
-    shake(adapter)
-    fused = fused_copy(unet)
-    save_pipeline(tmp_path, fused, base)
-    adapter.save(tmp_path)
-    published, pipeline = (DiffusionPipeline.from_pretrained(folder) for folder in (tmp_path, base))
-    drawn = picture(pipeline)
-    pipeline.load_lora_weights(tmp_path, subfolder=LORA_FOLDER, weight_name=LORA_FILE)
-    torch.testing.assert_close(picture(pipeline), picture(published), rtol=0, atol=2e-3)
-    assert (picture(published) - drawn).abs().max() > 0.02
-    again = load_text_to_image(base)[0].unet
-    add_adapter(again, 4, 9, StableDiffusionXL).load(tmp_path / LORA_FOLDER / LORA_FILE)
-    there = fused_copy(again).state_dict()
-    assert all(torch.equal(weight, there[name]) for name, weight in fused.state_dict().items())
 
 
 def test_the_adapter_is_on_all_but_the_outer_convolutions_and_the_embeddings(base):
