@@ -4,6 +4,7 @@ const PROMPTED_FIELDS = ["prompt", "guidance"]; // of text-to-image models; the 
 const VIEW_FIELDS = ["benchmark", "left", "right", "task", "seed", "noise_seed", "samples", "steps", ...PROMPTED_FIELDS];
 
 function showInUrl(...values) {
+  if (!values[0]) return; // of an empty zoo: its only task would be opened again once there are models
   const url = new URL(window.location);
   VIEW_FIELDS.forEach((field, i) => url.searchParams.set(field, values[i] ?? ""));
   if (values[VIEW_FIELDS.indexOf("prompt")] === null) PROMPTED_FIELDS.forEach((field) => url.searchParams.delete(field));

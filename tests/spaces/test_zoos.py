@@ -17,7 +17,7 @@ from gdzoo.models.unet import flops_of_forward
 from tests.conftest import ROOT
 from tests.hub.server import FakeHub
 from tests.spaces.conftest import BENCHMARK, edit, strip
-from tests.spaces.driver import SPACE, expect, expect_drawn, opened, panel, running_app
+from tests.spaces.driver import SPACE, expect, expect_drawn, opened, panel, running_app, url_state
 from tests.spaces.prompted import BASE, PETS
 from tests.zoo.text_to_image import text_to_image_results
 
@@ -39,6 +39,8 @@ def test_empty_zoo_says_what_to_run_and_fills_up_on_reload(context, tmp_path, ti
     ):
         expect(page.locator(".notice")).to_contain_text(f"{INSTALL}\naccelerate launch gdzoo/train.py")
         expect(panel(page, "left")).to_be_hidden()
+        page.wait_for_timeout(2000)  # whatever the page writes into its URL by then must not hide what appears
+        assert url_state(page) == {}
         shutil.copytree(tiny_zoo.zoo, tmp_path / "zoo" / "gdzoo")
         for file in tmp_path.glob("zoo/gdzoo/*/results.json"):
             strip(file)
