@@ -10,7 +10,7 @@ from pathlib import Path
 from gdzoo.data.benchmarks import BENCHMARKS, Benchmark
 from gdzoo.method.catalogue import STRATEGIES
 from gdzoo.method.recipes import LARGEST_POOL_BYTES, PAPER, best_recipe
-from gdzoo.models.presets import MODELS, smallest_resolution
+from gdzoo.models.presets import FLOW, MODELS, smallest_resolution
 from gdzoo.settings import (
     DATA,
     HUB_ID,
@@ -100,14 +100,14 @@ class ImageSettings:
         METHOD,
         f"one or more of {', '.join(STRATEGIES)}; or my_package.MyStrategy",
     )
-    replay_steps: int = option(2, METHOD, "DDIM steps of a replay image", minimum=1)
+    replay_steps: int = option(2, METHOD, "sampling steps of a replay image", minimum=1)
     replay_eta: float = option(0.0, METHOD, "DDIM eta of a replay image: 0 deterministic, 1 DDPM", minimum=0, maximum=1)
     replay_weight: float | None = option(None, METHOD, "lambda, the weight of the rehearsal", minimum=0)
     replay_batch_size: int | None = option(None, METHOD, "default: train_batch_size", minimum=1)
     replay_pool: int | None = option(
         None, METHOD, "draw this many replay images once a task and reuse them; 0: fresh ones each step", minimum=0
     )
-    replay_pool_steps: int | None = option(None, METHOD, "DDIM steps of an image of the pool", minimum=1)
+    replay_pool_steps: int | None = option(None, METHOD, "sampling steps of an image of the pool", minimum=1)
     replay_pool_balanced: bool | None = option(
         None, METHOD, "use all classes equally often, as classified by the evaluator"
     )
@@ -123,7 +123,10 @@ class ImageSettings:
     )
     model: str | None = option(None, MODEL, "preset of the U-Net", choices=tuple(MODELS))
     prediction_type: str | None = option(
-        None, MODEL, "what the U-Net predicts", choices=("epsilon", "v_prediction", "sample")
+        None,
+        MODEL,
+        "what the U-Net predicts; flow: the velocity of flow matching, drawn by Euler's method",
+        choices=("epsilon", "v_prediction", "sample", FLOW),
     )
     rescale_betas_zero_snr: bool | None = option(None, MODEL, "zero terminal SNR, as in the paper's code")
 
@@ -145,12 +148,16 @@ class TrainConfig(Settings, ImageSettings):
     )
     folders = ("dataset_root", "output_dir", "pretrained_model_name_or_path")
     models = ("evaluator", "pretrained_model_name_or_path")
-    divisors = ("replay_steps", "replay_pool_steps", "eval_steps")
     unnamed = types.MappingProxyType({"recipe": OLD_RECIPE, "task_datasets": []})
     task_flags = ("--tasks ", "--task_datasets ")
     private = ("dataset_root", "seeds")
 
     use_8bit_adam = False  # what the training code reads of every config, where these chains have no choice
+
+    @property
+    def divisors(self) -> tuple[str, ...]:
+        # Euler's method takes any number of steps.
+        return () if self.prediction_type == FLOW else ("replay_steps", "replay_pool_steps", "eval_steps")
 
     def _name(self):
         self.task_datasets = [os.path.expanduser(name) for name in self.task_datasets]
@@ -234,6 +241,8 @@ class TrainConfig(Settings, ImageSettings):
             pool = values["replay_pool"] if self.replay_pool is None else self.replay_pool
             knows_classes = self.evaluator != "none" and not self.pretrained_model_name_or_path
             values["replay_pool_balanced"] = bool(pool and knows_classes)
+            if self.prediction_type == FLOW:
+                del values["snr_gamma"]
         if self.pretrained_model_name_or_path:
             for name in ("model", "resolution", "prediction_type", "rescale_betas_zero_snr", "snr_gamma"):
                 values.pop(name, None)
@@ -241,6 +250,7 @@ class TrainConfig(Settings, ImageSettings):
 
     def _check_together(self):
         self._check_model()
+        self.check_flow()
         if self.tasks and not self.tasks.strip().isdecimal() and self.class_order not in ("dataset", "seed"):
             raise ConfigError("--class_order and --tasks both list the classes: give one of them")
         if self.replay_pool_balanced and not self.replay_pool:
@@ -266,6 +276,22 @@ class TrainConfig(Settings, ImageSettings):
         multiple = smallest_resolution(self.model)
         if self.resolution % multiple:
             raise ConfigError(f"--resolution {self.resolution}: --model {self.model} needs a multiple of {multiple}")
+
+    def check_flow(self):
+        """Raises ConfigError: a setting is of schedules of betas, and the prediction_type of flow matching."""
+        if self.prediction_type != FLOW:
+            return
+        if self.snr_gamma:
+            raise ConfigError(
+                f"--snr_gamma {self.snr_gamma:g} is for schedules of betas, whose loss is dominated by little noise;"
+                f" that of --prediction_type {FLOW} is not: leave it out"
+            )
+        if self.replay_eta:
+            raise ConfigError(f"--replay_eta {self.replay_eta:g} is DDIM's: leave it out with --prediction_type {FLOW}")
+        if self.rescale_betas_zero_snr:
+            raise ConfigError(
+                f"--rescale_betas_zero_snr: leave it out with --prediction_type {FLOW}, which has no betas"
+            )
 
     def get_benchmark(self) -> Benchmark:
         """The benchmark of a resolved config, with the settings that were given in place of its own."""

@@ -198,7 +198,7 @@ class PromptSettings:
         minimum=0,
     )
     sample_batch_size: int | None = option(None, METHOD, "how many of them are drawn at once", minimum=1)
-    replay_pool_steps: int | None = option(None, METHOD, "DDIM steps of each", minimum=1)
+    replay_pool_steps: int | None = option(None, METHOD, "sampling steps of each", minimum=1)
     replay_guidance_scale: float = option(
         1.0, METHOD, "guidance at which they are drawn (1: none, at half the cost)", minimum=1
     )
@@ -355,7 +355,7 @@ class TextToImageConfig(Settings, PromptSettings):
 
     @property
     def replay_steps(self) -> int:
-        """DDIM steps of an image that is drawn afresh."""
+        """sampling steps of an image that is drawn afresh."""
         return self.replay_pool_steps
 
     @property

@@ -113,7 +113,7 @@ class EvaluationSettings:
     evaluator: str = option("train", EVALUATION, "train, none, or a transformers image classifier (repo or folder)")
     evaluator_steps: int | None = option(None, EVALUATION, "optimizer steps of its training", minimum=1)
     eval_samples: int | None = option(None, EVALUATION, "images drawn after each task", minimum=10)
-    eval_steps: int | None = option(None, EVALUATION, "DDIM steps of each", minimum=1)
+    eval_steps: int | None = option(None, EVALUATION, "sampling steps of each", minimum=1)
     eval_batch_size: int = option(500, EVALUATION, "images drawn at once", minimum=1, result=False)
 
 

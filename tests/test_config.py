@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import fields, replace
@@ -181,6 +182,32 @@ def test_single_flags_win_over_the_recipe():
         assert of(TrainConfig(recipe=recipe, **given).resolve(), given) == given
     assert TrainConfig(recipe="best", replay_pool=0).resolve().replay_pool_balanced is False
     assert TrainConfig(recipe="best", evaluator="none").resolve().replay_pool_balanced is False
+
+
+def test_the_best_recipe_leaves_min_snr_out_with_flow_matching():
+    config = TrainConfig(recipe="best", prediction_type="flow").resolve()
+    assert config.snr_gamma is None and config.replay_pool and config.use_ema
+    assert "--prediction_type flow" in config.command() and "snr" not in config.command()
+    assert TrainConfig(recipe="best", prediction_type="flow", snr_gamma=0).resolve().snr_gamma == 0
+
+
+def test_flow_matching_takes_any_number_of_steps():
+    steps = dict(eval_steps=28, replay_steps=3, replay_pool_steps=7)
+    assert of(TrainConfig(prediction_type="flow", **steps).resolve(), steps) == steps
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(snr_gamma=5.0), "--snr_gamma 5 is for schedules of betas, whose loss is dominated by little noise"),
+        (dict(recipe="best", snr_gamma=2.0), "--snr_gamma 2 is for schedules of betas"),
+        (dict(replay_eta=0.5), "--replay_eta 0.5 is DDIM's: leave it out with --prediction_type flow"),
+        (dict(rescale_betas_zero_snr=True), "--rescale_betas_zero_snr: leave it out with --prediction_type flow"),
+    ],
+)
+def test_settings_of_betas_are_refused_with_flow_matching(settings, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        TrainConfig(prediction_type="flow", **settings).resolve()
 
 
 def test_ones_own_data_and_model_take_the_best_recipe():

@@ -56,7 +56,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--task", type=int, required=True, help="compare with the classes of tasks 1 to this one")
     parser.add_argument("--eval_samples", type=int, default=10_000, help="images to draw (default: 10000)")
-    parser.add_argument("--eval_steps", type=int, default=20, help="DDIM steps of each (default: 20)")
+    parser.add_argument("--eval_steps", type=int, default=20, help="sampling steps of each (default: 20)")
     parser.add_argument(
         "--eval_batch_size", type=int, default=500, help="images drawn at once, by all processes (default: 500)"
     )

@@ -46,7 +46,7 @@ class Recipe:
 
     steps: int  # optimizer steps per task
     replay_samples: int  # images drawn from the model after the previous task
-    eval_steps: int  # DDIM steps of each
+    eval_steps: int  # sampling steps of each
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers import DDIMPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,13 +21,14 @@ from gdzoo.errors import clean, one_line
 from gdzoo.evaluation.features import weights_fingerprint
 from gdzoo.evaluation.metrics import KID_SAMPLES_NEEDED
 from gdzoo.method.sampling import check_steps
-from gdzoo.models.pipelines import draw_images, load_any_pipeline
+from gdzoo.models.pipelines import Trained, draw_images, load_any_pipeline
+from gdzoo.models.presets import FLOW
 from gdzoo.models.refusals import not_trainable
+from gdzoo.models.unet import schedule_settings
 from gdzoo.zoo.folders import published_json
 from gdzoo.zoo.names import RESULTS, TRAIN_CONFIG
 
 FLAG = "--pretrained_model_name_or_path"
-SCHEDULE = ("prediction_type", "rescale_betas_zero_snr")  # settings that a pretrained model has decided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Pretrained:
             one name are not mistaken for each other.
     """
 
-    pipeline: DDIMPipeline
+    pipeline: Trained
     name: str
 
 
@@ -49,7 +49,7 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
     """The model of --pretrained_model_name_or_path, on the device of this process.
 
     Args:
-        config: resolved; resolution, pretrained_tasks and SCHEDULE may still be None.
+        config: resolved; resolution, pretrained_tasks and those of the schedule may still be None.
         repo_or_folder: a copy of the model to load instead.
 
     Raises:
@@ -70,7 +70,7 @@ def load_pretrained(config: TrainConfig, repo_or_folder: str | None = None) -> P
     return Pretrained(pipeline, f"{clean(Path(original).resolve().name)} @{weights_fingerprint(pipeline.unet)[:8]}")
 
 
-def _check_drawing(pipeline: DDIMPipeline, source: str):
+def _check_drawing(pipeline: Trained, source: str):
     """Raises ConfigError if the model lacks weights, has some that are not finite, or draws no image."""
     weights = dict(pipeline.unet.named_parameters())
     if missing := [name for name, weight in weights.items() if weight.is_meta]:
@@ -85,19 +85,23 @@ def _check_drawing(pipeline: DDIMPipeline, source: str):
         raise ConfigError(f"{FLAG} {source}: it draws no image ({one_line(error)})") from error
 
 
-def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
+def _check_settings(pipeline: Trained, config: TrainConfig, source: str):
     """Raises ConfigError where a setting contradicts the model."""
-    size, schedule = pipeline.unet.config.sample_size, pipeline.scheduler.config
+    size, schedule = pipeline.unet.config.sample_size, schedule_settings(pipeline.scheduler)
     if config.resolution not in (None, size):
         raise ConfigError(f"--resolution {config.resolution}: {source} draws {size}x{size} pixels; say {size}")
-    for flag in SCHEDULE:
+    for flag in schedule:
         if getattr(config, flag) not in (None, schedule[flag]):
             right = f"--no-{flag}" if schedule[flag] is False else f"--{flag}"
             right += f" {schedule[flag]}" if isinstance(schedule[flag], str) else ""
             raise ConfigError(f"--{flag} {getattr(config, flag)}: {source} was trained otherwise; say {right}")
-    for flag in ("replay_steps", "replay_pool_steps"):
+    try:
+        dataclasses.replace(config, **schedule).check_flow()
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({source} is trained by flow matching)") from error
+    for flag in () if schedule["prediction_type"] == FLOW else ("replay_steps", "replay_pool_steps"):
         try:
-            check_steps(schedule.num_train_timesteps, getattr(config, flag))
+            check_steps(pipeline.scheduler.config.num_train_timesteps, getattr(config, flag))
         except ValueError as error:
             raise ConfigError(f"--{flag}: {error} of {source}") from error
 
@@ -105,7 +109,7 @@ def _check_settings(pipeline: DDIMPipeline, config: TrainConfig, source: str):
 def with_pretrained(config: TrainConfig, pretrained: Pretrained) -> TrainConfig:
     """The config with the model's own resolution and schedule, and the number of tasks that it counts as."""
     tasks = config.pretrained_tasks or tasks_trained(config.pretrained_model_name_or_path)
-    kept = {name: pretrained.pipeline.scheduler.config[name] for name in SCHEDULE}
+    kept = schedule_settings(pretrained.pipeline.scheduler)
     kept["resolution"] = pretrained.pipeline.unet.config.sample_size
     return dataclasses.replace(config, pretrained_tasks=tasks, **kept)
 

@@ -1,14 +1,16 @@
-"""Sampling with DDIM, and the frozen teacher."""
+"""Sampling with DDIM, or by Euler's method with flow matching; and the frozen teacher."""
 
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from gdzoo.method.objective import Cond, Drawn
 from gdzoo.method.randomness import StepRandom
+
+Output = Callable[[Tensor, Tensor], UNet2DOutput]  # of a network at x_t [B, C, H, W] and t [B]
 
 
 def check_steps(train_timesteps: int, steps: int):
@@ -25,7 +27,7 @@ def check_steps(train_timesteps: int, steps: int):
 
 @torch.inference_mode()
 def ddim_sample(
-    unet: Callable[[Tensor, Tensor], UNet2DOutput],
+    unet: Output,
     scheduler: DDIMScheduler,
     x_t: Tensor,
     steps: int,
@@ -51,23 +53,56 @@ def ddim_sample(
     return x_t
 
 
+@torch.inference_mode()
+def euler_sample(unet: Output, scheduler: FlowMatchEulerDiscreteScheduler, x_t: Tensor, **schedule) -> Tensor:
+    """Follow the velocity from pure noise x_t [B, C, H, W] to images, by Euler's method.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), section 2.
+
+    Args:
+        scheduler: is left as it is.
+        schedule: arguments of its set_timesteps.
+    """
+    # Trap: set_timesteps replaces a scheduler's timesteps, of which training draws.
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    scheduler.set_timesteps(device=x_t.device, **schedule)
+    scheduler.set_begin_index(0)
+    for t in scheduler.timesteps:
+        velocity = unet(x_t, t.expand(len(x_t))).sample.float()
+        x_t = scheduler.step(velocity, t, x_t).prev_sample
+    return x_t
+
+
+def sample(unet: Output, scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler, x_t: Tensor, steps: int) -> Tensor:
+    """Pure noise x_t [B, C, H, W] to images [B, C, H, W], as a call of the published pipeline draws them."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return euler_sample(unet, scheduler, x_t, num_inference_steps=steps)
+    return ddim_sample(unet, scheduler, x_t, steps)
+
+
 class Teacher:
     """The frozen U-Net of the previous task: draws images and predicts noise. Counts its U-Net passes.
 
     Takes and returns float32; in between it computes in the U-Net's own dtype, whatever autocast says.
 
     Args:
-        steps, eta: of DDIM, for an image.
+        steps, eta: for an image; eta is of DDIM alone.
     """
 
-    def __init__(self, unet: nn.Module, scheduler: DDIMScheduler, steps: int = 2, eta: float = 0.0):
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler,
+        steps: int = 2,
+        eta: float = 0.0,
+    ):
         self.unet, self.scheduler = unet.requires_grad_(False).eval(), scheduler
         self.steps, self.eta = steps, eta
         self.passes = 0  # images through the U-Net
 
     @torch.inference_mode()
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The teacher's output at x_t [B, C, H, W] and t [B], in the scheduler's prediction_type."""
+        """The teacher's output at x_t [B, C, H, W] and t [B], of the kind that it was trained to predict."""
         self.passes += len(x_t)
         return self._run(x_t, t).sample.float()
 
@@ -76,6 +111,10 @@ class Teacher:
         config = self.unet.config
         self.passes += count * self.steps
         noise = random.randn(count, config.in_channels, config.sample_size, config.sample_size)
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            # Trap: the last of the scheduler's own steps begins at sigma 0.001, so that two would draw as one does.
+            sigmas = [1 - step / self.steps for step in range(self.steps)]
+            return Drawn(euler_sample(self._run, self.scheduler, noise, sigmas=sigmas))
         return Drawn(ddim_sample(self._run, self.scheduler, noise, self.steps, self.eta, random))
 
     def condition(self, count: int, random: StepRandom) -> Cond:

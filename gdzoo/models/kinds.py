@@ -4,14 +4,13 @@ Strategies, pools, the optimizer step and checkpoints use these alone: they know
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import torch
-from diffusers import ConfigMixin, DDIMScheduler
+from diffusers import ConfigMixin
 from torch import Tensor, nn
 
-from gdzoo.method.objective import Batch, Cond, Drawn, min_snr_weight, noised
+from gdzoo.method.objective import Batch, Cond, Drawn
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.strategies import Past
@@ -48,21 +47,6 @@ class Student(Protocol):
 
     def trained(self, network: nn.Module) -> Any:
         """What is measured and published of the trained network, such as a pipeline."""
-
-
-class NoiseScheduled:
-    """What students have in common whose noise schedule is one of betas."""
-
-    scheduler: DDIMScheduler
-
-    def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
-        return noised(drawn, self.scheduler, random)
-
-    def timesteps(self, count: int, random: StepRandom) -> Tensor:
-        return random.randint(self.scheduler.config.num_train_timesteps, count)
-
-    def loss_weight(self, snr_gamma: float | None) -> Callable[[Tensor], Tensor] | None:
-        return partial(min_snr_weight, self.scheduler, snr_gamma) if snr_gamma else None
 
 
 class Teacher(Protocol):

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from gdzoo.errors import clean, cut, one_line
 from gdzoo.method.objective import Cond
 from gdzoo.method.randomness import StepRandom
-from gdzoo.method.sampling import ddim_sample, to_float, to_uint8
-from gdzoo.models.kinds import NoiseScheduled
+from gdzoo.method.sampling import Output, ddim_sample, to_float, to_uint8
+from gdzoo.models.schedules import NoiseScheduled
 from gdzoo.models.text_refusals import check_schedule
 
 AT_ONCE = 4  # images of 512 pixels that the VAE takes at once; as many more as they are smaller
@@ -30,7 +30,7 @@ class LatentSpace(NoiseScheduled):
     A kind is a subclass. It gives the class attributes, `check_configs`, `check_pipeline`, `latent_levels`, `tokens`,
     `too_long`, `encode_prompts` and `cond_shapes`. What is here fits a network that takes (x_t, t, **cond), with a
     schedule of betas; a kind of another objective has its own `training_scheduler`, `noised`, `timesteps`,
-    `loss_weight`, `draw` and `predict`, as gdzoo.models.flow_matching; one with another guidance its own `guided`,
+    `loss_weight`, `denoise` and `predict`, as gdzoo.models.flow_matching; one with another guidance its own `guided`,
     `passes_of_drawing` and `remark`.
 
     Attributes:
@@ -159,7 +159,7 @@ class LatentSpace(NoiseScheduled):
         eta: float = 0.0,
         random: StepRandom | None = None,
     ) -> Tensor:
-        """Denoise x_t [B, C, h, w] to scaled latents by DDIM, with classifier-free guidance (Ho & Salimans 2021).
+        """Denoise x_t [B, C, h, w] to scaled latents, with classifier-free guidance (Ho & Salimans 2021).
 
         Args:
             predict: the output [B, C, h, w] at (x_t, t [B], condition).
@@ -170,6 +170,12 @@ class LatentSpace(NoiseScheduled):
         def output(x_t: Tensor, t: Tensor) -> UNet2DConditionOutput:
             return UNet2DConditionOutput(sample=self.guided(predict, x_t, t, cond, uncond, guidance))
 
+        return self.denoise(output, x_t, steps, eta, random)
+
+    def denoise(
+        self, output: Output, x_t: Tensor, steps: int, eta: float = 0.0, random: StepRandom | None = None
+    ) -> Tensor:
+        """Denoise x_t [B, C, h, w] to scaled latents by DDIM."""
         return ddim_sample(output, self.scheduler, x_t, steps, eta, random)
 
     def guided(

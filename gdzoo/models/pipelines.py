@@ -6,12 +6,19 @@ from collections.abc import Iterator
 
 import diffusers
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from torch import Tensor
 
 from gdzoo.errors import one_line
 from gdzoo.method.randomness import seed_from
-from gdzoo.method.sampling import check_steps, ddim_sample, to_uint8
+from gdzoo.method.sampling import check_steps, sample, to_uint8
 from gdzoo.models.refusals import (
     SUPPORTED,
     check_reachable,
@@ -22,26 +29,30 @@ from gdzoo.models.refusals import (
     not_trainable,
 )
 
+Trained = DDIMPipeline | DDPMPipeline  # what gdzoo trains, draws from and publishes; the second, of flow matching
 UNCONDITIONAL = {"batch_size", "num_inference_steps", "generator", "output_type"}  # arguments of a pipeline's call
 
 
-def load_pipeline(folder, **kwargs) -> DDIMPipeline:
-    """A published pipeline, from a folder or the Hub; safetensors only.
+def load_pipeline(folder, **kwargs) -> Trained:
+    """A pipeline that gdzoo published, from a folder or the Hub; safetensors only.
 
     Raises:
         ValueError: in one line, if it cannot be loaded.
     """
     try:
-        return DDIMPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **kwargs)
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(f"{folder} is no whole pipeline with safetensors ({one_line(error)})") from error
+    if not is_ours(pipeline):
+        raise ValueError(f"{folder} is no pipeline of gdzoo's, but a {type(pipeline).__name__}")
+    return pipeline
 
 
 def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
     """An unconditional pipeline from a folder or the Hub, in float32; safetensors only, no remote code.
 
     A UNet2DModel with a plain schedule of betas is returned as a DDIMPipeline with trailing timesteps and clipped
-    samples, like the zoo's own models.
+    samples, and one of flow matching as a DDPMPipeline, like the zoo's own models.
 
     Args:
         steps: the number of sampling steps that it must support.
@@ -66,7 +77,11 @@ def load_any_pipeline(repo_or_folder: str, steps: int) -> DiffusionPipeline:
             raise ValueError(f"{repo_or_folder}: {not_trainable(pipeline)}")
         if isinstance(unet.config.sample_size, (list, tuple)) and len({*unet.config.sample_size}) == 1:
             unet.register_to_config(sample_size=unet.config.sample_size[0])  # (28, 28) is 28
-    return _ddim_pipeline(pipeline, repo_or_folder, steps) if is_sampled_by_ddim(pipeline) else pipeline
+    if not_trainable(pipeline):
+        return pipeline
+    if isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
+        return DDPMPipeline(unet, pipeline.scheduler)
+    return _ddim_pipeline(pipeline, repo_or_folder, steps)
 
 
 def _is_unconditional(kind: type | None) -> bool:
@@ -100,15 +115,16 @@ def _ddim_pipeline(pipeline: DiffusionPipeline, repo_or_folder: str, steps: int)
     return DDIMPipeline(pipeline.unet, scheduler)
 
 
-def is_sampled_by_ddim(pipeline: DiffusionPipeline) -> bool:
-    """Whether the zoo's own sampler can draw from it, and it can be a teacher and a student."""
-    return not not_trainable(pipeline)
+def is_ours(pipeline: DiffusionPipeline) -> bool:
+    """Whether gdzoo's own samplers can draw from it, as it is, and it can be a teacher and a student."""
+    kinds = (DDIMPipeline, DDIMScheduler), (DDPMPipeline, FlowMatchEulerDiscreteScheduler)
+    return (type(pipeline), type(pipeline.components.get("scheduler"))) in kinds and not not_trainable(pipeline)
 
 
 # ---- drawing ----
 
 
-def draw_images(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
+def draw_images(pipeline: Trained, count: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
     """Yield `count` images as uint8 batches [b, C, H, W]; the noise is drawn on the CPU, the same for all devices."""
     for _, images in _draw_rows(pipeline, count, steps, seed, batch_size, (0, 1)):
         yield images
@@ -119,7 +135,7 @@ def draw_any(
 ) -> Iterator[tuple[int, Tensor]]:
     """Draw this process's share of `count` images. An image gets the same noise however many processes there are.
 
-    With a pipeline for the zoo's own sampler a share is rows of each batch, with any other it is whole batches.
+    With a pipeline for the zoo's own samplers a share is rows of each batch, with any other it is whole batches.
 
     Args:
         steps: sampling steps.
@@ -129,12 +145,11 @@ def draw_any(
     Yields:
         The index of the first image among all, and the images [b, C, H, W] (uint8) from there on.
     """
-    ours = type(pipeline) is DDIMPipeline and is_sampled_by_ddim(pipeline)
-    draw = _draw_rows if ours else _draw_whole_batches
+    draw = _draw_rows if is_ours(pipeline) else _draw_whole_batches
     yield from draw(pipeline, count, steps, seed, batch_size, node)
 
 
-def _draw_rows(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int]):
+def _draw_rows(pipeline: Trained, count: int, steps: int, seed: int, batch_size: int, node: tuple[int, int]):
     generator = torch.Generator().manual_seed(seed)
     config = pipeline.unet.config
     process, processes = node
@@ -145,7 +160,7 @@ def _draw_rows(pipeline: DDIMPipeline, count: int, steps: int, seed: int, batch_
         first, end = size * process // processes, size * (process + 1) // processes
         if first < end:
             x_t = noise[first:end].to(pipeline.unet.device)
-            x_0 = ddim_sample(pipeline.unet, pipeline.scheduler, x_t, steps)
+            x_0 = sample(pipeline.unet, pipeline.scheduler, x_t, steps)
             yield start + first, to_uint8(x_0)
 
 

@@ -28,6 +28,7 @@ MODELS = {
 
 
 TRAIN_TIMESTEPS = 1000
+FLOW = "flow"  # the prediction_type of flow matching, which the schedulers of diffusers do not name
 
 
 def smallest_resolution(model: str) -> int:

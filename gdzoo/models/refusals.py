@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path, PurePosixPath
 
 import httpx2
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
@@ -110,17 +110,13 @@ def no_weights(repo_or_folder: str, error: Exception) -> str:
 
 
 def not_trainable(pipeline: DiffusionPipeline) -> str:
-    """Why it can be no teacher and student, and cannot be sampled by gdzoo's DDIM; empty if it can."""
+    """Why it can be no teacher and student, and cannot be sampled by gdzoo; empty if it can."""
     unet, scheduler = (pipeline.components.get(name) for name in ("unet", "scheduler"))
     if pipeline.components.keys() != {"unet", "scheduler"} or not isinstance(unet, UNet2DModel):
         return f"a {type(pipeline).__name__} cannot be trained: {SUPPORTED}"
     if unet.class_embedding is not None:
         return "its U-Net is class-conditional, and gdzoo gives it no class: train one without classes"
-    kind = type(scheduler).__name__
-    if kind not in SAMPLED_BY_DDIM:
-        reason = f"a model with a {kind} cannot be trained, only with a DDIM, DDPM or PNDM scheduler"
-        if any(each.__name__ == "DDPMScheduler" for each in getattr(scheduler, "compatibles", ())):
-            reason += "; set pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config) and save it so"
+    if reason := _not_our_schedule(scheduler):
         return reason
     channels, predicted, size = unet.config.in_channels, unet.config.out_channels, unet.config.sample_size
     if predicted == 2 * channels:
@@ -134,4 +130,20 @@ def not_trainable(pipeline: DiffusionPipeline) -> str:
         return "its unet/config.json does not say what it draws: set sample_size there to the pixels of a side"
     if not isinstance(size, int):
         return f"it draws {'x'.join(map(str, size))} pixels, and gdzoo trains square images"
+    return ""
+
+
+def _not_our_schedule(scheduler) -> str:
+    kind = type(scheduler).__name__
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        for name in ("stochastic_sampling", "invert_sigmas", "use_dynamic_shifting"):
+            if scheduler.config.get(name):
+                return f"its {kind} has {name}, with which gdzoo cannot draw: set it to false"
+    elif kind not in SAMPLED_BY_DDIM:
+        reason = (
+            f"a model with a {kind} cannot be trained, only with a DDIM, DDPM, PNDM or flow-matching Euler scheduler"
+        )
+        if any(each.__name__ == "DDPMScheduler" for each in getattr(scheduler, "compatibles", ())):
+            reason += "; set pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config) and save it so"
+        return reason
     return ""

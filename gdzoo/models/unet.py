@@ -1,15 +1,22 @@
 """Unconditional U-Nets in pixel space: creating and training them, their FLOPs, and their noise schedules."""
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gdzoo.method.objective import Cond, Drawn
 from gdzoo.method.randomness import StepRandom
 from gdzoo.method.sampling import to_float
-from gdzoo.models.kinds import NoiseScheduled
-from gdzoo.models.presets import MODELS, TRAIN_TIMESTEPS
+from gdzoo.models.presets import FLOW, MODELS, TRAIN_TIMESTEPS
+from gdzoo.models.schedules import FlowScheduled, NoiseScheduled
 
 MOST_COMPILED = 1024  # graphs in a process; each task of each chain needs several
 
@@ -40,6 +47,23 @@ class UNetStudent(NoiseScheduled):
 
     def trained(self, network: nn.Module) -> DDIMPipeline:
         return DDIMPipeline(network.eval(), self.scheduler)
+
+
+class FlowUNetStudent(FlowScheduled, UNetStudent):
+    """The same, trained by flow matching."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: FlowMatchEulerDiscreteScheduler, random_flip: bool = False):
+        super().__init__(unet, self.training_scheduler(scheduler), random_flip)
+
+    def trained(self, network: nn.Module) -> DDPMPipeline:
+        # The stock pipeline that takes any scheduler as it is: a DDIMPipeline would make it DDIM's.
+        return DDPMPipeline(network.eval(), self.scheduler)
+
+
+def unet_student(unet: UNet2DModel, scheduler: SchedulerMixin, random_flip: bool) -> UNetStudent:
+    """The student that fits a noise schedule."""
+    kind = FlowUNetStudent if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else UNetStudent
+    return kind(unet, scheduler, random_flip)
 
 
 def real_images(pixels: Tensor, random_flip: bool, random: StepRandom) -> Tensor:
@@ -77,8 +101,12 @@ def compile_unet(unet: nn.Module) -> nn.Module:
     return torch.compile(unet, dynamic=False, options={"layout_optimization": not on_cpu})
 
 
-def create_scheduler(prediction_type: str = "epsilon", rescale_betas_zero_snr: bool = False) -> DDIMScheduler:
-    """Linear betas, T = 1000; whoever loads the saved config samples as the paper does."""
+def create_scheduler(
+    prediction_type: str = "epsilon", rescale_betas_zero_snr: bool = False
+) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+    """Linear betas, T = 1000; whoever loads the saved config samples as the paper does. With "flow", plain sigmas."""
+    if prediction_type == FLOW:
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS)
     return DDIMScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         beta_schedule="linear",
@@ -88,3 +116,10 @@ def create_scheduler(prediction_type: str = "epsilon", rescale_betas_zero_snr: b
         # Trap: diffusers' default, "leading", would start 2-step sampling at t = 500 from pure noise.
         timestep_spacing="trailing",
     )
+
+
+def schedule_settings(scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler) -> dict:
+    """The settings of `create_scheduler`, as far as a scheduler has them."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return {"prediction_type": FLOW, "rescale_betas_zero_snr": False}
+    return {name: scheduler.config[name] for name in ("prediction_type", "rescale_betas_zero_snr")}

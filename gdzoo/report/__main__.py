@@ -143,8 +143,8 @@ def downstream_section(comparison: Comparison, downstream: list[dict]) -> list[s
         note = (
             f"Accuracy on real test images ({how['test_split']}) of all classes so far. The classifier is trained task"
             f" after task on the real images of the task and on {how['replay_samples']} images from the model after"
-            f" the previous task ({how['eval_steps']} DDIM steps), labelled by the previous classifier; {how['steps']}"
-            f" steps per task; {how['hardware']}."
+            f" the previous task ({how['eval_steps']} sampling steps), labelled by the previous classifier;"
+            f" {how['steps']} steps per task; {how['hardware']}."
         )
         parts += [note, by_task(comparison, found, "after task")]
     return parts
@@ -163,8 +163,8 @@ def caption(comparison: Comparison) -> str:
     if condition.features is not None:
         weights = f" ({condition.fingerprint})" if condition.fingerprint else ""
         measured = (
-            f"{condition.eval_samples} samples of {condition.eval_steps} DDIM steps, {condition.feature_dim} features"
-            f" of {condition.features}{weights}, real images: {condition.reference_split}"
+            f"{condition.eval_samples} samples of {condition.eval_steps} sampling steps, {condition.feature_dim}"
+            f" features of {condition.features}{weights}, real images: {condition.reference_split}"
         )
     recipe = "" if condition.recipe == "paper" else f"recipe {condition.recipe}"
     return "; ".join(filter(None, (measured, condition.data, recipe, *made_with(comparison))))

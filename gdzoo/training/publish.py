@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers import DDIMPipeline
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from gdzoo.config import TrainConfig
 from gdzoo.data.streaming import ImageData
 from gdzoo.evaluation.evaluator import SEED as EVALUATOR_SEED
 from gdzoo.evaluation.evaluator import image_processor
+from gdzoo.models.pipelines import Trained
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.results import cost_of, results_of
 from gdzoo.training.run import Run
@@ -25,8 +25,8 @@ from gdzoo.zoo.pictures import real_grid
 from gdzoo.zoo.results import SCHEMA_VERSION, catalogue_info, other_results, validate_results
 
 
-def publish_pipeline(folder: Path, pipeline: DDIMPipeline, samples: Image.Image, results: dict, config: TrainConfig):
-    """Write a task's folder: a stock DDIMPipeline, samples.png, results.json, train_config.json and the card."""
+def publish_pipeline(folder: Path, pipeline: Trained, samples: Image.Image, results: dict, config: TrainConfig):
+    """Write a task's folder: a stock pipeline, samples.png, results.json, train_config.json and the card."""
     # Trap: from_pretrained records where a model came from, and save_pretrained would publish that local path.
     pipeline.unet.register_to_config(_name_or_path=None)
     results = {"schema_version": SCHEMA_VERSION} | results | catalogue_info(results) | made_with()

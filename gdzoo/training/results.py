@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import DDIMPipeline
 from PIL import Image
 
 import gdzoo
 from gdzoo.evaluation.evaluator import Evaluator
 from gdzoo.evaluation.features import Reference
 from gdzoo.evaluation.measure import SAMPLE_SEED, evaluate_pipeline
+from gdzoo.models.pipelines import Trained
 from gdzoo.training.checkpoint import Progress
 from gdzoo.training.run import Chain, Run, micro_batches
 from gdzoo.zoo.environment import peak_memory_mib
@@ -38,7 +38,7 @@ def cost_of(chain: Chain, accelerator: Accelerator, progress: Progress) -> dict:
 
 
 def evaluate_task(
-    chain: Chain, task: int, pipeline: DDIMPipeline, evaluator: Evaluator | None, reference: Reference | None
+    chain: Chain, task: int, pipeline: Trained, evaluator: Evaluator | None, reference: Reference | None
 ) -> tuple[dict, Image.Image] | None:
     """Metrics on all tasks so far and a picture of samples, on the main process; all processes must call."""
     config = chain.config

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -19,8 +18,8 @@ from gdzoo.method.randomness import seed_from
 from gdzoo.method.sampling import Teacher, to_float
 from gdzoo.method.strategies import rehearses, strategy_class
 from gdzoo.models.kinds import config_difference
-from gdzoo.models.pipelines import load_pipeline
-from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet
+from gdzoo.models.pipelines import Trained, load_pipeline
+from gdzoo.models.unet import UNetStudent, create_scheduler, create_unet, unet_student
 from gdzoo.training.jobs import Start
 from gdzoo.training.publish import check_publishing, publish_pipeline
 from gdzoo.training.results import evaluate_task, results_of, shared_measurement
@@ -46,10 +45,10 @@ class UnconditionalJob:
             torch.manual_seed(config.seed)
             unet = create_unet(config.model, data.channels, data.benchmark.resolution)
             scheduler = create_scheduler(config.prediction_type, config.rescale_betas_zero_snr)
-            return Start(UNetStudent(unet.to(device), scheduler, config.random_flip))
+            return Start(unet_student(unet.to(device), scheduler, config.random_flip))
         published = load_pipeline(chain.folder(task - 1))
         unet = load_pipeline(chain.folder(task - 1)).unet
-        student = UNetStudent(unet.to(device), published.scheduler, config.random_flip)
+        student = unet_student(unet.to(device), published.scheduler, config.random_flip)
         method, steps = strategy_class(chain.strategy), config.replay_pool_steps
         if not rehearses(method):
             return Start(student)
@@ -77,11 +76,11 @@ class UnconditionalJob:
             tqdm.write(f"task {task}: {skipped} images of {name} could not be decoded: skipped")
         return images
 
-    def untrained(self, run: Run, task: int) -> DDIMPipeline | None:
+    def untrained(self, run: Run, task: int) -> Trained | None:
         """The pretrained model is task 1."""
         return self.pretrained.pipeline if self.pretrained and task == 1 else None
 
-    def load(self, run: Run, folder: Path) -> DDIMPipeline:
+    def load(self, run: Run, folder: Path) -> Trained:
         return load_pipeline(folder).to(run.accelerator.device)
 
     def measure(
@@ -89,7 +88,7 @@ class UnconditionalJob:
         run: Run,
         chain: Chain,
         task: int,
-        trained: DDIMPipeline,
+        trained: Trained,
         evaluator: Evaluator | None,
         reference: Reference | None,
     ) -> tuple[dict, Image.Image] | None:
@@ -103,7 +102,7 @@ class UnconditionalJob:
     def results(self, run: Run, chain: Chain, task: int, found: dict, cost: dict, earlier: list[dict]) -> dict:
         return results_of(run, chain, task, found, cost, earlier)
 
-    def publish(self, run: Run, chain: Chain, task: int, trained: DDIMPipeline, pictures: Image.Image, results: dict):
+    def publish(self, run: Run, chain: Chain, task: int, trained: Trained, pictures: Image.Image, results: dict):
         publish_pipeline(chain.folder(task), trained, pictures, results, chain.config)
 
     def check_publishing(self, run: Run):

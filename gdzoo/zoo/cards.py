@@ -185,7 +185,7 @@ def _pipeline_metadata(repo_id: str, results: dict, benchmark: dict, pretrained:
         base_model_relation="finetune" if results["base_model"] else None,
     )
     if results["metrics"]:
-        how = "{eval_samples} samples of {eval_steps} DDIM steps, {feature_dim} features of {features}".format(
+        how = "{eval_samples} samples of {eval_steps} sampling steps, {feature_dim} features of {features}".format(
             **evaluation
         )
         metadata.model_name = repo_id.split("/")[1]

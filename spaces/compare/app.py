@@ -74,7 +74,7 @@ def build(zoo: Zoo) -> gr.Blocks:
                     label="Noise seed", minimum=0, maximum=MAX_SEED, precision=0, min_width=140, **setting["noise_seed"]
                 )
                 samples = slider(label="Samples", maximum=MAX_SAMPLES, **setting["samples"])
-                steps = dropdown(label="DDIM steps", choices=list(STEPS), min_width=140, **setting["steps"])
+                steps = dropdown(label="Sampling steps", choices=list(STEPS), min_width=140, **setting["steps"])
             gr.Markdown("## Metrics after each task")
             charts = html(described_values["charts"])
             table = html(described_values["table"])

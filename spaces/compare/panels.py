@@ -50,7 +50,7 @@ def drawn_samples(view: View, model: Model, drawing: Drawing, evaluator: Evaluat
     prompt = f"“{escape(view.prompt)}”, guidance {view.guidance:g}, " if view.prompted else ""
     caption = (
         f"{view.samples} samples of <code>{escape(model.repo_id)}</code>, "
-        f"{prompt}noise seed {view.noise_seed}, {view.steps} DDIM steps"
+        f"{prompt}noise seed {view.noise_seed}, {view.steps} sampling steps"
     )
     if drawing.cut:
         caption += f"<br>{escape(drawing.cut)}"

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safety import INDEX, SCHEDULER_CONFIG, TEXT_TO_IMAGE
+from safety import INDEX, SCHEDULER_CONFIG, TEXT_TO_IMAGE, UNCONDITIONAL
 
 MAX_SIDE = 2048  # pixels of an image
 PIXELS_AT_ONCE = 4 * 512**2  # of the images that a text-to-image model draws together
@@ -27,12 +27,13 @@ class Request(NamedTuple):
 
 
 class Unconditional:
-    """A DDIMPipeline of a U-Net in pixels."""
+    """A DDIMPipeline of a U-Net in pixels, or a DDPMPipeline of one that was trained by flow matching."""
 
     def __init__(self, folder: Path):
-        from diffusers import DDIMPipeline
+        import diffusers
 
-        self.pipeline = on_device(DDIMPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True))
+        kind = getattr(diffusers, json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"])
+        self.pipeline = on_device(kind.from_pretrained(folder, use_safetensors=True, local_files_only=True))
         self.gflop = count_gflop(self.pipeline.unet, {})
 
     def gflop_of_step(self, request: Request) -> float:
@@ -109,7 +110,7 @@ class TextToImage:
         return np.concatenate(images)
 
 
-LOADERS = {"DDIMPipeline": Unconditional, **dict.fromkeys(TEXT_TO_IMAGE, TextToImage)}
+LOADERS = dict.fromkeys(UNCONDITIONAL, Unconditional) | dict.fromkeys(TEXT_TO_IMAGE, TextToImage)
 
 
 def load(folder: Path) -> Unconditional | TextToImage:

@@ -11,7 +11,7 @@ INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 # Classes of components, as model_index.json names them.
-DDIM = ("diffusers", "DDIMScheduler")
+DDIM, FLOW = ("diffusers", "DDIMScheduler"), ("diffusers", "FlowMatchEulerDiscreteScheduler")
 # Schedules of betas that DDIM can replace, as it does here: the class itself is not used.
 BETA_SCHEDULERS = (
     *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler"),
@@ -61,7 +61,10 @@ WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "
 LATENT = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL")}
 LATENT |= {"text_encoder": ("transformers", "CLIPTextModel")}
 ANY_BETAS = tuple(("diffusers", name) for name in BETA_SCHEDULERS)
-UNCONDITIONAL = {"DDIMPipeline": Layout({"unet": ("diffusers", "UNet2DModel")})}
+UNCONDITIONAL = {
+    "DDIMPipeline": Layout({"unet": ("diffusers", "UNet2DModel")}),
+    "DDPMPipeline": Layout({"unet": ("diffusers", "UNet2DModel")}, schedulers=(FLOW,)),
+}
 TEXT_TO_IMAGE = {
     "StableDiffusionPipeline": Layout(LATENT, ("tokenizer",), ANY_BETAS, NOT_LOADED),
     "StableDiffusionXLPipeline": Layout(

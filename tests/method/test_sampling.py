@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, UNet2DModel
+from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 
 from gdzoo.method.randomness import StepRandom
-from gdzoo.method.sampling import Teacher, ddim_sample, to_float, to_uint8
+from gdzoo.method.sampling import Teacher, ddim_sample, sample, to_float, to_uint8
 from gdzoo.models.pipelines import draw_images
 from gdzoo.models.unet import create_scheduler, create_unet
 
@@ -63,8 +63,9 @@ def test_agrees_with_the_equations_step_for_step(unet, prediction_type, eta, ste
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
-def test_draws_the_images_that_the_pipeline_draws(unet):
-    pipeline = DDIMPipeline(unet, create_scheduler())
+@pytest.mark.parametrize(("kind", "predicts"), [(DDIMPipeline, "epsilon"), (DDPMPipeline, "flow")])
+def test_draws_the_images_that_the_pipeline_draws(unet, kind, predicts):
+    pipeline = kind(unet, create_scheduler(predicts))
     pipeline.set_progress_bar_config(disable=True)
     ours = torch.cat(list(draw_images(pipeline, count=5, steps=4, seed=3, batch_size=5)))
     theirs = pipeline(
@@ -94,6 +95,28 @@ def test_timesteps_are_trailing(unet):
     assert timesteps == [999, 499]
     with pytest.raises(ValueError, match="3 DDIM steps do not divide the 1000"):
         ddim_sample(unet, create_scheduler(), torch.randn(2, 1, 8, 8), steps=3)
+
+
+def test_flow_matching_goes_along_the_velocity_and_leaves_the_scheduler(unet):
+    """Euler's method by hand; 4 steps as the scheduler spaces them, from sigma 1 to 0.001 and then to 0."""
+    scheduler, noise = create_scheduler("flow"), torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    x_t, sigmas = noise, [1.0, 0.667, 0.334, 0.001, 0.0]
+    with torch.no_grad():
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            x_t = x_t + (following - sigma) * unet(x_t, torch.full((3,), 1000 * sigma)).sample
+    torch.testing.assert_close(sample(unet, scheduler, noise, 4), x_t, atol=1e-5, rtol=0)
+    assert torch.equal(scheduler.timesteps, create_scheduler("flow").timesteps) and len(scheduler.timesteps) == 1000
+
+
+def test_a_teacher_of_flow_matching_takes_equal_steps(unet):
+    """The scheduler's own second step of two would begin at sigma 0.001: the images would be those of one step."""
+    noise = StepRandom((0,), "cpu").randn(4, 1, 8, 8)
+    with torch.no_grad():
+        half = noise - 0.5 * unet(noise, torch.full((4,), 1000.0)).sample
+        expected = half - 0.5 * unet(half, torch.full((4,), 500.0)).sample
+    teacher = Teacher(unet, create_scheduler("flow"), steps=2)
+    torch.testing.assert_close(teacher.draw(4, StepRandom((0,), "cpu")).x_0, expected, atol=1e-5, rtol=0)
+    assert teacher.passes == 8
 
 
 def test_zero_terminal_snr_stays_finite(unet):

@@ -400,7 +400,7 @@ def test_results_of_another_form_are_left_out(change, reason, tmp_path):
 
 def test_it_says_how_everything_was_measured(markdown):
     assert (
-        "1000 samples of 20 DDIM steps, 64 features of gdzoo/split-digits-evaluator, real images: test; 2 seeds;"
+        "1000 samples of 20 sampling steps, 64 features of gdzoo/split-digits-evaluator, real images: test; 2 seeds;"
         " torch 2.13.0, diffusers 0.42.1, transformers 5.23.0; 2 x Some CPU" in markdown
     )
     assert "The evaluator classifies 98.1% of 360 test images correctly (test)" in markdown
@@ -465,7 +465,7 @@ def test_every_figure_is_there_as_png_and_svg(report, markdown):
     for name in names:
         assert f"(<{name}.png>)" in markdown
         svg = (report / f"{name}.svg").read_text()
-        assert "2 x Some CPU" in svg and "samples of 20 DDIM steps" in svg
+        assert "2 x Some CPU" in svg and "samples of 20 sampling steps" in svg
         picture = Image.open(report / f"{name}.png")
         assert min(picture.size) > 300
         edge = [

@@ -148,7 +148,7 @@ def test_out_of_bounds_url_is_bounded(context, app):
     with opened(context, f"{app.url}?task=99&samples=1000000&steps=3&noise_seed=-5&seed=nonsense") as page:
         expect_drawn(page, task=3)
         expect(panel(page, "left")).to_contain_text("64 samples")
-        expect(panel(page, "left")).to_contain_text("noise seed 0, 2 DDIM steps")
+        expect(panel(page, "left")).to_contain_text("noise seed 0, 2 sampling steps")
 
 
 def test_missing_strategy_says_so_and_the_other_side_works(context, app):
