@@ -44,7 +44,8 @@ def load_pipeline(folder, **kwargs) -> Trained:
     except Exception as error:  # `from_pretrained` has no common error type
         raise ValueError(f"{folder} is no whole pipeline with safetensors ({one_line(error)})") from error
     if not is_ours(pipeline):
-        raise ValueError(f"{folder} is no pipeline of gdzoo's, but a {type(pipeline).__name__}")
+        scheduler = type(pipeline.components.get("scheduler")).__name__
+        raise ValueError(f"{folder} is no pipeline of gdzoo's, but a {type(pipeline).__name__} with a {scheduler}")
     return pipeline
 
 
