@@ -1,9 +1,9 @@
 """Choices in the maths of distillation by flow matching, each tried alone on the digits (RESULTS.md, section 18).
 
-    python tests/benchmarks/flow.py OUTPUT_DIR --choices teacher_path rehearsal_logit_normal --seeds 42 69 1714
+    python tests/benchmarks/flow.py OUTPUT_DIR --choices teacher_path same_noise --seeds 42 69 1714 --max_train_steps 200
 
-Each chain runs as `accelerate launch gdzoo/train.py --prediction_type flow` runs it, in a process of its own, and is
-published in OUTPUT_DIR/zoo/CHOICE. Those that are no choice of a strategy replace the density of the real half.
+Each chain runs as `accelerate launch gdzoo/train.py --prediction_type flow` runs it, with further flags as they are
+given, in a process of its own; it is published in OUTPUT_DIR/CHOICE/seedS.
 """
 
 import argparse
@@ -110,12 +110,12 @@ CHOICES = {
     "rehearsal_logit_normal": (f"{OWN}RehearsalLogitNormal", None),
     "rehearsal_shifted": (f"{OWN}RehearsalShifted", None),
     "logit_normal": ("generative_distillation", LOGIT_NORMAL),
-    "joint_logit_normal": ("joint", LOGIT_NORMAL),
+    "logit_normal_joint": ("joint", LOGIT_NORMAL),
     "scheduler_steps": ("generative_distillation", None),
 }
 
 
-def train_chain(output_dir: str, choice: str, seed: int):
+def train_chain(output_dir: str, choice: str, seed: int, flags: list[str]):
     """One chain, in this process."""
     from gdzoo import train
     from gdzoo.method import sampling
@@ -129,9 +129,9 @@ def train_chain(output_dir: str, choice: str, seed: int):
         sampling.euler_sample = lambda unet, scheduler, x_t, sigmas=None, num_inference_steps=None: plain(
             unet, scheduler, x_t, num_inference_steps=num_inference_steps or len(sigmas)
         )
-    arguments = ["--prediction_type", "flow", "--strategy", strategy, "--seeds", str(seed)]
-    zoo = os.path.join(output_dir, choice, f"seed{seed}", "zoo")
-    assert train.main([*arguments, "--output_dir", zoo, "--hub_namespace", choice.replace("_", "-")]) == 0
+    arguments = ["--prediction_type", "flow", "--strategy", strategy, "--seeds", str(seed), *flags]
+    folder = os.path.join(output_dir, choice, f"seed{seed}")
+    assert train.main([*arguments, "--output_dir", folder, "--hub_namespace", choice.replace("_", "-")]) == 0
 
 
 def main():
@@ -139,8 +139,8 @@ def main():
     parser.add_argument("output_dir")
     parser.add_argument("--choices", nargs="+", choices=CHOICES, default=[*CHOICES])
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 69, 1714])
-    args = parser.parse_args()
-    chains = [(args.output_dir, choice, seed) for choice in args.choices for seed in args.seeds]
+    args, flags = parser.parse_known_args()
+    chains = [(args.output_dir, choice, seed, flags) for choice in args.choices for seed in args.seeds]
     # A process for each chain: what a choice replaces must not be there for the next one.
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         pool.starmap(train_chain, chains, chunksize=1)
