@@ -1,6 +1,6 @@
 """Choices in the maths of distillation by flow matching, each tried alone on the digits (RESULTS.md, section 18).
 
-    python tests/benchmarks/flow.py OUTPUT_DIR --choices teacher_path same_noise --seeds 42 69 1714 --max_train_steps 200
+    python tests/benchmarks/flow.py OUTPUT_DIR --choices teacher_path reflow --seeds 42 69 --max_train_steps 200
 
 Each chain runs as `accelerate launch gdzoo/train.py --prediction_type flow` runs it, with further flags as they are
 given, in a process of its own; it is published in OUTPUT_DIR/CHOICE/seedS.

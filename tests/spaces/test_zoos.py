@@ -10,8 +10,10 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from diffusers import DDIMPipeline
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from gdzoo.models.unet import flops_of_forward
 from tests.conftest import ROOT
@@ -242,6 +244,30 @@ def test_a_drawing_takes_the_threads_that_its_model_can_use(space, tiny_zoo, mon
         sampler.draw(model, drawing.Request(0, samples, 1))
     unet = DDIMPipeline.from_pretrained(folder).unet
     assert threads == pytest.approx([flops_of_forward(unet, samples) / 1e9 for samples in (1, 3)])
+
+
+def test_models_of_flow_matching_are_drawn_as_their_pipeline_draws(space, tiny_zoo, tmp_path):
+    """A DDPMPipeline is taken with the scheduler that gdzoo publishes it with, and no other."""
+    from drawing import Request, Sampler
+    from safety import RepoRefused
+    from sources import FolderSource
+    from zoo import Zoo
+
+    name = f"{BENCHMARK}-task1"
+    repo = shutil.copytree(tiny_zoo.zoo / name, tmp_path / "gdzoo" / name)
+    pipeline = DDPMPipeline(DDIMPipeline.from_pretrained(str(repo)).unet, FlowMatchEulerDiscreteScheduler())
+    pipeline.save_pretrained(repo)
+    zoo = Zoo(FolderSource(tmp_path, "gdzoo"))
+    zoo.refresh()
+    (model,) = zoo.models.values()
+    sampler = Sampler(zoo)
+    drawn = sampler._pipeline(model).draw(Request(noise_seed=3, samples=2, steps=4))
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=4, output_type="np").images
+    assert np.abs(drawn - expected).max() < 1e-5 and sampler.draw(model, Request(3, 2, 4)).png
+    DDPMPipeline(pipeline.unet, DDPMScheduler()).save_pretrained(repo)
+    with pytest.raises(RepoRefused, match="its scheduler is .*DDPMScheduler.*, not a stock class"):
+        zoo.pipeline_folder(model)
 
 
 # Files of the Space
