@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gdzoo.errors import one_line
-from gdzoo.models.latents import LatentSpace, plain_config
+from gdzoo.models.copies import copy_with
+from gdzoo.models.latents import LatentSpace
 from gdzoo.models.lora_files import LORA_FILE, LORA_FOLDER
 
 # Trap: a name with a dot breaks the keys of the saved weights.
@@ -29,7 +30,7 @@ STUDENT, TEACHER = "student", "teacher"
 def add_adapter(
     network: ModelMixin, rank: int, seed: int, kind: type[LatentSpace], layers: Sequence[str] = ()
 ) -> "Adapter":
-    """Give a plain network a zero adapter to train; everything else in it is frozen.
+    """Give a plain network a zero adapter to train, in float32; everything else in it is frozen.
 
     Args:
         seed: of the adapter's random half.
@@ -46,6 +47,9 @@ def add_adapter(
             # Trap: other programs ignore a lora_alpha that is not the rank, and save_lora_weights loses it.
             network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), name)
     adapter = Adapter(network, kind)
+    for layer in adapter.layers:
+        for half in _halves(layer):
+            half.float()  # Trap: peft gives them the precision of the network, which may be half
     adapter.freeze_teacher()
     return adapter
 
@@ -187,24 +191,24 @@ def _difference(mine: dict[str, Tensor], given: dict[str, Tensor], rank: int) ->
 
 
 @torch.no_grad()
-def fused_copy(network: ModelMixin) -> ModelMixin:
+def fused_copy(network: ModelMixin, exact: ModelMixin | None = None) -> ModelMixin:
     """A float32 copy, on the CPU, of a network with the student's weights added, and without adapters.
 
     The network is left as it is. It may fill an accelerator, which then has no room for another one.
 
     Trap: half precision would lose a sixth of a small update; a pipeline with layers of peft in it, fused or not,
     saves and loads, and fails when it is called.
+
+    Args:
+        exact: the network without adapters in float32, of one whose frozen weights are in half precision.
     """
-    # A copy of the object would have accelerate's autocast in its forward().
-    with torch.device("meta"):
-        plain = type(network).from_config(plain_config(network))
+    frozen = exact.state_dict() if exact else network.state_dict()
     weights = {
         name.replace(".base_layer.", "."): weight.detach().to("cpu", torch.float32, copy=True)
-        for name, weight in network.state_dict().items()
+        for name, weight in frozen.items()
         if ".lora_" not in name
     }
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             weights[f"{name}.weight"] += module.get_delta_weight(STUDENT).float().cpu()
-    plain.load_state_dict(weights, assign=True)
-    return plain.requires_grad_(False).eval()
+    return copy_with(network, weights)

@@ -37,6 +37,7 @@ class TextStudent:
         network: on the device of `space`; trained whole, or through its adapter alone.
         prompts: of each label of the data.
         dropout: share of the images that get the empty prompt, which guidance needs.
+        exact: see `fused_copy`.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class TextStudent:
         prompts: Sequence[str],
         dropout: float = 0.0,
         adapter: Adapter | None = None,
+        exact: ModelMixin | None = None,
     ):
         self.network, self.space = network, space
-        self.dropout, self.adapter = dropout, adapter
+        self.dropout, self.adapter, self.exact = dropout, adapter, exact
         self.table, self.empty = space.embed(prompts), space.embed([""])  # conditions [labels, ...], [1, ...]
 
     @property
@@ -95,7 +97,7 @@ class TextStudent:
         return self.space.predict(network, x_t, t, cond)
 
     def trained(self, network: ModelMixin) -> TrainedText:
-        copy = fused_copy(network)
+        copy = fused_copy(network, self.exact)
         network.to("cpu")  # with an adapter it is kept, but not used any more
         return TrainedText(self.space, copy, self.adapter)
 

@@ -28,6 +28,7 @@ from gdzoo.evaluation.prompts import (
     evaluate_prompts,
 )
 from gdzoo.method.randomness import seed_from
+from gdzoo.models.copies import copy_in
 from gdzoo.models.latents import LatentSpace
 from gdzoo.models.text_pipelines import save_pipeline
 from gdzoo.models.text_to_image import TrainedText
@@ -88,20 +89,23 @@ def groups_of(
     return groups
 
 
-def drawer(space: LatentSpace, network: Callable[[], ModelMixin], *how) -> Draw:
-    """Draws prompts by a model, as `draw_prompts` does.
+def drawer(
+    space: LatentSpace, network: Callable[[], ModelMixin], steps: int, batch_size: int, precision: str | None
+) -> Draw:
+    """Draws prompts by a model, as `draw_prompts` does, with weights of the same precision.
 
     Args:
-        network: returns the model when it is first needed.
-        how: the last arguments of `draw_prompts`.
+        network: returns the model, in float32, when it is first needed; it is left as it is.
     """
+    dtype = COMPUTE_DTYPES.get(precision)
+    drawing = functools.cache(lambda: copy_in(network(), dtype) if dtype else network())
 
     def draw_by_network(prompts: list[str], seed: int, guidance: float) -> Tensor | None:
         # One network at a time is on the accelerator: the trained one and the original one draw in turn, and before
         # that the text encoders read.
         space.embed([*prompts, ""])
-        model = network().to(space.device)
-        drawn = draw_prompts(space, model, prompts, seed, guidance, *how)
+        model = drawing().to(space.device)
+        drawn = draw_prompts(space, model, prompts, seed, guidance, steps, batch_size, precision)
         model.to("cpu")
         return drawn
 

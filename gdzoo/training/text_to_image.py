@@ -24,6 +24,7 @@ from gdzoo.method.objective import Drawn
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import seed_from
 from gdzoo.method.strategies import rehearses, strategy_class
+from gdzoo.models.copies import copy_in
 from gdzoo.models.kinds import config_difference
 from gdzoo.models.latents import LatentSpace
 from gdzoo.models.lora import Adapter, adapter_file, add_adapter, fused_copy, read_adapter
@@ -34,6 +35,7 @@ from gdzoo.models.small_stable_diffusion import create_pipeline
 from gdzoo.models.text_pipelines import load_text_to_image, network_of, open_space
 from gdzoo.models.text_to_image import TextStudent, TextTeacher, TrainedText
 from gdzoo.training.jobs import Start
+from gdzoo.training.learner import COMPUTE_DTYPES
 from gdzoo.training.prompt_results import (
     Originals,
     Picture,
@@ -129,15 +131,19 @@ class TextToImageJob:
         kept = self.preservation(run, chain, task).prompts if rehearses(method) else ()
         # Before the network is on the device: T5 alone takes 19 GB there.
         space.embed([*run.data.names, "", *kept, *config.validation_prompt])
-        network, adapter = self._previous_network(chain, task, space).to(device), None
+        before, adapter = self._previous_network(chain, task, space), None
+        half = COMPUTE_DTYPES.get(run.accelerator.mixed_precision) if config.trains_adapter(task) else None
+        # What stays frozen needs no float32 on the accelerator, only where it is published with the adapter.
+        network = (copy_in(before, half) if half else copy.deepcopy(before)).to(device)
+        exact = before if half else None
         if config.trains_adapter(task):
             adapter = self._adapter(chain, task, network, type(space))
         if not rehearses(method):
-            return Start(self._student(run, chain, network, space, adapter))
+            return Start(self._student(run, chain, network, space, adapter, exact))
         own = network if adapter else copy.deepcopy(network)
         drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
         teacher = TextTeacher(own, space, self.preservation(run, chain, task), **drawing)
-        student = self._student(run, chain, network, space, adapter)
+        student = self._student(run, chain, network, space, adapter, exact)
         pool = buffer = None
         if method.draws_replay and config.replay_pool:
             key = (config.seed, task)
@@ -163,11 +169,17 @@ class TextToImageJob:
         return self.base.lora.layers if self.base and self.base.lora else chain.config.layers
 
     def _student(
-        self, run: Run, chain: Chain, network: ModelMixin, space: LatentSpace, adapter: Adapter | None = None
+        self,
+        run: Run,
+        chain: Chain,
+        network: ModelMixin,
+        space: LatentSpace,
+        adapter: Adapter | None = None,
+        exact: ModelMixin | None = None,
     ) -> TextStudent:
         if chain.config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        return TextStudent(network, space, run.data.names, chain.config.caption_dropout, adapter)
+        return TextStudent(network, space, run.data.names, chain.config.caption_dropout, adapter, exact)
 
     def space(self, run: Run, chain: Chain, task: int) -> LatentSpace:
         """The frozen parts of the model that a task, not the first from scratch, starts from."""
@@ -199,11 +211,11 @@ class TextToImageJob:
         return open_space(pipeline, device, chain.config.resolution)
 
     def _previous_network(self, chain: Chain, task: int, space: LatentSpace) -> ModelMixin:
-        """What the task before published; with --rank without the adapter, which is loaded into it."""
+        """What the task before published, not to be changed; with --rank without the adapter, which comes later."""
         first = 1 if self.base is None else 0  # the task whose model adapters belong to
         before = first if chain.config.trains_adapter(task) else task - 1
         if self.base and before < chain.first_task:
-            return copy.deepcopy(network_of(self.base.pipeline))
+            return network_of(self.base.pipeline)
         return space.load_network(chain.folder(before))
 
     def preservation(self, run: Run, chain: Chain, task: int) -> Preservation:
@@ -286,7 +298,7 @@ class TextToImageJob:
         first = self.base.tasks if self.base else 1  # the task after which the original model stood
         original = None
         if task > first and (self.base or chain.folder(1).exists()):  # resumed from the Hub, it may not be here
-            load = functools.cache(lambda: self._original(chain, trained.space).to(run.accelerator.device).eval())
+            load = functools.cache(lambda: self._original(chain, trained.space).eval())
             key = self.base.folder if self.base else chain.config.seed  # all strategies share the first task
             drawn = drawings_of(dataclasses.replace(judge, fidelity=None), load)
             original = self.originals.source(key, judge, drawn, first)
@@ -301,9 +313,10 @@ class TextToImageJob:
     def _original(self, chain: Chain, space: LatentSpace) -> ModelMixin:
         if not self.base:
             return space.load_network(chain.folder(1))
-        network, lora = copy.deepcopy(network_of(self.base.pipeline)), self.base.lora
+        network, lora = network_of(self.base.pipeline), self.base.lora
         if not lora:
             return network
+        network = copy.deepcopy(network)
         add_adapter(network, lora.rank, 0, type(space), lora.layers).begin_with(lora.weights)
         return fused_copy(network)
 

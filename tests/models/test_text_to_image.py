@@ -8,13 +8,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import compute_snr
+from peft.tuners.lora import LoraLayer
 
 from gdzoo.method.objective import Batch, continual_loss
 from gdzoo.method.pool import ReplayPool
 from gdzoo.method.randomness import BlockRandom, StepRandom
 from gdzoo.method.strategies import GaussianDistillation, GenerativeDistillation, GenerativeReplay, LwF
+from gdzoo.models.copies import copy_in
 from gdzoo.models.kinds import make_past
-from gdzoo.models.lora import Adapter, add_adapter, fused_copy
+from gdzoo.models.lora import STUDENT, Adapter, add_adapter, fused_copy
 from gdzoo.models.preservation import EMPTY, Preservation
 from gdzoo.models.stable_diffusion import TEXT
 from gdzoo.models.stable_diffusion_3 import StableDiffusion3
@@ -322,6 +324,39 @@ def test_half_precision_passes_give_float32_and_nearly_the_same(loaded, lora):
             loaded.space.predict(loaded.network, *batch[:2], batch.cond).float().square().mean().backward()
         assert all(weight.grad.abs().sum() > 0 for weight in reached(adapter))
         assert {weight.dtype for weight in loaded.network.parameters()} == {torch.float32}
+
+
+def test_a_frozen_network_in_half_precision_teaches_and_is_published_in_float32(loaded, any_precision):
+    """What `--rank --mixed_precision bf16` keeps on the accelerator: half the bytes, but for the adapters."""
+    plain = fused_copy(loaded.network)
+    full = loaded.space.predict(plain, *(batch := real_batch(loaded))[:2], batch.cond)
+    network = copy_in(plain, torch.bfloat16)
+    adapter = add_adapter(network, 2, 0, type(loaded.space))
+    kinds = {name: weight.dtype for name, weight in network.named_parameters()}
+    assert {dtype for name, dtype in kinds.items() if ".lora_" in name} == {torch.float32}
+    assert {dtype for name, dtype in kinds.items() if ".lora_" not in name} == {torch.bfloat16}
+    teacher = TextTeacher(network, loaded.space, KEPT, steps=2, adapter=adapter)
+    teacher.to(torch.bfloat16)
+    prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(network)
+    for near in (teacher.predict(*batch[:2], batch.cond), loaded.space.predict(prepared, *batch[:2], batch.cond)):
+        assert near.dtype == torch.float32
+        assert 0 < (near - full).norm() < 0.05 * full.norm()
+    assert teacher.draw(2, random()).x_0.isfinite().all()
+    loaded.space.predict(prepared, *batch[:2], batch.cond).square().mean().backward()
+    assert {weight.grad.dtype for weight in reached(adapter)} == {torch.float32}
+    shake(adapter)
+    student = TextStudent(network, loaded.space, PROMPTS, adapter=adapter, exact=plain)
+    published = student.trained(network).network.state_dict()
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            change = module.get_delta_weight(STUDENT)
+            torch.testing.assert_close(published[f"{name}.weight"], plain.state_dict()[f"{name}.weight"] + change)
+            del published[f"{name}.weight"]
+    assert all(torch.equal(weight, plain.state_dict()[name]) for name, weight in published.items())
+
+
+def real_batch(loaded) -> Batch:
+    return drawn_batch(TextStudent(loaded.network, loaded.space, PROMPTS), teacher_of(loaded))
 
 
 def test_the_teacher_of_a_full_student_is_frozen_and_apart(loaded):

@@ -153,7 +153,7 @@ def test_of_networks_that_draw_in_turn_one_is_on_the_accelerator():
 
     space = SimpleNamespace(device=torch.device("meta"), latent_shape=(4, 2, 2), embed=list, predict=None, draw=draw)
     space.predict, space.decode = (lambda network: None), (lambda latents: torch.zeros(len(latents), 3, 16, 16))
-    sources = [drawer(space, functools.partial(network, name), 1, 2) for name in places]
+    sources = [drawer(space, functools.partial(network, name), 1, 2, None) for name in places]
     for _ in range(2):
         for source in sources:
             assert len(source(["a dog"] * 3, 0, 1.0)) == 3

@@ -16,6 +16,7 @@ TWO = ("dog", "chair")
 FAST = {
     "checkpointing, lora": (ADAPTER, ["--gradient_checkpointing"], 1e-5),
     "bf16, full": ([], ["--mixed_precision", "bf16"], 0.03),
+    "bf16, lora": (ADAPTER, ["--mixed_precision", "bf16"], 0.03),  # what is frozen is in bf16
 }
 
 

@@ -40,7 +40,11 @@ RUNS = {
     "xl-full": ("xl", [], [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),  # in task 2
     "xl-lora": ("xl", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),  # before it
     "sd3-lora": ("sd3", WHOLE, [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),
-    "flux-lora": ("flux", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),
+    "flux-lora": (
+        "flux",
+        [*ADAPTER, "--mixed_precision", "bf16"],
+        [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)],
+    ),
 }
 
 
