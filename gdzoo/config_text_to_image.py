@@ -98,6 +98,7 @@ FIDELITY_MODELS = types.MappingProxyType(
 
 # diffusers' names, and their parameters: of flow-matching models alone, which have defaults of their own.
 WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
+DRAWN_IN = ("replay_pool_steps", "eval_steps")  # numbers of sampling steps
 WEIGHTING_FLAGS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
 
 _CONCEPT_FLAGS = ("instance_data_dir", "instance_prompt", "class_prompt")
@@ -326,7 +327,6 @@ class TextToImageConfig(Settings, PromptSettings):
         *("dataset_root", "preservation_prompts", "pretrained_lora"),
     )
     models = ("evaluator", "features", "pretrained_model_name_or_path", *FIDELITY_MODELS)
-    divisors = ("replay_pool_steps", "eval_steps")
     unnamed = types.MappingProxyType({"use_8bit_adam": False})
     task_flags = ("--pretrained_model_name_or_path ", "--pretrained_tasks ")
     private = ("dataset_root", "seeds")
@@ -337,6 +337,11 @@ class TextToImageConfig(Settings, PromptSettings):
     replay_eta = 0.0
     replay_pool_balanced = False
     dataset_name = test_split = recipe = None
+
+    @property
+    def divisors(self) -> tuple[str, ...]:
+        # Models of flow matching take any number of steps: which a model is, is known when it is opened.
+        return () if self.pretrained_model_name_or_path else DRAWN_IN
 
     @property
     def weighting(self) -> dict:

@@ -175,7 +175,7 @@ def test_concepts_are_read_once():
         ({**ONE, "strategy": ["experience_replay"]}, "--strategy experience_replay needs the real images"),
         ({**ONE, "preservation_empty_share": 1.0}, "--preservation_empty_share 1.0: it is less than 1"),
         ({**ONE, "evaluator": "train"}, "--evaluator train: photos of a few concepts"),
-        ({**ONE, "replay_pool_steps": 3}, "--replay_pool_steps 3 does not divide"),
+        ({"replay_pool_steps": 3}, "--replay_pool_steps 3 does not divide"),
         ({**ONE, "preservation_prompts": "missing.txt"}, "--preservation_prompts missing.txt: it cannot be read"),
         ({**ONE, "pretrained_model_name_or_path": "../model"}, "--pretrained_model_name_or_path ../model: there is no"),
         ({**ONE, "rank": 0}, "--rank 0: it is at least 1"),

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from gdzoo.method.objective import Batch, Drawn, min_snr_weight, noised
 from gdzoo.method.randomness import StepRandom
+from gdzoo.method.sampling import check_steps
 
 
 class NoiseScheduled:
     """What students have in common whose noise schedule is one of betas."""
 
     scheduler: DDIMScheduler
+
+    @staticmethod
+    def check_steps(scheduler: SchedulerMixin, steps: int):
+        """Raises ValueError: images cannot be drawn in so many steps."""
+        check_steps(scheduler.config.num_train_timesteps, steps)
 
     def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
         return noised(drawn, self.scheduler, random)
@@ -59,6 +65,10 @@ class FlowScheduled:
                 raise ValueError(f"its {kind} has {name}, with which gdzoo cannot draw: set it to false")
         # Trap: drawing replaces the timesteps of a scheduler by its few.
         return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+
+    @staticmethod
+    def check_steps(scheduler: SchedulerMixin, steps: int):
+        """Euler's method takes any number of steps."""
 
     def noised(self, drawn: Drawn, random: StepRandom) -> Batch:
         """x_t = (1 - sigma) x_0 + sigma noise at random t, with its velocity, noise - x_0, as the target."""

@@ -4,7 +4,9 @@ import contextlib
 import functools
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import diffusers
 import torch
@@ -51,18 +53,24 @@ def network_of(pipeline: DiffusionPipeline) -> ModelMixin:
 
 
 def load_text_to_image(
-    repo_or_folder: str | Path, revision: str | None = None, variant: str | None = None
+    repo_or_folder: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    steps: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[DiffusionPipeline, Path]:
     """A pipeline of a supported kind in float32, and the local folder that its files lie in; the Hub's is its cache.
 
     Safetensors only, no remote code, no safety checker. Of a model that was saved in half precision alone, that
     variant is read.
 
+    Args:
+        steps: by flag, numbers of steps in which it is to draw.
+
     Raises:
         ValueError: in one line, if it cannot be loaded or trained.
     """
     repo_or_folder = str(repo_or_folder)
-    kind, folder, variant = _fetch(repo_or_folder, revision, variant)
+    kind, folder, variant = _fetch(repo_or_folder, revision, variant, steps)
     _check_unattached(repo_or_folder, folder, kind.network_name)
     try:
         index = DiffusionPipeline.load_config(folder)
@@ -83,7 +91,7 @@ def load_text_to_image(
 
 
 def _fetch(
-    repo_or_folder: str, revision: str | None, variant: str | None
+    repo_or_folder: str, revision: str | None, variant: str | None, steps: Mapping[str, int]
 ) -> tuple[type[LatentSpace], Path, str | None]:
     """Its kind, the local folder of its files, and which variant to read. What cannot be trained is not downloaded."""
     local, folder = Path(repo_or_folder).is_dir(), Path(repo_or_folder)
@@ -96,10 +104,15 @@ def _fetch(
         raise ValueError(f"{repo_or_folder}: {no_text_pipeline(repo_or_folder, error, SUPPORTED)}") from error
     try:
         kind = _kind(folder, index)
-        kind.training_scheduler(_load_scheduler(folder, index))
+        scheduler = kind.training_scheduler(_load_scheduler(folder, index))
     except (ValueError, OSError) as error:
         reason = one_line(error) if isinstance(error, (OSError, json.JSONDecodeError)) else error
         raise ValueError(f"{repo_or_folder}: {reason}") from error
+    for flag, number in steps.items():
+        try:
+            kind.check_steps(scheduler, number)
+        except ValueError as error:
+            raise ValueError(f"--{flag}: {error} of {repo_or_folder}") from error
     # Offline the Hub lists nothing, but the cache may have the model.
     if variant is None and has_only_fp16(list_files(repo_or_folder) or list_files(str(folder))):
         variant = "fp16"

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from gdzoo import machine
 from gdzoo.config import ConfigError
-from gdzoo.config_text_to_image import TextToImageConfig
+from gdzoo.config_text_to_image import DRAWN_IN, TextToImageConfig
 from gdzoo.data.captioned import CaptionedDigits
 from gdzoo.data.concepts import ConceptPhotos
 from gdzoo.data.joined import open_part
@@ -224,7 +224,8 @@ def check_layers(config: TextToImageConfig, base: Base | None):
 
 def _load(repo_or_folder: str, config: TextToImageConfig) -> tuple[DiffusionPipeline, Path]:
     try:
-        pipeline, folder = load_text_to_image(repo_or_folder, config.revision, config.variant)
+        steps = {flag: getattr(config, flag) for flag in DRAWN_IN}
+        pipeline, folder = load_text_to_image(repo_or_folder, config.revision, config.variant, steps)
         space = open_space(pipeline, "cpu", config.resolution, weighting=config.weighting)
         space.loss_weight(config.snr_gamma)
     except ValueError as error:

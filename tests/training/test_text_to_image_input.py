@@ -233,7 +233,8 @@ def test_settings_of_flow_matching_reach_the_models(root, cwd, base):
     """And what is assumed of a guidance-distilled one is told."""
     concept = dict(instance_data_dir=str(root / "photos/dog"), instance_prompt="a sks dog", class_prompt="a dog")
     model = dict(pretrained_model_name_or_path=str(root / base), clip_model="none", dino_model="none")
-    config = TextToImageConfig(**concept, **model, resolution=16, rank=2, weighting_scheme="cosmap")
+    steps = dict(eval_steps=28, replay_pool_steps=7)  # of any number
+    config = TextToImageConfig(**concept, **model, **steps, resolution=16, rank=2, weighting_scheme="cosmap")
     run = prepare_text_to_image(config)
     (chain,) = run.chains
     assert run.job.space(run, chain, 1).weighting["weighting_scheme"] == "cosmap"
@@ -250,6 +251,7 @@ def test_settings_of_flow_matching_reach_the_models(root, cwd, base):
     [
         ("flux", ["--snr_gamma", "5"], "gdzoo: --snr_gamma 5 is for models with a schedule of betas"),
         ("xl", ["--weighting_scheme", "mode"], "gdzoo: --weighting_scheme is for models of flow matching"),
+        ("xl", ["--eval_steps", "28"], "gdzoo: --eval_steps: 28 DDIM steps do not divide the 1000 training timesteps"),
     ],
 )
 def test_settings_of_another_kind_of_model(cwd, root, capsys, base, flags, said):
