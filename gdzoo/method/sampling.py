@@ -68,7 +68,7 @@ def euler_sample(unet: Output, scheduler: FlowMatchEulerDiscreteScheduler, x_t: 
     scheduler.set_timesteps(device=x_t.device, **schedule)
     scheduler.set_begin_index(0)
     for t in scheduler.timesteps:
-        velocity = unet(x_t, t.expand(len(x_t))).sample.float()
+        velocity = unet(x_t, t.repeat(len(x_t))).sample.float()
         x_t = scheduler.step(velocity, t, x_t).prev_sample
     return x_t
 
