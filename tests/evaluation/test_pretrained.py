@@ -415,7 +415,8 @@ def refused_models():
     yield (
         "Euler",
         lambda f: with_scheduler(f, "EulerDiscreteScheduler"),
-        "a model with a EulerDiscreteScheduler cannot be trained, only with a DDIM, DDPM, PNDM or FlowMatchEulerDiscrete scheduler; set",
+        "a model with a EulerDiscreteScheduler cannot be trained, only with a DDIM, DDPM, PNDM or"
+        " FlowMatchEulerDiscrete scheduler; set",
     )
     yield (
         "part",
