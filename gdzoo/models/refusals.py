@@ -140,9 +140,8 @@ def _not_our_schedule(scheduler) -> str:
             if scheduler.config.get(name):
                 return f"its {kind} has {name}, with which gdzoo cannot draw: set it to false"
     elif kind not in SAMPLED_BY_DDIM:
-        reason = (
-            f"a model with a {kind} cannot be trained, only with a DDIM, DDPM, PNDM or flow-matching Euler scheduler"
-        )
+        taken = "DDIM, DDPM, PNDM or FlowMatchEulerDiscrete"
+        reason = f"a model with a {kind} cannot be trained, only with a {taken} scheduler"
         if any(each.__name__ == "DDPMScheduler" for each in getattr(scheduler, "compatibles", ())):
             reason += "; set pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config) and save it so"
         return reason
