@@ -200,7 +200,7 @@ def fused_copy(network: ModelMixin, exact: ModelMixin | None = None) -> ModelMix
     saves and loads, and fails when it is called.
 
     Args:
-        exact: the network without adapters in float32, of one whose frozen weights are in half precision.
+        exact: the same network in float32, of one whose frozen weights may be in half precision.
     """
     frozen = exact.state_dict() if exact else network.state_dict()
     weights = {

@@ -34,10 +34,10 @@ class TextStudent:
     """A text-to-image network that is trained, in the latents of a frozen VAE; its kind is that of `space`.
 
     Args:
-        network: on the device of `space`; trained whole, or through its adapter alone.
+        network: on the device of `space`; trained whole, or through its adapter alone. What is frozen of it may be in
+            half precision: it is published as the space's own network has it.
         prompts: of each label of the data.
         dropout: share of the images that get the empty prompt, which guidance needs.
-        exact: see `fused_copy`.
     """
 
     def __init__(
@@ -47,10 +47,9 @@ class TextStudent:
         prompts: Sequence[str],
         dropout: float = 0.0,
         adapter: Adapter | None = None,
-        exact: ModelMixin | None = None,
     ):
         self.network, self.space = network, space
-        self.dropout, self.adapter, self.exact = dropout, adapter, exact
+        self.dropout, self.adapter = dropout, adapter
         self.table, self.empty = space.embed(prompts), space.embed([""])  # conditions [labels, ...], [1, ...]
 
     @property
@@ -97,7 +96,7 @@ class TextStudent:
         return self.space.predict(network, x_t, t, cond)
 
     def trained(self, network: ModelMixin) -> TrainedText:
-        copy = fused_copy(network, self.exact)
+        copy = fused_copy(network, self.space.network if self.adapter else None)
         network.to("cpu")  # with an adapter it is kept, but not used any more
         return TrainedText(self.space, copy, self.adapter)
 

@@ -135,15 +135,14 @@ class TextToImageJob:
         half = COMPUTE_DTYPES.get(run.accelerator.mixed_precision) if config.trains_adapter(task) else None
         # What stays frozen needs no float32 on the accelerator, only where it is published with the adapter.
         network = (copy_in(before, half) if half else copy.deepcopy(before)).to(device)
-        exact = before if half else None
         if config.trains_adapter(task):
             adapter = self._adapter(chain, task, network, type(space))
         if not rehearses(method):
-            return Start(self._student(run, chain, network, space, adapter, exact))
+            return Start(self._student(run, chain, network, space, adapter))
         own = network if adapter else copy.deepcopy(network)
         drawing = dict(steps=config.replay_pool_steps, guidance=config.replay_guidance_scale, adapter=adapter)
         teacher = TextTeacher(own, space, self.preservation(run, chain, task), **drawing)
-        student = self._student(run, chain, network, space, adapter, exact)
+        student = self._student(run, chain, network, space, adapter)
         pool = buffer = None
         if method.draws_replay and config.replay_pool:
             key = (config.seed, task)
@@ -175,11 +174,10 @@ class TextToImageJob:
         network: ModelMixin,
         space: LatentSpace,
         adapter: Adapter | None = None,
-        exact: ModelMixin | None = None,
     ) -> TextStudent:
         if chain.config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        return TextStudent(network, space, run.data.names, chain.config.caption_dropout, adapter, exact)
+        return TextStudent(network, space, run.data.names, chain.config.caption_dropout, adapter)
 
     def space(self, run: Run, chain: Chain, task: int) -> LatentSpace:
         """The frozen parts of the model that a task, not the first from scratch, starts from."""

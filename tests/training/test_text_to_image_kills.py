@@ -39,12 +39,12 @@ RUNS = {
     "lora": ("base", ADAPTER, TARGETED),
     "xl-full": ("xl", [], [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),  # in task 2
     "xl-lora": ("xl", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),  # before it
-    "sd3-lora": ("sd3", WHOLE, [DieAt("gdzoo.training.learner", "continual_loss", nth=5)]),
-    "flux-lora": (
-        "flux",
-        [*ADAPTER, "--mixed_precision", "bf16"],
-        [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)],
+    "sd3-lora-bf16": (
+        "sd3",
+        [*WHOLE, "--mixed_precision", "bf16"],
+        [DieAt("gdzoo.training.learner", "continual_loss", nth=5)],
     ),
+    "flux-lora": ("flux", ADAPTER, [DieAt("gdzoo.models.text_to_image", "TextTeacher._draw", nth=4)]),
 }
 
 

@@ -120,11 +120,13 @@ def published(once, *flags: str, base: str = "base") -> Path:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    """Of a pipeline's network that is trained."""
+    [file] = [each for each in folder.glob("*/diffusion_pytorch_model.safetensors") if each.parent.name != "vae"]
+    return load_file(file)
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two published models have the same U-Net, bit for bit."""
+    """Whether two published models have the same network, bit for bit."""
     one, other = tensors(one), tensors(other)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
