@@ -1,95 +1,53 @@
-"""Memory and time of teaching a Stable Diffusion, computed and NOT measured, for the table in gdzoo/training/README.md.
+"""Memory and time of teaching public text-to-image models, computed and NOT measured, for gdzoo/training/README.md.
 
-    python tests/benchmarks/memory.py
+    python tests/benchmarks/memory.py                   # all tables; 8 minutes on one core
+    python tests/benchmarks/memory.py transformers      # or unets: those of these alone
 
-U-Nets and VAEs are built from their public configurations, without weights. A training step then runs on fake tensors
-(torch.FakeTensorMode), which have shapes and lifetimes but no data: what is alive is added up, operation by operation,
-forward and backward, with PyTorch's fused attention and CUDA's autocast rules. Of a U-Net that needs up to 1 GB, this
-is at most 0.7% less than the allocator of a CPU reports of the real step (all weights and LoRA, fp32 and bf16, with and
-without gradient checkpointing; test_memory.py has a smaller one). It does not see what a GPU adds: the CUDA context,
-workspaces of cuDNN and cuBLAS, and fragmentation; RESERVE stands for these.
+Networks are built from their public configurations, without weights (public_models.py), and steps and drawings run on
+tensors without data (counting.py). Of a U-Net that needs up to 1 GB, this is at most 0.7% less than the allocator of a
+CPU reports of the real step (all weights and LoRA, fp32 and bf16, with and without gradient checkpointing;
+test_memory.py has smaller ones). It does not see what a GPU adds: the CUDA context, workspaces of cuDNN and cuBLAS, and
+fragmentation; RESERVE stands for these.
 """
 
 import functools
 import sys
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import T5EncoderModel
 
 from gdzoo.config_text_to_image import CONCEPTS, CONCEPTS_ADAPTER
 from gdzoo.data.prompts import GENERAL
-from gdzoo.models.latents import AT_ONCE
-from gdzoo.models.lora import add_adapter
-from gdzoo.models.stable_diffusion import StableDiffusion
+from gdzoo.models.flow_matching import FlowMatching
+from gdzoo.models.latents import PROMPTS_AT_ONCE, LatentSpace
+from tests.benchmarks.counting import HALF, Count, Step, bytes_of, count_call, count_step, fill
+from tests.benchmarks.public_models import (
+    MODELS,
+    TOKENS,
+    TRANSFORMERS,
+    UNETS,
+    count_weights,
+    make_inputs,
+    make_network,
+    make_space,
+)
 
 GIB = 2**30
 RESERVE = 1 * GIB  # assumed, of a GPU
 SHARE = 0.4  # assumed, of a card's peak rate that a step reaches
-PHOTOS, RANK, TOKENS = 5, 16, 77
-FLOAT, HALF = 4, 2  # bytes of a number
+PHOTOS, RANK = 5, 16
+SINGLE = torch.float32
+FLOAT = 4  # bytes of a number
 ADAM, ADAM_8BIT = 2 * FLOAT, 2  # bytes of the two moments of a weight
 ADAM_TRAFFIC = 7 * FLOAT  # bytes that Adam reads (weight, gradient, moments) and writes for a weight
+# The original model, which is drawn by in the evaluation, is not frozen, so that autocast keeps copies of its weights.
+ORIGINAL_FROZEN = False
 GROUPS = 4  # of prompts, after task 1: the task's, the class prompt, the preserved and the held-out ones
-
-
-class Model(NamedTuple):
-    """A public model: its U-Net's configuration where diffusers has another default, and its sizes."""
-
-    unet: dict
-    resolution: int
-    encoders: list[dict]  # CLIPTextConfig
-
-    @property
-    def side(self) -> int:
-        """Of a latent."""
-        return self.resolution // 8
-
-
-_CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-_OPEN_CLIP_H = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16)
-_OPEN_CLIP_G = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
-MODELS = {
-    "SD 1.5": Model(dict(cross_attention_dim=768), 512, [_CLIP_L]),
-    "SD 2.1": Model(
-        dict(cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True),
-        768,
-        [_OPEN_CLIP_H],
-    ),
-    "SDXL": Model(
-        dict(
-            block_out_channels=[320, 640, 1280],
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            transformer_layers_per_block=[1, 2, 10],
-            attention_head_dim=[5, 10, 20],
-            use_linear_projection=True,
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        ),
-        1024,
-        [_CLIP_L, _OPEN_CLIP_G],
-    ),
-}
-VAE = dict(
-    block_out_channels=[128, 256, 512, 512],
-    down_block_types=["DownEncoderBlock2D"] * 4,
-    up_block_types=["UpDecoderBlock2D"] * 4,
-    layers_per_block=2,
-)
+# Rows of the tables of prompts: general ones, the class prompt and the empty one; the concept and the empty one.
+STORED = len(GENERAL) + 2 + 2
 
 
 class Card(NamedTuple):
@@ -109,200 +67,85 @@ CARDS = [
 ]
 
 
-# ---- counting ----
-
-
-def _attention(query, key, value, *_, **__) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward(gradient, query, key, value, *_, **__) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
-
-
-_aten = torch.ops.aten
-FLOPS = flop_registry | {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-class Count(TorchDispatchMode):
-    """Counts while it is entered: bytes of the tensors that are alive, at most (`peak`), and FLOPs of products.
-
-    Trap: under torch's FlopCounterMode gradient checkpointing frees nothing, so FLOPs are counted here as well.
-
-    Args:
-        given: tensors that do not count.
-    """
-
-    def __init__(self, given: list[Tensor] = ()):
-        super().__init__()
-        self.alive = self.peak = self.flops = 0
-        # A tensor's memory is freed with its storage.
-        self._known = {storage._cdata: storage for storage in (each.untyped_storage() for each in given)}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for each in tree_leaves(out):
-            if isinstance(each, Tensor):
-                self._add(each.untyped_storage())
-        if function._overloadpacket in FLOPS:
-            self.flops += FLOPS[function._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-    def _add(self, storage: torch.UntypedStorage):
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-
-        def freed(_):
-            self.alive -= size
-            del self._known[key]
-
-        self._known[key] = weakref.ref(storage, freed)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-
-
-class CudaNorms(TorchFunctionMode):
-    """CUDA's autocast normalizes in float32; a CPU's does not."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.group_norm, torch.layer_norm):
-            args = (args[0].float(), *args[1:])
-        return function(*args, **(kwargs or {}))
-
-
-@contextmanager
-def autocast() -> Iterator[None]:
-    """Half precision as on CUDA, on tensors that say they are on a CPU."""
-    with torch.autocast("cpu", torch.bfloat16), CudaNorms():
-        yield
-
-
-def create(kind: type[nn.Module], config) -> nn.Module:
-    """A network without weights."""
-    with torch.device("meta"):
-        return kind.from_config(config) if issubclass(kind, AutoencoderKL) else kind(**config)
-
-
-def fill(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Give a network of `create` weights: fake ones in FakeTensorMode."""
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[name] = nn.Parameter(torch.zeros(weight.shape, dtype=dtype), weight.requires_grad)
-    return network
-
-
-def unet_inputs(unet: UNet2DConditionModel, images: int, side: int, dtype: torch.dtype = torch.float32) -> dict:
-    """What a U-Net takes for so many images, all zero."""
-    config = unet.config
-    inputs = {
-        "sample": torch.zeros(images, config.in_channels, side, side, dtype=dtype),
-        "timestep": torch.zeros(images),
-        "encoder_hidden_states": torch.zeros(images, TOKENS, config.cross_attention_dim, dtype=dtype),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": torch.zeros(images, pooled, dtype=dtype), "time_ids": torch.zeros(images, 6)}
-        inputs["added_cond_kwargs"] = added
-    return inputs
-
-
-class Step(NamedTuple):
-    """A forward and backward pass.
-
-    Attributes:
-        peak: bytes, gradients among them, beside the weights.
-        gradients: bytes that are left after it.
-        flops: of both passes, with what gradient checkpointing computes again.
-    """
-
-    peak: int
-    gradients: int
-    flops: int
-
-
-def run_step(unet: UNet2DConditionModel, images: int, side: int, half: bool = True) -> Step:
-    """Count a training step of the student on so many images: those of the photos and as many of the pool."""
-    inputs = unet_inputs(unet, images, side)
-    given = [*unet.parameters(), *filter(torch.is_tensor, tree_leaves(inputs))]
-    # As in the learner, the backward pass is under autocast too, so that weights are cast once for both.
-    with Count(given) as count, autocast() if half else nullcontext():
-        F.mse_loss(unet(**inputs).sample.float(), inputs["sample"]).backward()
-    return Step(count.peak, count.alive, count.flops)
+# ---- what a model needs ----
 
 
 @functools.cache
-def count_step(name: str, rank: int | None, checkpointing: bool, batch: int, half: bool = True) -> Step:
-    """The same of a public model, with LoRA or without; `batch` photos."""
-    model = MODELS[name]
-    unet = create(UNet2DConditionModel, model.unet).train()
-    if rank:
-        with torch.device("meta"):
-            add_adapter(unet, rank, 0, StableDiffusion)
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
-    with FakeTensorMode():
-        return run_step(fill(unet), 2 * batch, model.side, half)
-
-
-def count_call(network: nn.Module, call: Callable[[nn.Module], object]) -> Count:
-    """What a call without gradients allocates beside the weights."""
-    with torch.no_grad(), Count([*network.parameters()]) as count:
-        call(network)
-    return count
-
-
-@functools.cache
-def count_drawing(name: str, images: int, half: bool) -> Count:
-    """A forward pass of a frozen U-Net whose weights are in half or single precision."""
-    unet, dtype = create(UNet2DConditionModel, MODELS[name].unet), torch.bfloat16 if half else torch.float32
-    with FakeTensorMode():
-        inputs = unet_inputs(unet, images, MODELS[name].side, dtype)
-        return count_call(fill(unet, dtype), lambda unet: unet(**inputs))
-
-
-@functools.cache
-def count_vae(resolution: int, images: int, decodes: bool) -> Count:
-    """A pass of the encoder or of the decoder, in float32."""
-    vae = create(AutoencoderKL, VAE)
-    channels, side = (4, resolution // 8) if decodes else (3, resolution)
-    with FakeTensorMode():
-        given = torch.zeros(images, channels, side, side)
-        return count_call(fill(vae), lambda vae: vae.decode(given) if decodes else vae.encode(given))
+def space_of(name: str) -> LatentSpace:
+    return make_space(MODELS[name])
 
 
 @functools.cache
 def parameters(name: str, rank: int | None = None) -> int:
-    """Weights of a model's U-Net; with a rank, those of one adapter."""
-    unet = create(UNet2DConditionModel, MODELS[name].unet)
-    if rank:
-        with torch.device("meta"):
-            return sum(weight.numel() for weight in add_adapter(unet, rank, 0, StableDiffusion).parameters())
-    return sum(weight.numel() for weight in unet.parameters())
+    """Weights of a model's network; with a rank, those of one adapter."""
+    network = make_network(MODELS[name], rank)
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
 
 @functools.cache
-def vae_parameters() -> int:
-    return sum(weight.numel() for weight in create(AutoencoderKL, VAE).parameters())
+def network_bytes(name: str, dtype: torch.dtype) -> int:
+    """Of a network without adapters: Stable Diffusion 3's table of positions is large, too."""
+    return bytes_of(space_of(name).network, dtype)
 
 
 @functools.cache
-def encoder_parameters(name: str) -> int:
-    """Weights of a model's text encoders."""
-    with torch.device("meta"):
-        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in MODELS[name].encoders]
-    return sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
+def student_step(name: str, rank: int | None, checkpointing: bool, batch: int, kept: torch.dtype) -> Step:
+    """A training step on `batch` photos and as many images of the pool; see `phases`."""
+    space, network = space_of(name), make_network(MODELS[name], rank).train()
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    with FakeTensorMode():
+        fill(network, kept if rank else SINGLE)
+        return count_step(network, space.predict, make_inputs(space, 2 * batch))
+
+
+@functools.cache
+def forward_pass(name: str, rank: int | None, images: int, dtype: torch.dtype, half: bool) -> Count:
+    """A pass without gradients of a network with weights of this dtype, under autocast or in its own precision."""
+    space, network = space_of(name), make_network(MODELS[name], rank)
+    if not rank:
+        network.requires_grad_(not ORIGINAL_FROZEN)
+    with FakeTensorMode():
+        inputs = make_inputs(space, images, SINGLE if half else dtype)
+        return count_call(fill(network, dtype), lambda network: space.predict(network, *inputs), half)
+
+
+def teacher_pass(name: str, rank: int | None, images: int, kept: torch.dtype) -> Count:
+    """A pass of the teacher: the student's network, or with all weights trained one of its own."""
+    return forward_pass(name, rank, images, kept, half=True) if rank else forward_pass(name, None, images, HALF, False)
+
+
+@functools.cache
+def vae_pass(name: str, images: int, decodes: bool) -> Count:
+    """A pass of the encoder or of the decoder, in float32."""
+    space = make_space(MODELS[name])
+    shape = space.latent_shape if decodes else (3, space.resolution, space.resolution)
+    with FakeTensorMode():
+        given = torch.zeros(images, *shape)
+        return count_call(fill(space.vae), lambda vae: vae.decode(given) if decodes else vae.encode(given))
+
+
+@functools.cache
+def encoders_pass(name: str) -> int:
+    """Bytes at most of the text encoders, which are on the device together in float32, and of what one allocates."""
+    space, most = make_space(MODELS[name]), 0
+    for encoder in space.text_encoders:
+        tokens = space.tokens if isinstance(encoder, T5EncoderModel) else TOKENS
+        with FakeTensorMode():
+            ids = torch.zeros(PROMPTS_AT_ONCE, tokens, dtype=torch.int64)
+            most = max(most, count_call(fill(encoder), lambda encoder, ids=ids: encoder(ids)).peak)
+    return FLOAT * count_weights(*space.text_encoders) + most
+
+
+def guidance_of(name: str) -> float:
+    return space_of(name).usual_guidance or CONCEPTS["guidance_scale"]
 
 
 # ---- the formula ----
 
 
 class Flags(NamedTuple):
-    """What saves memory, beside --mixed_precision fp16."""
+    """What saves memory, beside --mixed_precision."""
 
     checkpointing: bool = False
     at_once: int = 8  # sample_batch_size and eval_batch_size
@@ -314,53 +157,72 @@ class Flags(NamedTuple):
         return " ".join(each)
 
 
-def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[str, int]:
-    """Bytes at most in each part of a task, in fp16: what is loaded, and what is computed with it."""
-    model, weights = MODELS[name], parameters(name)
-    trained = parameters(name, rank)
-    student = FLOAT * (weights + 2 * trained) if rank else FLOAT * weights  # two adapters: the teacher's, too
-    teacher = 0 if rank else HALF * weights
+def phases(name: str, rank: int | None, flags: Flags, batch: int = 1, kept: torch.dtype = HALF) -> dict[str, int]:
+    """Bytes at most in each part of a task, in half precision: what is loaded, and what is computed with it.
+
+    Args:
+        kept: what the frozen weights under an adapter are kept in.
+    """
+    space, trained = space_of(name), parameters(name, rank)
+    # Two adapters: the teacher's, too.
+    loaded = network_bytes(name, kept) + 2 * FLOAT * trained if rank else network_bytes(name, SINGLE)
+    teacher = 0 if rank else network_bytes(name, HALF)
     adam = (ADAM_8BIT if flags.eight_bit else ADAM) * trained
-    vae, encoders = FLOAT * vae_parameters(), FLOAT * encoder_parameters(name)
-    at_once = max(1, AT_ONCE * 512**2 // model.resolution**2)
-    # Prompts of the concept and its class, general ones and the empty one; the pool's latents.
-    width = sum(config["hidden_size"] for config in model.encoders)
-    stored = FLOAT * ((len(GENERAL) + 3) * TOKENS * width + CONCEPTS["num_class_images"] * 4 * model.side**2)
-    drawing = count_drawing(name, 2 * flags.at_once, half=False).peak  # with guidance an image is two
-    decoding = count_vae(model.resolution, min(flags.at_once, at_once), decodes=True).peak
+    vae, stored = FLOAT * count_weights(space.vae), stored_bytes(name)
+    drawn = space.passes_of_drawing(flags.at_once, 1, guidance_of(name))  # with guidance an image may be two
+    drawing = forward_pass(name, None, drawn, SINGLE, half=True).peak
+    decoding = vae_pass(name, min(flags.at_once, space.at_once()), decodes=True).peak
+    encoding = vae_pass(name, min(PHOTOS, space.at_once()), decodes=False).peak
+    student = student_step(name, rank, flags.checkpointing, batch, kept).peak
     return {
-        "photos": student + teacher + vae + count_vae(model.resolution, min(PHOTOS, at_once), decodes=False).peak,
-        "pool": student + teacher + stored + count_drawing(name, flags.at_once, half=True).peak,
-        "step": student + teacher + stored + adam + count_step(name, rank, flags.checkpointing, batch).peak,
+        "prompts": encoders_pass(name),  # before anything else is on the device
+        "photos": loaded + teacher + stored + vae + encoding,
+        "pool": loaded + teacher + stored + teacher_pass(name, rank, flags.at_once, kept).peak,
+        "step": loaded + teacher + stored + adam + student,
         # Weights in float32; the model and the one that it is compared with take turns on the GPU.
-        "evaluation": FLOAT * weights + vae + max(drawing, decoding, encoders),
+        "evaluation": network_bytes(name, SINGLE) + vae + max(drawing, decoding),
     }
+
+
+def stored_bytes(name: str) -> int:
+    """Of the embeddings of prompts and the pool's latents."""
+    space = space_of(name)
+    with torch.device("meta"):
+        latents, _, cond = make_inputs(space, 1)
+    return STORED * sum(each.nbytes for each in cond.values()) + CONCEPTS["num_class_images"] * latents.nbytes
 
 
 def seconds(name: str, rank: int | None, flags: Flags, card: Card) -> dict[str, float]:
     """Estimates for a task of the default settings: a step, all steps, the pool, the evaluation after task 1."""
-    settings = CONCEPTS | (CONCEPTS_ADAPTER if rank else {})
-    forward = count_drawing(name, 1, half=True).flops
-    flops = count_step(name, rank, flags.checkpointing, 1).flops + forward  # the teacher's pass has the pool's half
-    step = flops / (SHARE * card.half) + ADAM_TRAFFIC * parameters(name, rank) / card.bandwidth
-    drawn, steps, guidance = settings["eval_samples"], settings["eval_steps"], settings["guidance_scale"]
-    passes = drawn * steps * ((1 if guidance == 1 else 2) + 1)  # at its guidance, and at guidance 1
+    settings, space = CONCEPTS | (CONCEPTS_ADAPTER if rank else {}), space_of(name)
+    rate = SHARE * card.half
+    forward = teacher_pass(name, rank, flags.at_once, HALF).flops / flags.at_once
+    flops = student_step(name, rank, flags.checkpointing, 1, HALF).flops + forward
+    step = flops / rate + ADAM_TRAFFIC * parameters(name, rank) / card.bandwidth
+    drawn = settings["eval_samples"], settings["eval_steps"]
+    passes = sum(space.passes_of_drawing(*drawn, guidance) for guidance in (guidance_of(name), 1))
     return {
         "step": step,
         "steps": step * settings["max_train_steps"],
-        "pool": settings["num_class_images"] * settings["replay_pool_steps"] * forward / (SHARE * card.half),
+        "pool": settings["num_class_images"] * settings["replay_pool_steps"] * forward / rate,
         # Of the model and of the original one.
-        "evaluation": 2 * GROUPS * passes * forward / (SHARE * card.half),
+        "evaluation": 2 * GROUPS * passes * forward / rate,
     }
 
 
 def best_flags(name: str, rank: int | None, card: Card) -> Flags | None:
     """The first of these, from fast to small, that fits a card; None: none does."""
-    ladder = [Flags(checkpointing, at_once) for checkpointing in (False, True) for at_once in (8, 2, 1)]
-    if not rank:
-        ladder += [Flags(checkpointing=True, at_once=at_once, eight_bit=True) for at_once in (8, 2, 1)]
     free = card.memory * GIB - RESERVE
-    return next((flags for flags in ladder if max(phases(name, rank, flags).values()) <= free), None)
+    return next((flags for flags in ladder(name, rank) if max(phases(name, rank, flags).values()) <= free), None)
+
+
+def ladder(name: str, rank: int | None) -> list[Flags]:
+    """From fast to small; transformers are always trained with gradient checkpointing."""
+    flows = issubclass(MODELS[name].kind, FlowMatching)
+    steps = [Flags(checkpointing, at_once) for checkpointing in (False, True) for at_once in (8, 2, 1)]
+    if not rank:
+        steps += [Flags(checkpointing=True, at_once=at_once, eight_bit=True) for at_once in (8, 2, 1)]
+    return [flags for flags in steps if flags.checkpointing or not flows]
 
 
 # ---- tables ----
@@ -368,6 +230,10 @@ def best_flags(name: str, rank: int | None, card: Card) -> Flags | None:
 
 def gib(number: float) -> str:
     return f"{number / GIB:.1f}"
+
+
+def tera(number: float) -> str:
+    return f"{number / 1e12:.1f}"
 
 
 def duration(number: float) -> str:
@@ -384,60 +250,83 @@ def trained_name(rank: int | None) -> str:
     return f"LoRA, rank {rank}" if rank else "all weights"
 
 
-def parts_table() -> str:
-    """The summands of the formula."""
+def unet_parts() -> str:
+    """The summands of the formula, for U-Nets."""
     rows = []
-    for name in MODELS:
+    for name in UNETS:
         for rank in (None, RANK):
-            weights, trained = parameters(name), parameters(name, rank)
-            plain, saving = (count_step(name, rank, checkpointing, 1) for checkpointing in (False, True))
-            more = count_step(name, rank, True, 2).peak - saving.peak
-            teacher = FLOAT * trained if rank else HALF * weights
-            sizes = (FLOAT * weights, teacher, ADAM * trained, ADAM_8BIT * trained, plain.peak, saving.peak, more)
-            flops = (plain.flops, saving.flops, count_drawing(name, 1, half=True).flops)
+            trained = parameters(name, rank)
+            weights = network_bytes(name, HALF if rank else SINGLE)
+            plain, saving = (student_step(name, rank, checkpointing, 1, HALF) for checkpointing in (False, True))
+            more = student_step(name, rank, True, 2, HALF).peak - saving.peak
+            teacher = FLOAT * trained if rank else network_bytes(name, HALF)
+            sizes = (weights, teacher, ADAM * trained, ADAM_8BIT * trained, plain.peak, saving.peak, more)
             named = f"{trained_name(rank)} ({trained / 1e6:,.0f}M)"
-            rows.append([name, named, *map(gib, sizes), *(f"{each / 1e12:.1f}" for each in flops)])
+            forward = teacher_pass(name, rank, 8, HALF).flops / 8
+            rows.append([name, named, *map(gib, sizes), *map(tera, (plain.flops, saving.flops, forward))])
     header = ["", "trained", "weights", "teacher", "Adam", "8-bit", "step", "step, C", "more per photo, C"]
     return table([*header, "TFLOP", "TFLOP, C", "TFLOP, teacher"], rows)
 
 
-def cards_table() -> str:
+def transformer_parts() -> str:
+    """The same for transformers, with LoRA and gradient checkpointing."""
+    rows = []
+    for name in TRANSFORMERS:
+        weights, trained = (network_bytes(name, dtype) for dtype in (HALF, SINGLE)), parameters(name, RANK)
+        step, forward = student_step(name, RANK, True, 1, HALF), teacher_pass(name, RANK, 8, HALF).flops / 8
+        sizes = (*weights, 4 * FLOAT * trained, stored_bytes(name), step.peak)
+        row = [name, f"{trained / 1e6:,.0f}M of {parameters(name) / 1e6:,.0f}M", *map(gib, sizes)]
+        rows.append([*row, tera(step.flops), tera(forward)])
+    header = ["", "trained", "weights in half precision", "in fp32", "adapters, Adam", "embeddings, pool", "step, C"]
+    return table([*header, "TFLOP, C", "TFLOP, teacher"], rows)
+
+
+def cards_table(models: dict, ranks: tuple, cards: list[Card]) -> str:
     """What each card needs, and how long a task takes there."""
     rows = []
-    for name in MODELS:
-        for rank in (None, RANK):
-            rows.append([name, trained_name(rank), *(on_card(name, rank, card) for card in CARDS)])
+    for name in models:
+        for rank in ranks:
+            rows.append([name, trained_name(rank), *(on_card(name, rank, card) for card in cards)])
             print(*rows[-1], sep="; ", file=sys.stderr, flush=True)
-    return table(["", "trained", *(card.name for card in CARDS)], rows)
+    return table(["", "trained", *(card.name for card in cards)], rows)
 
 
 def on_card(name: str, rank: int | None, card: Card) -> str:
     """GiB and flags; time of the steps and the pool + time of the evaluation."""
     flags = best_flags(name, rank, card)
     if flags is None:
-        ladder = (Flags(True, 1, eight_bit) for eight_bit in ({False, rank is None}))
-        return f"no: {gib(min(max(phases(name, rank, flags).values()) for flags in ladder))}"
+        return f"no: {gib(min(max(phases(name, rank, flags).values()) for flags in ladder(name, rank)))}"
     times = seconds(name, rank, flags, card)
     most = gib(max(phases(name, rank, flags).values()))
     found = f"{most} {flags}".strip()
     return f"{found}; {duration(times['steps'] + times['pool'])} + {duration(times['evaluation'])}"
 
 
-def phases_table() -> str:
+def phases_table(models: dict, ranks: tuple, kept: torch.dtype = HALF) -> str:
     """What each part of a task needs, with gradient checkpointing and one drawing at a time."""
     flags, rows = Flags(checkpointing=True, at_once=1), []
-    for name in MODELS:
-        for rank in (None, RANK):
-            rows.append([name, trained_name(rank), *map(gib, phases(name, rank, flags).values())])
-    return table(["", "trained", *phases("SD 1.5", RANK, flags)], rows)
+    for name in models:
+        for rank in ranks:
+            found = phases(name, rank, flags, kept=kept)
+            rows.append([name, trained_name(rank), *map(gib, found.values())])
+    return table(["", "trained", *found], rows)
 
 
-def main() -> int:
-    print("COMPUTED, NOT MEASURED: GiB; one photo and one image of the pool a step; --mixed_precision fp16")
+def print_tables(parts: Callable[[], str], models: dict, ranks: tuple, cards: list[Card]):
+    print(parts(), phases_table(models, ranks), cards_table(models, ranks, cards), sep="\n\n", end="\n\n")
+
+
+def main(which: list[str]) -> int:
+    print("COMPUTED, NOT MEASURED: GiB; one photo and one image of the pool a step; half precision")
     print("C: --gradient_checkpointing; 8: --use_8bit_adam; Bn: --sample_batch_size n --eval_batch_size n\n")
-    print(parts_table(), phases_table(), cards_table(), sep="\n\n")
+    if "unets" in which:
+        print_tables(unet_parts, UNETS, (None, RANK), CARDS)
+    if "transformers" in which:
+        print_tables(transformer_parts, TRANSFORMERS, (RANK,), CARDS[2:])
+        print("The same parts of a task with the frozen weights kept in float32:\n")
+        print(phases_table(TRANSFORMERS, (RANK,), SINGLE))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or ["unets", "transformers"]))
