@@ -150,7 +150,12 @@ def count_step(network: nn.Module, predict: Callable[..., Tensor], inputs: tuple
 
 
 def count_call(network: nn.Module, call: Callable[[nn.Module], object], half: bool = False) -> Count:
-    """What a call without gradients allocates beside the weights, under autocast or without."""
+    """What a call allocates beside the weights, under autocast or without.
+
+    gdzoo draws in inference mode, in which autocast keeps no half-precision copies of weights; under no_grad it does,
+    of those that are not frozen. Trap: in inference mode linear layers are not seen as products, and FLOPs are 0.
+    """
+    network.requires_grad_(False)
     with torch.no_grad(), Count(weights_of(network)) as count, autocast() if half else nullcontext():
         call(network)
     return count

@@ -1,13 +1,13 @@
 """Memory and time of teaching public text-to-image models, computed and NOT measured, for gdzoo/training/README.md.
 
-    python tests/benchmarks/memory.py                   # all tables; 8 minutes on one core
+    python tests/benchmarks/memory.py                   # all tables; 12 minutes on one core
     python tests/benchmarks/memory.py transformers      # or unets: those of these alone
 
 Networks are built from their public configurations, without weights (public_models.py), and steps and drawings run on
-tensors without data (counting.py). Of a U-Net that needs up to 1 GB, this is at most 0.7% less than the allocator of a
-CPU reports of the real step (all weights and LoRA, fp32 and bf16, with and without gradient checkpointing;
-test_memory.py has smaller ones). It does not see what a GPU adds: the CUDA context, workspaces of cuDNN and cuBLAS, and
-fragmentation; RESERVE stands for these.
+tensors without data (counting.py). In float32 a step counts 0 to 0.3% less than the allocator of a CPU reports of the
+real one where it needs 65 to 505 MB, and up to 2.2% less where it needs 5 to 44 MB, as in test_memory.py (U-Net, FLUX and
+Stable Diffusion 3 with LoRA, with and without gradient checkpointing). It does not see what a GPU adds: the CUDA context,
+workspaces of cuDNN and cuBLAS, and fragmentation; RESERVE stands for these.
 """
 
 import functools
@@ -43,8 +43,6 @@ SINGLE = torch.float32
 FLOAT = 4  # bytes of a number
 ADAM, ADAM_8BIT = 2 * FLOAT, 2  # bytes of the two moments of a weight
 ADAM_TRAFFIC = 7 * FLOAT  # bytes that Adam reads (weight, gradient, moments) and writes for a weight
-# The original model, which is drawn by in the evaluation, is not frozen, so that autocast keeps copies of its weights.
-ORIGINAL_FROZEN = False
 GROUPS = 4  # of prompts, after task 1: the task's, the class prompt, the preserved and the held-out ones
 # Rows of the tables of prompts: general ones, the class prompt and the empty one; the concept and the empty one.
 STORED = len(GENERAL) + 2 + 2
@@ -103,8 +101,6 @@ def student_step(name: str, rank: int | None, checkpointing: bool, batch: int, k
 def forward_pass(name: str, rank: int | None, images: int, dtype: torch.dtype, half: bool) -> Count:
     """A pass without gradients of a network with weights of this dtype, under autocast or in its own precision."""
     space, network = space_of(name), make_network(MODELS[name], rank)
-    if not rank:
-        network.requires_grad_(not ORIGINAL_FROZEN)
     with FakeTensorMode():
         inputs = make_inputs(space, images, SINGLE if half else dtype)
         return count_call(fill(network, dtype), lambda network: space.predict(network, *inputs), half)

@@ -14,7 +14,7 @@ from gdzoo.models.flux import Flux
 from gdzoo.models.stable_diffusion import StableDiffusion
 from gdzoo.models.stable_diffusion_3 import StableDiffusion3
 from tests.benchmarks import memory
-from tests.benchmarks.counting import HALF, Count, Step, autocast, count_step, fill
+from tests.benchmarks.counting import HALF, Count, Step, autocast, count_call, count_step, fill
 from tests.benchmarks.memory import CARDS, GIB, RANK, Card, Flags, parameters, phases
 from tests.benchmarks.public_models import FLOW_VAE, VAE, Model, make_inputs, make_network, make_space
 
@@ -96,6 +96,14 @@ def test_norms_are_computed_in_float32_under_autocast(norm):
         hidden = F.linear(torch.zeros(2, 16), torch.zeros(16, 16))
         assert hidden.dtype == HALF
         assert norm(hidden).dtype == torch.float32
+
+
+def test_a_drawing_keeps_no_half_precision_weights():
+    with FakeTensorMode():
+        network, x = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(3))), torch.zeros(1, 100)
+        count = count_call(network, lambda network: network(x), half=True)
+    assert count.peak == 2 * (100 * 100 + 2 * 100)  # one layer's weights, its input and its output
+    assert count.flops == 3 * 2 * 100 * 100
 
 
 @pytest.mark.parametrize("name", SMALL)
