@@ -1,13 +1,13 @@
 """Memory and time of teaching public text-to-image models, computed and NOT measured, for gdzoo/training/README.md.
 
-    python tests/benchmarks/memory.py                   # all tables; 12 minutes on one core
+    python tests/benchmarks/memory.py                   # all tables; 13 minutes on one core
     python tests/benchmarks/memory.py transformers      # or unets: those of these alone
 
 Networks are built from their public configurations, without weights (public_models.py), and steps and drawings run on
 tensors without data (counting.py). In float32 a step counts 0 to 0.3% less than the allocator of a CPU reports of the
-real one where it needs 65 to 505 MB, and up to 2.2% less where it needs 5 to 44 MB, as in test_memory.py (U-Net, FLUX and
-Stable Diffusion 3 with LoRA, with and without gradient checkpointing). It does not see what a GPU adds: the CUDA context,
-workspaces of cuDNN and cuBLAS, and fragmentation; RESERVE stands for these.
+real one where it needs 65 to 505 MB, and up to 2.2% less where it needs 5 to 44 MB, as in test_memory.py (LoRA on a
+U-Net, FLUX and Stable Diffusion 3, with and without gradient checkpointing). It does not see what a GPU adds: the CUDA
+context, workspaces of cuDNN and cuBLAS, and fragmentation; RESERVE stands for these.
 """
 
 import functools
