@@ -166,7 +166,7 @@ def phases(name: str, rank: int | None, flags: Flags, batch: int = 1, kept: torc
     adam = (ADAM_8BIT if flags.eight_bit else ADAM) * trained
     vae, stored = FLOAT * count_weights(space.vae), stored_bytes(name)
     drawn = space.passes_of_drawing(flags.at_once, 1, guidance_of(name))  # with guidance an image may be two
-    drawing = forward_pass(name, None, drawn, SINGLE, half=True).peak
+    drawing = forward_pass(name, None, drawn, HALF, half=True).peak
     decoding = vae_pass(name, min(flags.at_once, space.at_once()), decodes=True).peak
     encoding = vae_pass(name, min(PHOTOS, space.at_once()), decodes=False).peak
     student = student_step(name, rank, flags.checkpointing, batch, kept).peak
@@ -175,8 +175,8 @@ def phases(name: str, rank: int | None, flags: Flags, batch: int = 1, kept: torc
         "photos": loaded + teacher + stored + vae + encoding,
         "pool": loaded + teacher + stored + teacher_pass(name, rank, flags.at_once, kept).peak,
         "step": loaded + teacher + stored + adam + student,
-        # Weights in float32; the model and the one that it is compared with take turns on the GPU.
-        "evaluation": network_bytes(name, SINGLE) + vae + max(drawing, decoding),
+        # The model and the one that it is compared with take turns on the GPU.
+        "evaluation": network_bytes(name, HALF) + vae + max(drawing, decoding),
     }
 
 
@@ -319,8 +319,6 @@ def main(which: list[str]) -> int:
         print_tables(unet_parts, UNETS, (None, RANK), CARDS)
     if "transformers" in which:
         print_tables(transformer_parts, TRANSFORMERS, (RANK,), CARDS[2:])
-        print("The same parts of a task with the frozen weights kept in float32:\n")
-        print(phases_table(TRANSFORMERS, (RANK,), SINGLE))
     return 0
 
 
