@@ -1,4 +1,4 @@
-"""Choices in the maths of distillation by flow matching, each tried alone on the digits (RESULTS.md, section 18).
+"""Choices in the maths of distillation by flow matching, each tried alone on the digits (RESULTS.md, section 17).
 
     python tests/benchmarks/flow.py OUTPUT_DIR --choices teacher_path reflow --seeds 42 69 --max_train_steps 200
 
@@ -39,26 +39,19 @@ class TeacherPath(GenerativeDistillation):
 
 
 @dataclass(frozen=True)
-class SameNoise(GenerativeDistillation):
-    """A replay image is mixed with the noise that it was drawn from, not with fresh noise."""
+class Reflow(GenerativeDistillation):
+    """A replay image and the noise that it was drawn from, and as the target the straight way between the two.
 
-    asks: ClassVar[bool] = True
+    Source: Liu et al. 2022, "Flow Straight and Fast" (arXiv 2209.03003), section 2.2.
+    """
+
     ignores_real: ClassVar[bool] = True  # but for its shape
 
     def __call__(self, real: Batch, past: Past, random) -> Batch:
-        states, cond = drawn_states(real, past, random, self.replay_batch_size, 2)
+        states, cond = drawn_states(real, past, random, self.replay_batch_size, steps=2)
         t = past.timesteps(self.replay_batch_size, random)
         sigma, noise, x_0 = (t / 1000)[:, None, None, None], states[0], states[-1]
-        x_t = (1 - sigma) * x_0 + sigma * noise
-        return Batch(x_t, t, past.predict(x_t, t, cond) if self.asks else noise - x_0, cond)
-
-
-@dataclass(frozen=True)
-class Reflow(SameNoise):
-    """The same, and the target is the straight way between the two (Liu et al. 2022, arXiv 2209.03003, section 2.2)."""
-
-    asks: ClassVar[bool] = False
-    ignores_real: ClassVar[bool] = True  # but for its shape
+        return Batch((1 - sigma) * x_0 + sigma * noise, t, noise - x_0, cond)
 
 
 @dataclass(frozen=True)
@@ -69,25 +62,10 @@ class RehearsalLogitNormal(GenerativeDistillation):
 
     def __call__(self, real: Batch, past: Past, random) -> Batch:
         drawn = past.draw(self.replay_batch_size, random)
-        sigma = self.sigma(random)
-        t = (1000 * sigma).ceil().clamp(min=1)
+        t = (1000 * torch.sigmoid(random.randn(self.replay_batch_size))).ceil().clamp(min=1)
         sigma = (t / 1000)[:, None, None, None]
         x_t = (1 - sigma) * drawn.x_0 + sigma * random.randn(*drawn.x_0.shape)
         return Batch(x_t, t, past.predict(x_t, t, drawn.cond), drawn.cond)
-
-    def sigma(self, random) -> Tensor:
-        return torch.sigmoid(random.randn(self.replay_batch_size))
-
-
-@dataclass(frozen=True)
-class RehearsalShifted(RehearsalLogitNormal):
-    """The rehearsal at sigmas that are shifted by 3 towards noise, as Stable Diffusion 3's: where images are chosen."""
-
-    ignores_real: ClassVar[bool] = True
-
-    def sigma(self, random) -> Tensor:
-        u = random.rand(self.replay_batch_size)
-        return 3 * u / (1 + 2 * u)
 
 
 def drawn_states(real: Batch, past: Past, random, count: int, steps: int) -> tuple[Tensor, Cond]:
@@ -105,30 +83,20 @@ OWN = "tests.benchmarks.flow."
 # The name of a choice: the strategy, and the density of timesteps that takes the place of the uniform one.
 CHOICES = {
     "teacher_path": (f"{OWN}TeacherPath", None),
-    "same_noise": (f"{OWN}SameNoise", None),
     "reflow": (f"{OWN}Reflow", None),
     "rehearsal_logit_normal": (f"{OWN}RehearsalLogitNormal", None),
-    "rehearsal_shifted": (f"{OWN}RehearsalShifted", None),
     "logit_normal": ("generative_distillation", LOGIT_NORMAL),
-    "logit_normal_joint": ("joint", LOGIT_NORMAL),
-    "scheduler_steps": ("generative_distillation", None),
 }
 
 
 def train_chain(output_dir: str, choice: str, seed: int, flags: list[str]):
     """One chain, in this process."""
     from gdzoo import train
-    from gdzoo.method import sampling
     from gdzoo.models.unet import FlowUNetStudent
 
     strategy, density = CHOICES[choice]
     if density:
         FlowUNetStudent.weighting = density
-    if choice == "scheduler_steps":  # replay images by the two steps of the scheduler's own spacing
-        plain = sampling.euler_sample
-        sampling.euler_sample = lambda unet, scheduler, x_t, sigmas=None, num_inference_steps=None: plain(
-            unet, scheduler, x_t, num_inference_steps=num_inference_steps or len(sigmas)
-        )
     arguments = ["--prediction_type", "flow", "--strategy", strategy, "--seeds", str(seed), *flags]
     folder = os.path.join(output_dir, choice, f"seed{seed}")
     assert train.main([*arguments, "--output_dir", folder, "--hub_namespace", choice.replace("_", "-")]) == 0
