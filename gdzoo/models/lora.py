@@ -48,8 +48,9 @@ def add_adapter(
             network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), name)
     adapter = Adapter(network, kind)
     for layer in adapter.layers:
-        for half in _halves(layer):
-            half.float()  # Trap: peft gives them the precision of the network, which may be half
+        for weight in [weight for half in _halves(layer) for weight in half.parameters()]:
+            if weight.dtype != torch.float32:  # Trap: peft gives them the precision of the network
+                weight.data = weight.data.float()
     adapter.freeze_teacher()
     return adapter
 

@@ -153,7 +153,7 @@ def test_the_formula(made_up):
         "photos": 6 * weights + stored + 4 * vae + 400,
         "pool": 6 * weights + stored + 700,
         "step": 14 * weights + stored + 5_000,
-        "evaluation": 4 * weights + 4 * vae + 700,
+        "evaluation": 2 * weights + 4 * vae + 700,
     }
     adapter = parameters("SD 1.5", RANK)
     for kept, size in ((HALF, 2), (torch.float32, 4)):
