@@ -360,7 +360,7 @@ class TextToImageConfig(Settings, PromptSettings):
 
     @property
     def replay_steps(self) -> int:
-        """sampling steps of an image that is drawn afresh."""
+        """Sampling steps of an image that is drawn afresh."""
         return self.replay_pool_steps
 
     @property

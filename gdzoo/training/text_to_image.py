@@ -131,10 +131,10 @@ class TextToImageJob:
         kept = self.preservation(run, chain, task).prompts if rehearses(method) else ()
         # Before the network is on the device: T5 alone takes 19 GB there.
         space.embed([*run.data.names, "", *kept, *config.validation_prompt])
-        before, adapter = self._previous_network(chain, task, space), None
         half = COMPUTE_DTYPES.get(run.accelerator.mixed_precision) if config.trains_adapter(task) else None
         # What stays frozen needs no float32 on the accelerator, only where it is published with the adapter.
-        network = (copy_in(before, half) if half else copy.deepcopy(before)).to(device)
+        network = copy_in(space.network, half) if half else self._previous_network(chain, task, space)
+        network, adapter = network.to(device), None
         if config.trains_adapter(task):
             adapter = self._adapter(chain, task, network, type(space))
         if not rehearses(method):
@@ -168,12 +168,7 @@ class TextToImageJob:
         return self.base.lora.layers if self.base and self.base.lora else chain.config.layers
 
     def _student(
-        self,
-        run: Run,
-        chain: Chain,
-        network: ModelMixin,
-        space: LatentSpace,
-        adapter: Adapter | None = None,
+        self, run: Run, chain: Chain, network: ModelMixin, space: LatentSpace, adapter: Adapter | None = None
     ) -> TextStudent:
         if chain.config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -209,11 +204,11 @@ class TextToImageJob:
         return open_space(pipeline, device, chain.config.resolution)
 
     def _previous_network(self, chain: Chain, task: int, space: LatentSpace) -> ModelMixin:
-        """What the task before published, not to be changed; with --rank without the adapter, which comes later."""
+        """What the task before published; with --rank without the adapter, which is loaded into it."""
         first = 1 if self.base is None else 0  # the task whose model adapters belong to
         before = first if chain.config.trains_adapter(task) else task - 1
         if self.base and before < chain.first_task:
-            return network_of(self.base.pipeline)
+            return copy.deepcopy(network_of(self.base.pipeline))
         return space.load_network(chain.folder(before))
 
     def preservation(self, run: Run, chain: Chain, task: int) -> Preservation:

@@ -14,11 +14,11 @@ from pathlib import Path
 from api import Api
 from machine import limit_spinning
 from markup import SIDES
-from page import DESCRIBED, PLAY, SHOWN, Page
+from page import DESCRIBED, KEPT, PLAY, SHOWN, Page
 from prompts import MAX_GUIDANCE
 from quick_import import gradio as gr
 from sources import NAMESPACE, FolderSource, HubSource
-from view import MAX_SAMPLES, MAX_SEED, STEPS, bounded_view
+from view import MAX_SAMPLES, MAX_SEED, STEPS, VIEW_FIELDS, bounded_view
 from zoo import Zoo
 
 HERE = Path(__file__).parent
@@ -34,22 +34,7 @@ samples are drawn from the *same noise*.
 """
 
 html = partial(gr.HTML, apply_default_css=False)  # style.css has all styles
-
-
-class Slider(gr.Slider):
-    """A slider whose number is not checked here: `bounded_view` bounds it.
-
-    Trap: Gradio checks it against the bounds that it sent last, which are another benchmark's where a task that is
-    being played answers after that one was picked: the event fails, and the page keeps what it showed.
-    """
-
-    is_template = True  # the page knows it as its base class
-
-    def preprocess(self, payload: float) -> float:
-        return payload
-
-
-slider = partial(Slider, 1, step=1, buttons=[], min_width=200)
+slider = partial(gr.Slider, 1, step=1, buttons=[], min_width=200)
 dropdown = partial(gr.Dropdown, filterable=False)  # a text field would open the keyboard of a phone
 
 
@@ -129,7 +114,8 @@ def connect(page: Page, blocks: gr.Blocks, status, controls, drawn, described, p
     older = [drawn_first, ticked, clicked]
     benchmark.input(page.pause, outputs=[play, timer], queue=False, **latest)
     benchmark.input(None, cancels=[*older, drawn_by_hand])
-    switched = benchmark.input(page.switch_benchmark, controls, controls, queue=False, **latest)
+    kept = [control for field, control in zip(VIEW_FIELDS, controls, strict=True) if field in KEPT]
+    switched = benchmark.input(page.switch_benchmark, kept, controls, queue=False, **latest)
     switched.then(page.describe, controls, described, queue=False, **latest)
     drawn_switched = switched.then(page.draw, controls, drawn, **latest)
     gr.on(by_hand, None, cancels=[*older, drawn_switched])

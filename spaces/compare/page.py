@@ -22,6 +22,7 @@ from view import VIEW_FIELDS, View, bounded_view, chosen_prompt
 from zoo import Zoo
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+KEPT = ("benchmark", "left", "right", "noise_seed", "samples", "steps")  # controls that outlast another benchmark
 SHOWN = ("left-panel", "right-panel", "classes")  # what is drawn, in the order of `Page.comparison`
 DESCRIBED = ("prompt-note", "charts", "table", "origins")  # what is not, in the order of `Page.described`
 PLAY, PAUSE = "▶ Play", "❚❚ Pause"
@@ -206,12 +207,16 @@ class Page:
         return [self.notice(), content, *self.controls(view), *self.published(view), *self.described(view)]
 
     def switch_benchmark(self, *values: Any) -> list:
-        """Another benchmark: its last task and its own seed, and the same strategies if it has them."""
-        wanted = dict(zip(VIEW_FIELDS, values, strict=True))
+        """Another benchmark: its last task and its own seed, and the same strategies if it has them.
+
+        Args:
+            values: of the controls in KEPT. Trap: the task may be one of the other benchmark's, that was just played;
+                Gradio would refuse it with the slider's bounds, and the event would fail.
+        """
+        wanted = dict(zip(KEPT, values, strict=True))
         strategies = self.zoo.strategies(wanted["benchmark"])
-        dropped = {"task", "seed", "prompt", "guidance"} | {side for side in SIDES if wanted[side] not in strategies}
-        kept = {name: value for name, value in wanted.items() if name not in dropped}
-        return self.controls(bounded_view(self.zoo, kept))
+        known = {name: value for name, value in wanted.items() if name not in SIDES or value in strategies}
+        return self.controls(bounded_view(self.zoo, known))
 
     def draw(self, *values: Any) -> list[str]:
         return self.drawn(self.view(values))
