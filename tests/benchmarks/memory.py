@@ -87,28 +87,28 @@ def network_bytes(name: str, dtype: torch.dtype) -> int:
 
 
 @functools.cache
-def student_step(name: str, rank: int | None, checkpointing: bool, batch: int, kept: torch.dtype) -> Step:
+def student_step(name: str, rank: int | None, checkpointing: bool, batch: int) -> Step:
     """A training step on `batch` photos and as many images of the pool; see `phases`."""
     space, network = space_of(name), make_network(MODELS[name], rank).train()
     if checkpointing:
         network.enable_gradient_checkpointing()
     with FakeTensorMode():
-        fill(network, kept if rank else SINGLE)
+        fill(network, HALF if rank else SINGLE)
         return count_step(network, space.predict, make_inputs(space, 2 * batch))
 
 
 @functools.cache
-def forward_pass(name: str, rank: int | None, images: int, dtype: torch.dtype, half: bool) -> Count:
-    """A pass without gradients of a network with weights of this dtype, under autocast or in its own precision."""
+def forward_pass(name: str, rank: int | None, images: int, half: bool) -> Count:
+    """A pass without gradients of a network with weights in half precision, under autocast (`half`) or without."""
     space, network = space_of(name), make_network(MODELS[name], rank)
     with FakeTensorMode():
-        inputs = make_inputs(space, images, SINGLE if half else dtype)
-        return count_call(fill(network, dtype), lambda network: space.predict(network, *inputs), half)
+        inputs = make_inputs(space, images, SINGLE if half else HALF)
+        return count_call(fill(network, HALF), lambda network: space.predict(network, *inputs), half)
 
 
-def teacher_pass(name: str, rank: int | None, images: int, kept: torch.dtype) -> Count:
+def teacher_pass(name: str, rank: int | None, images: int) -> Count:
     """A pass of the teacher: the student's network, or with all weights trained one of its own."""
-    return forward_pass(name, rank, images, kept, half=True) if rank else forward_pass(name, None, images, HALF, False)
+    return forward_pass(name, rank, images, half=True) if rank else forward_pass(name, None, images, half=False)
 
 
 @functools.cache
@@ -153,27 +153,23 @@ class Flags(NamedTuple):
         return " ".join(each)
 
 
-def phases(name: str, rank: int | None, flags: Flags, batch: int = 1, kept: torch.dtype = HALF) -> dict[str, int]:
-    """Bytes at most in each part of a task, in half precision: what is loaded, and what is computed with it.
-
-    Args:
-        kept: what the frozen weights under an adapter are kept in.
-    """
+def phases(name: str, rank: int | None, flags: Flags, batch: int = 1) -> dict[str, int]:
+    """Bytes at most in each part of a task, in half precision: what is loaded, and what is computed with it."""
     space, trained = space_of(name), parameters(name, rank)
     # Two adapters: the teacher's, too.
-    loaded = network_bytes(name, kept) + 2 * FLOAT * trained if rank else network_bytes(name, SINGLE)
+    loaded = network_bytes(name, HALF) + 2 * FLOAT * trained if rank else network_bytes(name, SINGLE)
     teacher = 0 if rank else network_bytes(name, HALF)
     adam = (ADAM_8BIT if flags.eight_bit else ADAM) * trained
     vae, stored = FLOAT * count_weights(space.vae), stored_bytes(name)
     drawn = space.passes_of_drawing(flags.at_once, 1, guidance_of(name))  # with guidance an image may be two
-    drawing = forward_pass(name, None, drawn, HALF, half=True).peak
+    drawing = forward_pass(name, None, drawn, half=True).peak
     decoding = vae_pass(name, min(flags.at_once, space.at_once()), decodes=True).peak
     encoding = vae_pass(name, min(PHOTOS, space.at_once()), decodes=False).peak
-    student = student_step(name, rank, flags.checkpointing, batch, kept).peak
+    student = student_step(name, rank, flags.checkpointing, batch).peak
     return {
         "prompts": encoders_pass(name),  # before anything else is on the device
         "photos": loaded + teacher + stored + vae + encoding,
-        "pool": loaded + teacher + stored + teacher_pass(name, rank, flags.at_once, kept).peak,
+        "pool": loaded + teacher + stored + teacher_pass(name, rank, flags.at_once).peak,
         "step": loaded + teacher + stored + adam + student,
         # The model and the one that it is compared with take turns on the GPU.
         "evaluation": network_bytes(name, HALF) + vae + max(drawing, decoding),
@@ -192,8 +188,8 @@ def seconds(name: str, rank: int | None, flags: Flags, card: Card) -> dict[str, 
     """Estimates for a task of the default settings: a step, all steps, the pool, the evaluation after task 1."""
     settings, space = CONCEPTS | (CONCEPTS_ADAPTER if rank else {}), space_of(name)
     rate = SHARE * card.half
-    forward = teacher_pass(name, rank, flags.at_once, HALF).flops / flags.at_once
-    flops = student_step(name, rank, flags.checkpointing, 1, HALF).flops + forward
+    forward = teacher_pass(name, rank, flags.at_once).flops / flags.at_once
+    flops = student_step(name, rank, flags.checkpointing, 1).flops + forward
     step = flops / rate + ADAM_TRAFFIC * parameters(name, rank) / card.bandwidth
     drawn = settings["eval_samples"], settings["eval_steps"]
     passes = sum(space.passes_of_drawing(*drawn, guidance) for guidance in (guidance_of(name), 1))
@@ -253,12 +249,12 @@ def unet_parts() -> str:
         for rank in (None, RANK):
             trained = parameters(name, rank)
             weights = network_bytes(name, HALF if rank else SINGLE)
-            plain, saving = (student_step(name, rank, checkpointing, 1, HALF) for checkpointing in (False, True))
-            more = student_step(name, rank, True, 2, HALF).peak - saving.peak
+            plain, saving = (student_step(name, rank, checkpointing, 1) for checkpointing in (False, True))
+            more = student_step(name, rank, True, 2).peak - saving.peak
             teacher = FLOAT * trained if rank else network_bytes(name, HALF)
             sizes = (weights, teacher, ADAM * trained, ADAM_8BIT * trained, plain.peak, saving.peak, more)
             named = f"{trained_name(rank)} ({trained / 1e6:,.0f}M)"
-            forward = teacher_pass(name, rank, 8, HALF).flops / 8
+            forward = teacher_pass(name, rank, 8).flops / 8
             rows.append([name, named, *map(gib, sizes), *map(tera, (plain.flops, saving.flops, forward))])
     header = ["", "trained", "weights", "teacher", "Adam", "8-bit", "step", "step, C", "more per photo, C"]
     return table([*header, "TFLOP", "TFLOP, C", "TFLOP, teacher"], rows)
@@ -269,7 +265,7 @@ def transformer_parts() -> str:
     rows = []
     for name in TRANSFORMERS:
         weights, trained = (network_bytes(name, dtype) for dtype in (HALF, SINGLE)), parameters(name, RANK)
-        step, forward = student_step(name, RANK, True, 1, HALF), teacher_pass(name, RANK, 8, HALF).flops / 8
+        step, forward = student_step(name, RANK, True, 1), teacher_pass(name, RANK, 8).flops / 8
         sizes = (*weights, 4 * FLOAT * trained, stored_bytes(name), step.peak)
         row = [name, f"{trained / 1e6:,.0f}M of {parameters(name) / 1e6:,.0f}M", *map(gib, sizes)]
         rows.append([*row, tera(step.flops), tera(forward)])
@@ -298,12 +294,12 @@ def on_card(name: str, rank: int | None, card: Card) -> str:
     return f"{found}; {duration(times['steps'] + times['pool'])} + {duration(times['evaluation'])}"
 
 
-def phases_table(models: dict, ranks: tuple, kept: torch.dtype = HALF) -> str:
+def phases_table(models: dict, ranks: tuple) -> str:
     """What each part of a task needs, with gradient checkpointing and one drawing at a time."""
     flags, rows = Flags(checkpointing=True, at_once=1), []
     for name in models:
         for rank in ranks:
-            found = phases(name, rank, flags, kept=kept)
+            found = phases(name, rank, flags)
             rows.append([name, trained_name(rank), *map(gib, found.values())])
     return table(["", "trained", *found], rows)
 

@@ -136,10 +136,10 @@ def made_up(monkeypatch):
     step = Step(peak=5_000, gradients=4_000, flops=40)
     saving = Step(peak=3_000, gradients=4_000, flops=60)
     monkeypatch.setattr(
-        memory, "student_step", lambda name, rank, checkpointing, batch, kept: saving if checkpointing else step
+        memory, "student_step", lambda name, rank, checkpointing, batch: saving if checkpointing else step
     )
     forward = SimpleNamespace(peak=700, flops=80)
-    monkeypatch.setattr(memory, "forward_pass", lambda name, rank, images, dtype, half: forward)
+    monkeypatch.setattr(memory, "forward_pass", lambda name, rank, images, half: forward)
     monkeypatch.setattr(memory, "vae_pass", lambda name, images, decodes: SimpleNamespace(peak=100 * images))
     monkeypatch.setattr(memory, "encoders_pass", lambda name: 900)
 
@@ -156,9 +156,8 @@ def test_the_formula(made_up):
         "evaluation": 2 * weights + 4 * vae + 700,
     }
     adapter = parameters("SD 1.5", RANK)
-    for kept, size in ((HALF, 2), (torch.float32, 4)):
-        adapted = phases("SD 1.5", RANK, Flags(checkpointing=True), kept=kept)
-        assert adapted["step"] == size * weights + 8 * adapter + stored + 8 * adapter + 3_000
+    adapted = phases("SD 1.5", RANK, Flags(checkpointing=True))
+    assert adapted["step"] == 2 * weights + 8 * adapter + stored + 8 * adapter + 3_000
     cards = [CARDS[0]._replace(memory=1 + each * weights / GIB) for each in (7, 13, 21)]
     found = [memory.best_flags("SD 1.5", None, card) for card in cards]
     assert found == [None, Flags(True, eight_bit=True), Flags()]
